@@ -1,0 +1,135 @@
+"""From a `--data` flag to batches: open a data set, take a split of it, and say who is next."""
+
+import torch
+
+from datasets import open_faces, synthetic
+from datasets.cache import CachedFaces
+from datasets.faces import Faces, limit, split_by_group
+from utils import rng
+from utils.errors import UserError
+
+SYNTHETIC = {"train": 100_000, "val": 128, "test": 256}  # faces in each split
+HELD_OUT = {"train": 0, "val": 7_000_001, "test": 7_000_003}  # added to the seed, so none is shared
+
+
+def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15):
+    """`Faces` of a folder or of `synthetic`, with a validation split: the data set's own, or else
+    `val_fraction` of the people of `train` (always the same ones, whatever the seed)."""
+    if path == "synthetic":
+        found = synthetic.SCHEMES[scheme]
+        return Faces("synthetic", found.classes, found.colors, found.flip_pairs, {}, None)
+    faces = open_faces(path, part_order)
+    if "val" not in faces.splits and val_fraction > 0:
+        train, val = split_by_group(faces.splits["train"], val_fraction)
+        people = sorted({s.group for s in val})
+        faces.notes.append(
+            f"no validation split: {len(val)} images of {len(people)} people are held out "
+            f"({', '.join(people[:5])}{', ...' if len(people) > 5 else ''})"
+        )
+        faces.splits.update(train=train, val=val)
+    return faces
+
+
+def load(faces, split, size, seed=0, count=None, device="cpu"):
+    """One split as data: `len(data)`, `data[[3, 1]]` -> batch dict, `data.groups`, `data.yaws`.
+
+    count: so many labelled images, spread over people and yaw. Raises UserError if there is none.
+    """
+    if faces.name == "synthetic":
+        scheme = synthetic.scheme_of(faces.classes)
+        if split not in SYNTHETIC:
+            raise UserError(f"synthetic faces have the splits {', '.join(SYNTHETIC)}; not {split}")
+        # held-out faces are the same for every seed, and are rendered once
+        seed = (seed if split == "train" else 0) + HELD_OUT[split]
+        data = synthetic.SyntheticFaces(count or SYNTHETIC[split], seed, size, scheme, device)
+        return data if split == "train" else InMemory(data)
+    samples = faces.splits.get(split, [])
+    if not samples:
+        have = ", ".join(f"{k} ({len(v)})" for k, v in faces.splits.items())
+        raise UserError(f"{faces.name} has no split {split}; it has {have}")
+    return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)
+
+
+class InMemory:
+    """A small data set read once, in pieces of 32."""
+
+    def __init__(self, data):
+        rows = list(range(len(data)))
+        pieces = [data[rows[i : i + 32]] for i in range(0, len(rows), 32)]
+        self.batch = {k: torch.cat([p[k] for p in pieces]) for k in pieces[0]}
+        self.groups, self.yaws = [str(i) for i in rows], self.batch["yaw"].tolist()
+
+    def __len__(self):
+        return len(self.groups)
+
+    def __getitem__(self, index):
+        return {k: v[index] for k, v in self.batch.items()}
+
+
+def mix(real, share, classes, size, seed, device):
+    """What a loader reads: `real`, or with share > 0 `Mixed` with as many synthetic faces as asked."""
+    if not share:
+        return real
+    if not 0 < share <= 1:
+        raise UserError(f"--synthetic {share}: need a share from 0 to 1")
+    scheme = synthetic.scheme_of(classes)
+    return Mixed(real, synthetic.SyntheticFaces(10**9, seed, size, scheme, device))
+
+
+class Mixed:
+    """Real faces at 0..len(real)-1 and synthetic ones beyond, in one batch."""
+
+    def __init__(self, real, faces):
+        self.real, self.synthetic = real, faces
+
+    def __getitem__(self, index):
+        n, batches, rows = len(self.real), [], []
+        for data, first in ((self.real, 0), (self.synthetic, n)):
+            mine = [row for row, i in enumerate(index) if (i >= n) == (first == n)]
+            if mine:
+                batches.append(data[[index[row] - first for row in mine]])
+                rows += mine
+        back = torch.tensor(rows).argsort()
+        keys = ("image", "semantic")
+        return {k: torch.cat([batch[k].cpu() for batch in batches])[back] for k in keys}
+
+
+class Order(torch.utils.data.Sampler):
+    """The indices of each step from `first` to `last`, a function of (seed, step) alone.
+
+    The whole batch of one step is `world` times `batch_size` images; every epoch goes through all n
+    images in a new order, and a batch may span two epochs, so that n may be smaller than a batch.
+    share: that part of each batch is index n, n + 1, ..., each used once (synthetic faces).
+    """
+
+    def __init__(self, n, batch_size, seed, first, last, rank=0, world=1, share=0.0):
+        self.n, self.batch_size, self.seed, self.share = n, batch_size, seed, share
+        self.steps, self.rank, self.world = range(first, last), rank, world
+
+    def __len__(self):
+        return len(self.steps)
+
+    def __iter__(self):
+        whole = self.world * self.batch_size
+        made = [int((j + 1) * self.share + 1e-9) > int(j * self.share + 1e-9) for j in range(whole)]
+        real_per_step, orders = whole - sum(made), {}
+        for step in self.steps:
+            indices, position = [], step * real_per_step
+            for j in range(whole):
+                if made[j]:
+                    indices.append(self.n + step * whole + j)
+                    continue
+                epoch = position // self.n
+                if epoch not in orders:
+                    orders = {k: v for k, v in orders.items() if k == epoch - 1}
+                    orders[epoch] = rng.order(self.seed, epoch, self.n).tolist()
+                indices.append(orders[epoch][position % self.n])
+                position += 1
+            start = self.rank * self.batch_size
+            yield indices[start : start + self.batch_size]
+
+
+def positions(step, batch_size, rank=0, world=1):
+    """(batch_size,) int64: the numbers of this process's images among all that a run ever sees, from
+    which their augmentation is drawn."""
+    return torch.arange(batch_size) + (step * world + rank) * batch_size

@@ -1,0 +1,65 @@
+"""A compact U-Net for training from scratch, on a CPU too.
+
+Ronneberger, Fischer, Brox, "U-Net", 2015 (1505.04597), made cheap where pixels are many: the stem
+folds 2x2 pixels into channels (Shi et al., 2016, 1609.05158, backwards), all work is done from
+stride 2 on, and the head unfolds again, so full resolution costs two small convolutions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def normalisation(norm, channels):
+    """`batch`, or `group` (8 channels a group), which has no batch statistics."""
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(channels // 8, channels)
+
+
+class Block(nn.Module):
+    """(B, inputs, H, W) -> (B, outputs, H, W): two 3x3 convolutions, the second with a residual."""
+
+    def __init__(self, inputs, outputs, norm):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm1 = normalisation(norm, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = normalisation(norm, outputs)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(x + self.norm2(self.conv2(x)))
+
+
+class UNet(nn.Module):
+    """(B, 3, H, W) -> {"semantic": (B, num_classes, H, W)}; any H and W.
+
+    widths: channels at strides 2, 4, 8, ... `stages` are the encoder's blocks from the input side.
+    """
+
+    def __init__(self, num_classes, norm="batch", widths=(32, 48, 64, 96, 128)):
+        super().__init__()
+        inputs = (12, *widths[:-1])
+        self.stages = nn.ModuleList(
+            Block(i, o, norm) for i, o in zip(inputs, widths, strict=True)
+        )
+        self.decoder = nn.ModuleList(
+            Block(deep + skip, skip, norm)
+            for skip, deep in zip(widths[-2::-1], widths[:0:-1], strict=True)
+        )
+        self.head = nn.Conv2d(widths[0], num_classes * 4, 3, padding=1)
+        self.backbone = self.stages
+
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        stride = 2 ** len(self.stages)
+        x = F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
+        x = F.pixel_unshuffle(x, 2)
+        skips = []
+        for i, stage in enumerate(self.stages):
+            x = stage(F.max_pool2d(x, 2) if i else x)
+            skips.append(x)
+        skips.pop()
+        for block in self.decoder:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([x, skips.pop()], 1))
+        return {"semantic": F.pixel_shuffle(self.head(x), 2)[..., :height, :width]}

@@ -1,0 +1,84 @@
+"""Checkpoints: plain data, written whole or not at all, checked before they are trusted."""
+
+import copy
+import os
+import pathlib
+import pickle
+import shutil
+import zipfile
+
+import torch
+
+from utils.errors import UserError
+
+FORMAT = 1
+
+
+def save(path, **state):
+    """Write {"format", **state} to `path`: temporary file, fsync, rename, fsync of the folder. A kill
+    or a full disk at any moment leaves the previous file whole."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(path.parent).free // 2**20
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}; {free} MB free); any earlier one is kept") from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def load(path, script=None):
+    """The dict that `save` wrote. Every byte is checked against the archive's checksums, since
+    `torch.load` does not notice a flipped one. Raises UserError: missing, damaged, foreign."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; train_finetune.py and train_reward.py write them")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"{path}: damaged (checksum of {damaged}); use another checkpoint")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+        size = path.stat().st_size
+        raise UserError(f"{path}: not a whole checkpoint ({size} bytes: {error})") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: holds more than plain data, so it was not loaded") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of these scripts (format {FORMAT} expected)")
+    if script and state["script"] != script:
+        raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
+    return state
+
+
+def inherit(args, init, **defaults):
+    """`args` with every None among `defaults` filled in: from the checkpoint's flags, else from
+    `defaults`. args: a Namespace or any object with the flags as attributes."""
+    filled = copy.copy(args)
+    for key, value in defaults.items():
+        if getattr(args, key) is None:
+            setattr(filled, key, init["args"][key] if init else value)
+    return filled
+
+
+def resume_flags(args, parser, saved, free=("resume", "out", "device", "workers")):
+    """The flags of the run that goes on: those it began with, except `free` ones. A flag given now
+    that says otherwise is refused."""
+    resumed = copy.copy(args)
+    for key, value in vars(args).items():
+        if key in free:
+            continue
+        if value != parser.get_default(key) and value != saved[key]:
+            raise UserError(
+                f"--{key.replace('_', '-')} {value}: the run in {args.out} began with {saved[key]} "
+                "and --resume goes on unchanged; a new stage needs --init and another --out"
+            )
+        setattr(resumed, key, saved[key])
+    return resumed

@@ -1,0 +1,82 @@
+"""One process or several: the same script under `python` and under `torchrun`."""
+
+import os
+import signal
+import sys
+
+import torch
+import torch.distributed as torch_dist
+
+from utils.errors import UserError
+
+
+def init(device=None):
+    """(rank, world, device). device: "cpu", "cuda", or None for a GPU where there is one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is visible; --device cpu runs the same script")
+    if "RANK" not in os.environ:
+        return 0, 1, torch.device(device)
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    torch_dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    return torch_dist.get_rank(), torch_dist.get_world_size(), torch.device(device)
+
+
+def total(tensor):
+    """The sum of a tensor over all processes; the tensor itself where there is one."""
+    if torch_dist.is_initialized():
+        tensor = tensor.clone()
+        torch_dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_rows(tensor, n):
+    """Rows of the whole from strided shards: rank r holds rows r, r + world, ... of n."""
+    if not torch_dist.is_initialized():
+        return tensor
+    world, rank = torch_dist.get_world_size(), torch_dist.get_rank()
+    whole = torch.zeros(n, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+    whole[rank::world] = tensor
+    torch_dist.all_reduce(whole)
+    return whole
+
+
+def barrier():
+    if torch_dist.is_initialized():
+        torch_dist.barrier()
+
+
+def finish():
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def ignore_signals(worker):
+    """For a DataLoader's workers: the parent alone decides when to stop."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Stop:
+    """Asks a loop to save and leave: SIGTERM or Ctrl-C, once. A second one ends the process."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.signal:
+            sys.exit(128 + number)
+        self.signal = number
+
+    def asked(self, device):
+        """The signal number any process got, on all processes alike; 0 for none."""
+        if not torch_dist.is_initialized():
+            return self.signal
+        highest = torch.tensor(self.signal, device=device)
+        torch_dist.all_reduce(highest, torch_dist.ReduceOp.MAX)
+        return int(highest)

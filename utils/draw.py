@@ -1,0 +1,85 @@
+"""Pictures, on Pillow alone: coloured masks, overlays with a legend, and grids for the eye."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER, VOID = (30, 30, 30), (250, 250, 250), (90, 90, 90)  # VOID: pixels that never count
+
+
+def colorise(ids, colors):
+    """(..., H, W) uint8 class ids -> (..., H, W, 3) uint8."""
+    table = np.full((256, 3), VOID, np.uint8)
+    table[: len(colors)] = colors
+    return table[np.asarray(ids)]
+
+
+def index_mask(ids, colors):
+    """(H, W) uint8 -> a PIL image that holds the ids and shows the colours (palette PNG)."""
+    image = Image.fromarray(np.asarray(ids))
+    image.putpalette(sum((list(c) for c in colors), []) + list(VOID) * (256 - len(colors)))
+    return image
+
+
+def legend(classes, colors, width, size=13):
+    """(H, width, 3) uint8: a swatch and a name for each class, in as many rows as it takes."""
+    font, row = ImageFont.load_default(size), size + 9
+    spots, x, y = [], 8, 4
+    for name in classes:
+        step = int(font.getlength(name)) + size + 22
+        if x + step > width and x > 8:
+            x, y = 8, y + row
+        spots.append((x, y))
+        x += step
+    image = Image.new("RGB", (width, y + row + 4), PAPER)
+    draw = ImageDraw.Draw(image)
+    for (x, y), name, color in zip(spots, classes, colors, strict=True):
+        draw.rectangle((x, y + 2, x + size, y + 2 + size), fill=tuple(color), outline=INK)
+        draw.text((x + size + 6, y + 1), name, fill=INK, font=font)
+    return np.asarray(image)
+
+
+def overlay(photo, ids, colors, classes, alpha=0.5):
+    """(H, W, 3) photo and (H, W) ids -> the photo with its parts tinted and a legend of those seen.
+    Background (class 0) stays as it is."""
+    tint = colorise(ids, colors)
+    share = np.where((ids > 0)[..., None], alpha, 0.0)
+    mixed = (photo * (1 - share) + tint * share).astype(np.uint8)
+    seen = [k for k in range(1, len(classes)) if (ids == k).any()]
+    if not seen:
+        return mixed
+    key = legend([classes[k] for k in seen], [colors[k] for k in seen], max(mixed.shape[1], 160))
+    wide = np.full((mixed.shape[0], key.shape[1], 3), PAPER, np.uint8)
+    wide[:, : mixed.shape[1]] = mixed
+    return np.concatenate([wide, key])
+
+
+def comparison(images, labels, preds, colors, classes, columns=2, scale=1):
+    """image | truth | prediction | error for each sample, under one legend.
+
+    images (B, 3, H, W) uint8; labels, preds (B, H, W) uint8; scale: an integer zoom. In the error
+    panel right pixels are dim, wrong ones show the class they should have had. -> (H', W', 3) uint8.
+    """
+    photos = np.asarray(images).transpose(0, 2, 3, 1)
+    truth, guess = colorise(labels, colors), colorise(preds, colors)
+    labels, preds = np.asarray(labels), np.asarray(preds)
+    wrong = ((labels != preds) & (labels != 255))[..., None]
+    error = np.where(wrong, truth, photos // 4)
+    cells = np.concatenate([photos, truth, guess, error], 2).repeat(scale, 1).repeat(scale, 2)
+    return sheet(cells, columns, legend(classes, colors, columns * (cells.shape[2] + 6) - 6))
+
+
+def sheet(cells, columns, header=None):
+    """(B, H, W, 3) uint8 -> one picture with `columns` cells a row, below `header` if there is one."""
+    batch, height, width, _ = cells.shape
+    rows = -(-batch // columns)
+    total = columns * (width + 6) - 6
+    page = np.full((rows * (height + 6) - 6, total, 3), PAPER, np.uint8)
+    for i, cell in enumerate(cells):
+        y, x = i // columns * (height + 6), i % columns * (width + 6)
+        page[y : y + height, x : x + width] = cell
+    return page if header is None else np.concatenate([header[:, :total], page])
+
+
+def write(path, array):
+    """Write (H, W, 3) uint8 as a PNG."""
+    Image.fromarray(array).save(path)

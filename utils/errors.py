@@ -1,0 +1,16 @@
+"""A user's mistake: one line that says what is wrong, where, and what to do; exit status 2."""
+
+import sys
+
+
+class UserError(Exception):
+    """Something only the user can mend: a path, a flag, a file. Its text is all that they see."""
+
+
+def run(main, args):
+    """Call `main(args)`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        sys.exit(main(args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,107 @@
+"""A run folder: args.json, metrics.jsonl and TensorBoard events, in step on resume."""
+
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.errors import UserError
+
+
+class RunLog:
+    """Writes on rank 0 and does nothing elsewhere, so callers need no rank tests."""
+
+    def __init__(self, out, args, step=0, active=True):
+        """args: plain dict of flags. step > 0 resumes: what was logged from there on is dropped."""
+        self.active = active
+        if not active:
+            return
+        out = pathlib.Path(out)
+        self.path = out / "metrics.jsonl"
+        kept = []
+        if step:
+            for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+                row = _json(line)  # the last line may be torn by a kill
+                if row and row["step"] < step:
+                    kept.append(line)
+        else:
+            facts = {"args": args, "command": sys.argv, "git": git_commit(), **machine()}
+            (out / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self.board = SummaryWriter(out, purge_step=step or None)
+
+    def scalars(self, step, **values):
+        """One line of metrics.jsonl and one TensorBoard scalar each. NaN (nothing to score) is left
+        out; names are written `train/loss` as **{"train/loss": x}."""
+        if not self.active:
+            return
+        values = {k: round(float(v), 6) for k, v in values.items() if not math.isnan(float(v))}
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def image(self, step, name, array):
+        """(H, W, 3) uint8."""
+        if self.active:
+            self.board.add_image(name, array, step, dataformats="HWC")
+
+    def text(self, name, text):
+        if self.active:
+            self.board.add_text(name, text)
+
+    def close(self):
+        if self.active:
+            self.board.close()
+
+
+def open_run(out, resume, active=True):
+    """The run folder as a path. A folder that holds a run is refused without `resume`."""
+    out = pathlib.Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file")
+    if not resume and (out / "args.json").is_file():
+        raise UserError(f"--out {out}: holds a run already; --resume goes on with it, or name another")
+    if resume and not (out / "last.pt").is_file():
+        raise UserError(f"--resume: {out} holds no last.pt; start without --resume")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if active:
+            for stray in out.glob("*.tmp"):
+                stray.unlink()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+    return out
+
+
+def git_commit():
+    """The commit of this code, `-dirty` where files differ; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def machine():
+    """Versions and hardware, as plain data."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _json(line):
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

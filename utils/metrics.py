@@ -1,0 +1,171 @@
+"""Segmentation metrics from int64 counts summed over images; the same functions score one mask.
+
+A class with no pixel in either the labels or the predictions is not scored (NaN). F1 means are over
+classes without background (class 0); IoU means include it. All values are in [0, 1].
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from utils import dist
+
+BINS = 15  # of confidence, Guo et al. 2017
+
+
+def confusion(preds, labels, num_classes, ignore_index=255):
+    """preds, labels (B, H, W) integer -> (B, K, K) int64, rows are labels; ignored pixels never count."""
+    batch, k = len(preds), num_classes
+    valid = labels != ignore_index
+    image = torch.arange(batch, device=preds.device).view(-1, 1, 1)
+    cells = (image * k + labels.long()) * k + preds.long()
+    return torch.bincount(cells[valid], minlength=batch * k * k).view(batch, k, k)
+
+
+def f1_per_class(counts):
+    """(..., K, K) -> (..., K) float64: 2 TP / (labelled + predicted), NaN where both are none."""
+    counts = counts.double()
+    return 2 * counts.diagonal(dim1=-2, dim2=-1) / (counts.sum(-1) + counts.sum(-2))
+
+
+def iou_per_class(counts):
+    """(..., K, K) -> (..., K) float64, as IoU = F1 / (2 - F1)."""
+    f1 = f1_per_class(counts)
+    return f1 / (2 - f1)
+
+
+def mean_f1(counts):
+    """(..., K, K) -> (...): mean over scored classes, without background; NaN where there are none."""
+    return f1_per_class(counts)[..., 1:].nanmean(-1)
+
+
+def miou(counts):
+    """(..., K, K) -> (...): mean IoU over scored classes, background included."""
+    return iou_per_class(counts).nanmean(-1)
+
+
+def pixel_accuracy(counts):
+    """(..., K, K) -> (...): share of valid pixels that are right."""
+    counts = counts.double()
+    return counts.diagonal(dim1=-2, dim2=-1).sum(-1) / counts.sum((-2, -1))
+
+
+def boundary_counts(preds, labels, num_classes, ignore_index=255, tolerance=1):
+    """(B, H, W) each -> (B, K, 4) int64: predicted boundary pixels near a true one, predicted, true
+    ones near a predicted one, true (Csurka et al., BMVC 2013, with a square neighbourhood)."""
+    valid = labels != ignore_index
+
+    def boundary(ids):
+        mask = F.one_hot(ids.long().where(valid, num_classes), num_classes + 1)[..., :-1]
+        mask = mask.movedim(-1, 1).float()
+        return mask * F.max_pool2d(1 - mask, 3, 1, 1) * valid[:, None]
+
+    def near(edges):
+        return F.max_pool2d(edges, 2 * tolerance + 1, 1, tolerance)
+
+    p, t = boundary(preds), boundary(labels)
+    return torch.stack([x.sum((2, 3)) for x in (p * near(t), p, t * near(p), t)], -1).long()
+
+
+def boundary_f1(counts):
+    """(..., K, 4) -> (...): mean over classes without background of the boundaries' F1."""
+    hit_p, p, hit_t, t = counts.double().unbind(-1)
+    precision, recall = hit_p / p.clamp_min(1), hit_t / t.clamp_min(1)
+    f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
+    return f1.where(p + t > 0, torch.nan)[..., 1:].nanmean(-1)
+
+
+def calibration_counts(probs, labels, ignore_index=255):
+    """probs (B, K, H, W), labels (B, H, W) -> (BINS, 3) float64: pixels, sum of confidence, right."""
+    confidence, preds = probs.float().max(1)
+    valid = labels != ignore_index
+    bins = (confidence[valid] * BINS).long().clamp_max(BINS - 1)
+    right = (preds == labels)[valid]
+    weights = (torch.ones_like(confidence[valid]), confidence[valid], right)
+    return torch.stack([torch.bincount(bins, w.double(), minlength=BINS) for w in weights], 1)
+
+
+def ece(counts):
+    """(BINS, 3) -> expected calibration error (Guo et al., 2017, eq. 3)."""
+    n, confidence, right = counts.unbind(-1)
+    return ((confidence - right).abs().sum() / n.sum()).item()
+
+
+def bootstrap(counts, groups, metric=mean_f1, rounds=1000, seed=0):
+    """95 % interval [low, high] of `metric` when people are drawn again with replacement.
+
+    counts: (N, K, K); groups: N names. None where there is one group only.
+    """
+    names, index = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return None
+    per_group = torch.zeros(len(names), *counts.shape[1:], dtype=torch.double)
+    per_group.index_add_(0, torch.from_numpy(index), counts.double())
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), rounds)
+    values = metric(torch.einsum("rg,gij->rij", torch.from_numpy(draws).double(), per_group))
+    return [float(np.nanquantile(values, q)) for q in (0.025, 0.975)]
+
+
+@torch.no_grad()
+def measure(predict, data, num_classes, batch_size=16, rank=0, world=1):
+    """Counts over a whole data set, from which every figure follows; the same on all processes.
+
+    predict: (B, 3, H, W) uint8 -> (B, K, H, W) float32 logits. data[[i, j]] -> {"image", "semantic"}.
+    Rank r reads images r, r + world, ...: none is padded, none counted twice.
+    Returns {"confusion": (N, K, K), "boundary": (K, 4), "calibration": (BINS, 3)} on the CPU.
+    """
+    mine = range(rank, len(data), world)
+    confusions = [torch.zeros(0, num_classes, num_classes, dtype=torch.long)]
+    edges = torch.zeros(num_classes, 4, dtype=torch.long)
+    bins = torch.zeros(BINS, 3, dtype=torch.double)
+    for start in range(0, len(mine), batch_size):
+        batch = data[list(mine[start : start + batch_size])]
+        logits = predict(batch["image"])
+        labels, preds = batch["semantic"].to(logits.device), logits.argmax(1)
+        confusions.append(confusion(preds, labels, num_classes).cpu())
+        edges += boundary_counts(preds, labels, num_classes).sum(0).cpu()
+        bins += calibration_counts(logits.softmax(1), labels).cpu()
+    return {
+        "confusion": dist.gather_rows(torch.cat(confusions), len(data)),
+        "boundary": dist.total(edges),
+        "calibration": dist.total(bins),
+    }
+
+
+def summary(counts, classes):
+    """What `measure` counted as plain floats: the headline figures and each class; NaN becomes None."""
+    pooled = counts["confusion"].sum(0)
+    plain = lambda x: None if math.isnan(x) else round(float(x), 6)  # noqa: E731
+    f1, iou, support = f1_per_class(pooled), iou_per_class(pooled), pooled.sum(1)
+    return {
+        "mean_f1": plain(mean_f1(pooled)),
+        "miou": plain(miou(pooled)),
+        "pixel_accuracy": plain(pixel_accuracy(pooled)),
+        "boundary_f1": plain(boundary_f1(counts["boundary"])),
+        "ece": plain(ece(counts["calibration"])),
+        "n_images": len(counts["confusion"]),
+        "per_class": {
+            name: {"f1": plain(f1[k]), "iou": plain(iou[k]), "support": int(support[k])}
+            for k, name in enumerate(classes)
+        },
+    }
+
+
+def scalars(prefix, result):
+    """A `summary` as TensorBoard scalars: prefix/mean_f1, ..., prefix/f1/<class>."""
+    flat = {f"{prefix}/{k}": v for k, v in result.items() if isinstance(v, float)}
+    per_class = {f"{prefix}/f1/{name}": row["f1"] for name, row in result["per_class"].items()}
+    return flat | {k: v for k, v in per_class.items() if v is not None}
+
+
+def table(result):
+    """A `summary` as lines of text, the best known figures first."""
+    show = lambda x: "   -  " if x is None else f"{x:6.3f}"  # noqa: E731
+    heads = ("mean_f1", "miou", "pixel_accuracy", "boundary_f1", "ece")
+    lines = ["  ".join(f"{h} {show(result[h]).strip()}" for h in heads), ""]
+    lines.append(f"{'class':<16}{'F1':>6}{'IoU':>8}{'pixels':>12}")
+    for name, row in result["per_class"].items():
+        lines.append(f"{name:<16}{show(row['f1'])}  {show(row['iou'])}{row['support']:>12,}")
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""Randomness as a function: a uniform number from (seed, position, lane), with no state to save.
+
+Counter-based, so any slice of a batch, on any device and in any worker, draws the numbers it would
+have drawn alone. A killed run therefore resumes without replaying anything.
+"""
+
+import torch
+
+MASK = 0xFFFFFFFF
+
+
+def _mix(x):
+    """One round of a 32-bit integer hash on int64 tensors (constants: C. Wellons, "Prospecting for
+    hash functions", 2018, `lowbias32`). int64 products wrap, so the low 32 bits stay exact."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
+    return x ^ (x >> 16)
+
+
+def uniform(seed, positions, lanes, stream=0):
+    """Uniform numbers in [0, 1).
+
+    seed: int; positions: (B,) int64, any non-negative; lanes: how many numbers for each position.
+    stream: keeps apart two uses of the same seed and positions. Returns (B, lanes) float32 on the
+    device of `positions`, with 24 bits each.
+    """
+    key = _mix(torch.tensor((seed * 0x9E3779B9 + stream * 0x85EBCA6B + 1) & MASK))
+    key = _mix(key.to(positions.device) ^ (positions & MASK)) ^ ((positions >> 32) & MASK)
+    lane = torch.arange(lanes, device=positions.device)
+    x = _mix(_mix(key)[:, None] ^ _mix(lane + 0x1000193)[None])
+    return (_mix(x) >> 8).float() * 2**-24
+
+
+def normal(seed, positions, lanes, stream=0):
+    """Standard normal numbers (B, lanes), by Box and Muller (1958)."""
+    u = uniform(seed, positions, 2 * lanes, stream)
+    return (-2 * torch.log(1 - u[:, :lanes])).sqrt() * torch.cos(2 * torch.pi * u[:, lanes:])
+
+
+def order(seed, epoch, n):
+    """The order of n samples in one epoch: a permutation (n,) that depends on nothing else."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
