@@ -178,26 +178,25 @@ def split_by_group(samples, fraction, seed=0):
 def limit(samples, n, seed):
     """n samples spread over people and yaw, nested: the first n of `limit(samples, n + 1, seed)`.
 
-    Greedy: the next sample is of the person, then of the |yaw|, then of the yaw chosen least so
-    far; ties are broken by a hash of (seed, id).
+    Greedy: the next sample is of the person, then of the |yaw| (to 15 degrees), then of the yaw
+    chosen least so far; ties are broken by a hash of (seed, id).
     """
     if n > len(samples):
         raise UserError(f"--limit {n}: there are {len(samples)} labelled training images")
     left = sorted(samples, key=lambda s: _rank(seed, s.id))
-    taken, people, sides, yaws = [], {}, {}, {}
+    people = [s.group for s in left]
+    angle = np.array([15 * round((s.yaw or 0) / 15) for s in left])
+    traits = [np.unique(t, return_inverse=True)[1] for t in (people, abs(angle), angle)]
+    counts = [np.zeros(len(left), np.int64) for _ in traits]  # of each person, |yaw| and yaw chosen
+    free, taken = np.ones(len(left), bool), []
     for _ in range(n):
-        best = min(
-            left,
-            key=lambda s: (
-                people.get(s.group, 0),
-                sides.get(abs(s.yaw or 0), 0),
-                yaws.get(s.yaw, 0),
-            ),
-        )
-        left.remove(best)
-        taken.append(best)
-        for count, key in ((people, best.group), (sides, abs(best.yaw or 0)), (yaws, best.yaw)):
-            count[key] = count.get(key, 0) + 1
+        person, side, yaw = (count[trait] for count, trait in zip(counts, traits, strict=True))
+        key = (person * (n + 1) + side) * (n + 1) + yaw
+        best = int(np.where(free, key, np.iinfo(np.int64).max).argmin())
+        free[best] = False
+        taken.append(left[best])
+        for count, trait in zip(counts, traits, strict=True):
+            count[trait[best]] += 1
     return taken
 
 

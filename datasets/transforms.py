@@ -231,12 +231,12 @@ def draw(policy, seed, positions):
     """What each sample gets: flip (B,) bool, op (B, N) index into policy["ops"] or -1, m (B, N)."""
     n, ops = policy["num_ops"], policy["ops"]
     u = rng.uniform(seed, positions, 1 + 4 * n, stream=1)
-    flip, u = u[:, 0] < policy["flip"], u[:, 1:].view(-1, n, 4)
+    flip, u = u[:, 0] < policy["flip"], u[:, 1:].reshape(len(u), n, 4)
     if not ops:
         return flip, torch.empty(len(positions), 0, dtype=torch.long), torch.empty(len(positions), 0)
     weights = torch.tensor([op["weight"] for op in ops])
     edges = policy["p_identity"] + (1 - policy["p_identity"]) * weights.cumsum(0) / weights.sum()
-    op = torch.bucketize(u[..., 0], edges, right=True).clamp_max(len(ops) - 1)
+    op = torch.bucketize(u[..., 0].contiguous(), edges, right=True).clamp_max(len(ops) - 1)
     low, high = policy["levels"]
     strength = (low + (u[..., 1] * (high - low + 1)).floor()) / 30 * policy["scale"]
     negative, positive = (torch.tensor([o[k] for o in ops])[op] for k in ("m_neg", "m_pos"))

@@ -1,11 +1,10 @@
 """A compact U-Net for training from scratch, on a CPU too.
 
 Ronneberger, Fischer, Brox, "U-Net", 2015 (1505.04597), made cheap where pixels are many: the stem
-folds 2x2 pixels into channels (Shi et al., 2016, 1609.05158, backwards), all work is done from
-stride 2 on, and the head unfolds again, so full resolution costs two small convolutions.
+folds 2x2 pixels into channels and the head unfolds them again (Shi et al., 2016, 1609.05158), so all
+work is done from stride 2 on; skips are added, as in FPN (1612.03144), rather than concatenated.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -33,21 +32,21 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """(B, 3, H, W) -> {"semantic": (B, num_classes, H, W)}; any H and W.
 
-    widths: channels at strides 2, 4, 8, ... `stages` are the encoder's blocks from the input side.
+    widths: channels at strides 2, 4, 8, ...; 1,556,084 parameters with 19 classes.
     """
 
-    def __init__(self, num_classes, norm="batch", widths=(32, 48, 64, 96, 128)):
+    def __init__(self, num_classes, norm="batch", widths=(24, 48, 96, 128, 192)):
         super().__init__()
-        inputs = (12, *widths[:-1])
-        self.stages = nn.ModuleList(
-            Block(i, o, norm) for i, o in zip(inputs, widths, strict=True)
-        )
-        self.decoder = nn.ModuleList(
-            Block(deep + skip, skip, norm)
-            for skip, deep in zip(widths[-2::-1], widths[:0:-1], strict=True)
-        )
+        inputs = (3 * 4, *widths[:-1])
+        self.stages = nn.ModuleList(Block(i, o, norm) for i, o in zip(inputs, widths, strict=True))
+        up = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.lateral = nn.ModuleList(nn.Conv2d(deep, skip, 1) for deep, skip in up)
+        self.decoder = nn.ModuleList(Block(skip, skip, norm) for _, skip in up)
         self.head = nn.Conv2d(widths[0], num_classes * 4, 3, padding=1)
-        self.backbone = self.stages
+
+    @property
+    def backbone(self):
+        return self.stages
 
     def forward(self, images):
         height, width = images.shape[-2:]
@@ -59,7 +58,6 @@ class UNet(nn.Module):
             x = stage(F.max_pool2d(x, 2) if i else x)
             skips.append(x)
         skips.pop()
-        for block in self.decoder:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = block(torch.cat([x, skips.pop()], 1))
+        for lateral, block in zip(self.lateral, self.decoder, strict=True):
+            x = block(F.interpolate(lateral(x), scale_factor=2, mode="nearest") + skips.pop())
         return {"semantic": F.pixel_shuffle(self.head(x), 2)[..., :height, :width]}

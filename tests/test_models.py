@@ -14,6 +14,7 @@ import torchvision
 from models import build_model, fill, freeze, keep_frozen_eval
 from utils.errors import UserError
 
+torch.set_num_threads(1)  # on a busy machine, threads over tiny tensors wait for one another
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {  # with 19 classes
     "unet": 1_039_308,
@@ -92,6 +93,17 @@ def test_fpn_refuses_a_backbone_without_the_strides(backbone):
         build_model(f"fpn_{backbone}", 5)
 
 
+def test_fpn_pads_to_its_coarsest_stride():
+    model = build_model("fpn_resnet18", 3)
+    assert model.training and model.backbone.bn1.num_batches_tracked == 0  # measured, not trained
+    model.eval()
+    images = torch.randn(1, 3, 33, 50)
+    padded = F.pad(images, (0, 14, 0, 31), mode="replicate")  # to 64 x 64
+    with torch.no_grad():
+        expected = model(padded)["semantic"][..., :33, :50]
+        torch.testing.assert_close(model(images)["semantic"], expected)
+
+
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(UserError, match="unet, unet_gn, .*lraspp.*fpn_resnet18"):
         build_model("segformer", 5)
@@ -124,6 +136,7 @@ def test_frozen_modules_do_not_change(name, what):
     torch.manual_seed(0)
     model = build_model(name, 3)
     frozen = freeze(model, what)
+    assert len(frozen) == (1 if what == "backbone" else what)
     model.train()
     keep_frozen_eval(frozen)
 

@@ -1,0 +1,114 @@
+"""Score a parser on a split: a table for people, JSON for programs.
+
+Run:    python evaluate.py --init runs/finetune/best.pt --split test --json runs/finetune/test.json
+Needs:  a checkpoint of train_finetune.py or train_reward.py; --data where it is not the checkpoint's
+Writes: the JSON file, if one is named
+Expect: one line of figures, a row for each class, and a row for each |yaw| where yaw is known
+
+Masks are scored at the checkpoint's --size. |yaw| is rounded to the nearest 15 degrees. F1 and IoU
+come from one confusion matrix over the split; intervals are bootstrapped over people.
+"""
+
+import argparse
+import json
+import pathlib
+
+import torch
+
+from datasets import loading, transforms
+from datasets.faces import meaning
+from models import build_model
+from utils import checkpoint, dist, metrics
+from utils.errors import UserError, run
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    g = p.add_argument_group("data")
+    g.add_argument("--data", help="folder of faces or synthetic (default: what --init trained on)")
+    g.add_argument("--split", default="test", help="train, val, test (default) ...")
+    g = p.add_argument_group("model")
+    g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
+    g = p.add_argument_group("runtime")
+    g.add_argument("--batch-size", type=int, default=16, help="images per process (default 16)")
+    g.add_argument("--amp", choices=["off", "bf16", "fp16"],
+                   help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
+    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    g = p.add_argument_group("output")
+    g.add_argument("--json", metavar="FILE", help="write the figures here too")
+    return p
+
+
+def yaw_slices(confusions, yaws):
+    """{"0": {...}, "30": {...}}: figures of the images at each |yaw|, known ones only."""
+    bins = [None if yaw is None else round(abs(yaw) / 15) * 15 for yaw in yaws]
+    slices = {}
+    for angle in sorted({b for b in bins if b is not None}):
+        rows = confusions[torch.tensor([b == angle for b in bins])]
+        pooled = rows.sum(0)
+        slices[str(angle)] = {
+            "mean_f1": round(metrics.mean_f1(pooled).item(), 6),
+            "miou": round(metrics.miou(pooled).item(), 6),
+            "n_images": len(rows),
+        }
+    return slices
+
+
+def main(args):
+    # ---- setup ----
+    rank, world, device = dist.init(args.device)
+    state = checkpoint.load(args.init)
+    trained, classes = state["args"], state["data"]["classes"]
+    amp = args.amp or ("bf16" if device.type == "cuda" else "off")
+    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+    # ---- data ----
+    path = args.data or trained["data"]
+    faces = loading.open_data(path, trained["classes"], trained["part_order"], trained["val_fraction"])
+    if faces.classes != classes:
+        raise UserError(f"{path} has the classes {' '.join(faces.classes)}; "
+                        f"{args.init} was trained on {' '.join(classes)}")  # fmt: skip
+    data = loading.load(faces, args.split, trained["size"], device=device)
+
+    # ---- model ----
+    model = build_model(trained["model"], len(classes))
+    model.load_state_dict(state["model"])
+    model.to(device, memory_format=torch.channels_last).eval()
+
+    def predict(images):
+        images = transforms.normalise(images.to(device)).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
+            return model(images)["semantic"].float()
+
+    # ---- finish ----
+    counts = metrics.measure(predict, data, len(classes), args.batch_size, rank, world)
+    result = metrics.summary(counts, classes)
+    result["slices"] = {"yaw": yaw_slices(counts["confusion"], data.yaws)}
+    result["ci95"] = {
+        "mean_f1": metrics.bootstrap(counts["confusion"], data.groups),
+        "miou": metrics.bootstrap(counts["confusion"], data.groups, metrics.miou),
+    }
+    result |= {"init": args.init, "step": state["step"], "data": path, "split": args.split,
+               "size": trained["size"], **meaning(faces)}  # fmt: skip
+    dist.finish()
+    if rank:
+        return
+    print(f"{args.init} on {faces.name} {args.split}: {len(data)} images of "
+          f"{len(set(data.groups))} people", *faces.notes, sep="\n  ")  # fmt: skip
+    print(metrics.table(result))
+    if result["slices"]["yaw"]:
+        print(f"\n{'|yaw|':<16}{'F1':>6}{'mIoU':>8}{'images':>12}")
+        for angle, row in result["slices"]["yaw"].items():
+            print(f"{angle:<16}{row['mean_f1']:6.3f}{row['miou']:8.3f}{row['n_images']:>12,}")
+    if interval := result["ci95"]["mean_f1"]:
+        print(f"\nmean F1 {result['mean_f1']:.3f}, 95 % interval over people "
+              f"{interval[0]:.3f} to {interval[1]:.3f}")  # fmt: skip
+    if args.json:
+        pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    print(f"next:    python predict.py --init {args.init} PHOTO_OR_FOLDER --out runs/predict")
+
+
+if __name__ == "__main__":
+    run(main, get_parser().parse_args())

@@ -1,0 +1,79 @@
+"""Parse photos: an index mask and an overlay with a legend for each, at the photo's own size.
+
+Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
+Needs:  a checkpoint of train_finetune.py or train_reward.py; photos of one face that fills the frame
+Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo
+"""
+
+import argparse
+import os
+import pathlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import transforms
+from datasets.faces import pictures, read_image
+from models import build_model
+from utils import checkpoint, dist, draw
+from utils.errors import UserError, run
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("photos", metavar="PHOTO_OR_FOLDER", help="one photo, or a folder of photos")
+    g = p.add_argument_group("model")
+    g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
+    g = p.add_argument_group("runtime")
+    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    g = p.add_argument_group("output")
+    g.add_argument("--out", default="runs/predict", help="folder for the masks (default runs/predict)")
+    g.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
+    return p
+
+
+def main(args):
+    # ---- setup ----
+    _, _, device = dist.init(args.device)
+    state = checkpoint.load(args.init)
+    classes, colors = state["data"]["classes"], state["data"]["colors"]
+    size, out = state["args"]["size"], pathlib.Path(args.out)
+
+    # ---- data ----
+    if not os.path.exists(args.photos):
+        raise UserError(f"{args.photos}: no such photo or folder")
+    single = {pathlib.Path(args.photos).stem: args.photos}
+    photos = pictures(args.photos) if os.path.isdir(args.photos) else single
+    if not photos:
+        raise UserError(f"{args.photos}: holds no picture (jpg, png, bmp, webp, tif)")
+    there = [name for name in photos if (out / f"{name}_mask.png").exists()]
+    if there and not args.overwrite:
+        raise UserError(f"{out}: holds {there[0]}_mask.png already; --overwrite replaces it")
+
+    # ---- model ----
+    model = build_model(state["args"]["model"], len(classes))
+    model.load_state_dict(state["model"])
+    model.to(device, memory_format=torch.channels_last).eval()
+
+    # ---- finish ----
+    out.mkdir(parents=True, exist_ok=True)
+    for name, path in tqdm(photos.items(), "parsing", disable=None):
+        photo = read_image(path)
+        pixels = np.asarray(photo.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
+        with torch.no_grad():
+            images = transforms.normalise(torch.tensor(pixels, device=device)[None])
+            logits = model(images.to(memory_format=torch.channels_last))["semantic"]
+            logits = F.interpolate(logits, size=(photo.height, photo.width), mode="bilinear")
+        ids = logits[0].argmax(0).byte().cpu().numpy()
+        draw.index_mask(ids, colors).save(out / f"{name}_mask.png")
+        draw.write(out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes))
+    print(f"{len(photos)} photos parsed with {args.init}: {out}/*_overlay.png, {out}/*_mask.png "
+          f"(ids 0 to {len(classes) - 1}: {' '.join(classes)})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main, get_parser().parse_args())
