@@ -32,7 +32,7 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """(B, 3, H, W) -> {"semantic": (B, num_classes, H, W)}; any H and W.
 
-    widths: channels at strides 2, 4, 8, ...; 1,556,084 parameters with 19 classes.
+    widths: channels at strides 2, 4, 8, ...; 1,549,492 parameters with 19 classes.
     """
 
     def __init__(self, num_classes, norm="batch", widths=(24, 48, 96, 128, 192)):
