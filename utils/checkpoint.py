@@ -25,10 +25,13 @@ def save(path, **state):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: cannot be written, since there is no such folder") from None
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(path.parent).free // 2**20
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}; {free} MB free); any earlier one is kept") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
@@ -46,7 +49,7 @@ def load(path, script=None):
         if damaged:
             raise UserError(f"{path}: damaged (checksum of {damaged}); use another checkpoint")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
         size = path.stat().st_size
         raise UserError(f"{path}: not a whole checkpoint ({size} bytes: {error})") from None
     except pickle.UnpicklingError:

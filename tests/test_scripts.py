@@ -1,0 +1,281 @@
+"""The scripts as their users run them: real processes, real signals, files in a temporary folder."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ["--size", "32", "--batch-size", "4", "--model", "unet_gn", "--device", "cpu"]
+
+
+def command(script, *flags):
+    return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """One thread, so that sums have one order, and a cache folder of our own."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache)}
+
+
+@pytest.fixture(scope="session")
+def call(environment):
+    def call(script, *flags, status=0):
+        done = subprocess.run(
+            command(script, *flags), env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """24 labelled photos of 12 people in the layout of "your own", with sided classes."""
+    from datasets import synthetic
+
+    root = tmp_path_factory.mktemp("faces")
+    made = synthetic.faces(0, torch.arange(24), 48, "lapa")
+    (root / "images").mkdir()
+    (root / "labels").mkdir()
+    groups = {}
+    for i in range(24):
+        Image.fromarray(made["image"][i].permute(1, 2, 0).numpy()).save(root / "images" / f"{i}.png")
+        Image.fromarray(made["semantic"][i].numpy()).save(root / "labels" / f"{i}.png")
+        groups[str(i)] = f"person {i // 2}"
+    lapa = synthetic.SCHEMES["lapa"]
+    facts = {"classes": lapa.classes, "colors": lapa.colors, "groups": groups}
+    facts["flip_pairs"] = [[lapa.classes[a], lapa.classes[b]] for a, b in lapa.flip_pairs]
+    facts.pop("colors")
+    (root / "classes.json").write_text(json.dumps(facts))
+    return root
+
+
+@pytest.fixture(scope="session")
+def finetuned(call, folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finetune") / "run"
+    flags = ["--steps", 12, "--eval-every", 6, "--augment", "trivial", "--out", out, *TINY]
+    call("train_finetune.py", "--data", folder, *flags)
+    return out
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_run(a, b):
+    """Weights, optimizer state, step and best of two last.pt are equal, tensor for tensor."""
+    a, b = weights(a), weights(b)
+    assert a["step"] == b["step"] and a["best"] == b["best"]
+    for key in a["model"]:
+        assert torch.equal(a["model"][key], b["model"][key]), key
+    for i, state in a["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, b["optimizer"]["state"][i][key]), (i, key)
+
+
+def test_the_chain_from_photos_to_overlays(call, folder, finetuned, tmp_path):
+    for name in ("best.pt", "last.pt", "args.json", "metrics.jsonl", "train_batch.png", "val.png"):
+        assert (finetuned / name).is_file(), name
+    reward, init = tmp_path / "reward", finetuned / "best.pt"
+    done = call("train_reward.py", "--init", init, "--steps", 10, "--eval-every", 5, "--batch-size", 4,
+                "--out", reward, "--device", "cpu")  # fmt: skip
+    assert "before" in done.stdout and f"--init {reward / 'best.pt'}" in done.stdout
+    logged = [json.loads(line) for line in (reward / "metrics.jsonl").read_text().splitlines()]
+    names = {"reward/mean", "reward/std", "reward/greedy", "reward/greedy_std", "entropy", "kl"}
+    assert names | {"grad_norm"} <= set().union(*logged)
+    assert [row["step"] for row in logged] == sorted(row["step"] for row in logged)
+
+    figures = tmp_path / "val.json"
+    call("evaluate.py", "--init", reward / "best.pt", "--split", "val", "--json", figures)
+    result = json.loads(figures.read_text())
+    assert result["n_images"] == 4 and result["data"] == str(folder)
+    assert {"mean_f1", "miou", "pixel_accuracy", "boundary_f1", "ece", "slices"} <= result.keys()
+    assert result["ci95"]["mean_f1"][0] <= result["mean_f1"] <= result["ci95"]["mean_f1"][1]
+    assert set(result["per_class"]) == set(result["classes"])
+
+    photos, out = tmp_path / "photos", tmp_path / "predict"
+    photos.mkdir()
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 41, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it upright
+    upright.save(photos / "turned.jpg", exif=exif)
+    upright.save(photos / "plain.png")
+    call("predict.py", "--init", reward / "best.pt", photos, "--out", out)
+    mask = Image.open(out / "plain_mask.png")
+    assert mask.mode == "P" and mask.size == (41, 70)
+    assert Image.open(out / "turned_mask.png").size == (70, 41)
+    assert set(np.unique(mask)) <= set(range(len(result["classes"])))
+    assert Image.open(out / "turned_overlay.png").width >= 70
+    again = call("predict.py", "--init", reward / "best.pt", photos, "--out", out, status=2)
+    assert "--overwrite" in again.stderr
+
+
+def kill_in_the_middle(arguments, environment, out):
+    """Start, wait for the first checkpoint, and SIGKILL the whole group a little later."""
+    process = subprocess.Popen(arguments, env=environment, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    until = time.time() + 120
+    while not (out / "metrics.jsonl").is_file() or not _steps(out):
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+def _steps(out):
+    return (out / "last.pt").is_file() and weights(out / "last.pt")["step"] > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py"])
+def test_a_killed_and_resumed_run_is_the_run_never_killed(
+    script, workers, call, environment, folder, finetuned, tmp_path
+):
+    flags = ["--data", folder, "--augment", "trivial", "--workers", workers, "--device", "cpu"]
+    flags += ["--steps", 40, "--eval-every", 7, "--batch-size", 4]
+    if script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
+        flags += ["--size", 32, "--ema", 0.9, "--synthetic", 0.25]
+    else:
+        flags += ["--init", finetuned / "best.pt", "--lr", "1e-6", "--kl", 0.1, "--ce-weight", 0.1]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    call(script, *flags, "--out", whole)
+    kill_in_the_middle(command(script, *flags, "--out", broken), environment, broken)
+    assert 0 < weights(broken / "last.pt")["step"] < 40
+    call(script, "--out", broken, "--resume", *(["--init", finetuned / "best.pt"] if "reward" in script else []))
+    assert_same_run(whole / "last.pt", broken / "last.pt")
+    rows = [(whole / "metrics.jsonl").read_text().splitlines() for whole in (whole, broken)]
+    steps = [[json.loads(line)["step"] for line in lines] for lines in rows]
+    assert steps[0] == steps[1]
+
+
+def test_sigterm_saves_and_resumes(call, environment, folder, tmp_path):
+    flags = ["--data", folder, "--steps", 60, "--eval-every", 7, *TINY]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    call("train_finetune.py", *flags, "--out", whole)
+    process = subprocess.Popen(command("train_finetune.py", *flags, "--out", broken), env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    while not (broken / "last.pt").is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "--resume" in text
+    call("train_finetune.py", "--out", broken, "--resume")
+    assert_same_run(whole / "last.pt", broken / "last.pt")
+
+
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py"])
+def test_two_processes_are_one(script, call, environment, folder, finetuned, tmp_path):
+    flags = ["--data", folder, "--steps", 6, "--eval-every", 6, "--augment", "trivial"]
+    flags += ["--device", "cpu", "--grad-clip", "1e6"]
+    if script == "train_finetune.py":
+        flags += ["--size", 32, "--model", "unet_gn", "--loss", "ce=1", "dice=1", "--synthetic", 0.25]
+    else:
+        flags += ["--init", finetuned / "best.pt", "--lr", "1e-6", "--ce-weight", "1"]
+    call(script, *flags, "--batch-size", 8, "--out", tmp_path / "one")
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run += [str(ROOT / script), *map(str, flags), "--batch-size", "4", "--out", str(tmp_path / "two")]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for key in one["model"]:
+        difference = (one["model"][key].double() - two["model"][key].double()).abs().max()
+        assert difference <= 1e-6, (key, difference)
+
+
+def test_two_processes_count_as_one(call, environment, folder, finetuned, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    flags = ["--init", str(finetuned / "best.pt"), "--split", "train", "--batch-size", "3"]
+    flags += ["--device", "cpu"]
+    call("evaluate.py", *flags, "--json", one)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    run += [str(ROOT / "evaluate.py"), *flags, "--json", str(two)]
+    subprocess.run(run, env=environment, check=True, capture_output=True, timeout=300)
+    one, two = json.loads(one.read_text()), json.loads(two.read_text())
+    assert one == two and one["n_images"] == 20  # not a multiple of 3: nothing is padded
+
+
+def test_a_collapse_ends_the_run_with_a_message(call, finetuned, tmp_path):
+    flags = ["--init", finetuned / "best.pt", "--lr", "0.3", "--steps", "40", "--eval-every", "4"]
+    done = call("train_reward.py", *flags, "--out", tmp_path / "run", "--device", "cpu", status=3)
+    assert "collapsed" in done.stdout
+    best, start = weights(tmp_path / "run" / "best.pt"), weights(finetuned / "best.pt")
+    assert best["best"]["mean_f1"] >= best["before"]["mean_f1"]
+    if best["step"] == 0:
+        assert all(torch.equal(best["model"][k], start["model"][k]) for k in start["model"])
+
+
+def test_classes_are_matched_by_name(call, finetuned, tmp_path):
+    flags = ["--init", finetuned / "best.pt", "--data", "synthetic", "--classes", "celebamask"]
+    flags += ["--steps", 1, "--eval-every", 1, "--batch-size", 2, "--device", "cpu"]
+    done = call("train_finetune.py", *flags, "--out", tmp_path / "run")
+    assert "begun anew" in done.stdout and "l_eye" in done.stdout
+    done = call("train_reward.py", "--init", finetuned / "best.pt", "--data", "synthetic", "--out",
+                tmp_path / "reward", status=2)  # fmt: skip
+    assert "left_eye" in done.stderr and "l_eye" in done.stderr
+
+
+MISTAKES = [
+    ("train_finetune.py", ["--data", "nowhere"], "nowhere"),
+    ("train_finetune.py", ["--data", "{folder}", "--model", "unett"], "unet"),
+    ("train_finetune.py", ["--data", "{folder}", "--loss", "cee=1"], "dice"),
+    ("train_finetune.py", ["--data", "{folder}", "--augment", "trivail"], "trivial"),
+    ("train_finetune.py", ["--data", "{folder}", "--limit", "999"], "20 labelled"),
+    ("train_finetune.py", ["--data", "{folder}", "--resume"], "last.pt"),
+    ("train_finetune.py", ["--data", "{folder}", "--device", "cuda"], "no GPU"),
+    ("train_finetune.py", ["--data", "{folder}", "--freeze", "9"], "stages"),
+    ("train_finetune.py", ["--stpes", "3"], "--stpes"),
+    ("train_reward.py", ["--init", "nowhere.pt"], "nowhere.pt"),
+    ("train_reward.py", ["--init", "{folder}/images/0.png"], "0.png"),
+    ("evaluate.py", ["--init", "nowhere.pt"], "nowhere.pt"),
+    ("predict.py", ["--init", "{best}", "nowhere.jpg"], "nowhere.jpg"),
+    ("predict.py", ["--init", "{best}", "{folder}"], "picture"),
+    ("evaluate.py", ["--init", "{best}", "--split", "test"], "no split test"),
+]
+
+
+@pytest.mark.parametrize(("script", "flags", "named"), MISTAKES)
+def test_a_mistake_gets_one_line(script, flags, named, call, folder, finetuned, tmp_path):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    flags = [f.format(folder=folder, best=finetuned / "best.pt") for f in flags]
+    if script != "evaluate.py":
+        flags += ["--out", tmp_path / "run"]
+    done = call(script, *flags, status=2)
+    assert named in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "args.json").exists()
+
+
+def test_nothing_is_silently_replaced(call, folder, finetuned):
+    done = call("train_finetune.py", "--data", folder, "--out", finetuned, status=2)
+    assert "--resume" in done.stderr
+    done = call("train_finetune.py", "--resume", "--out", finetuned, "--lr", "0.5", status=2)
+    assert "--lr" in done.stderr and "0.003" in done.stderr
+
+
+def test_the_scan_names_every_faulty_file(call, folder, tmp_path):
+    import shutil
+
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    half = (bad / "images" / "3.png").read_bytes()
+    (bad / "images" / "3.png").write_bytes(half[: len(half) // 2])
+    Image.fromarray(np.full((48, 48), 99, np.uint8)).save(bad / "labels" / "5.png")
+    Image.fromarray(np.zeros((20, 48), np.uint8)).save(bad / "labels" / "7.png")
+    flags = ["--data", bad, "--val-fraction", "0", "--out", tmp_path / "run", *TINY]
+    done = call("train_finetune.py", *flags, status=2)
+    assert "3 of 24" in done.stderr
+    for name in ("3.png", "5.png", "7.png"):
+        assert name in done.stderr
