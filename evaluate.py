@@ -65,7 +65,9 @@ def main(args):
 
     # ---- data ----
     path = args.data or trained["data"]
-    faces = loading.open_data(path, trained["classes"], trained["part_order"], trained["val_fraction"])
+    faces = loading.open_data(
+        path, trained["classes"], trained["part_order"], trained["val_fraction"]
+    )
     if faces.classes != classes:
         raise UserError(f"{path} has the classes {' '.join(faces.classes)}; "
                         f"{args.init} was trained on {' '.join(classes)}")  # fmt: skip

@@ -31,7 +31,9 @@ def get_parser():
     g = p.add_argument_group("runtime")
     g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     g = p.add_argument_group("output")
-    g.add_argument("--out", default="runs/predict", help="folder for the masks (default runs/predict)")
+    g.add_argument(
+        "--out", default="runs/predict", help="folder for the masks (default runs/predict)"
+    )
     g.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
     return p
 
@@ -70,7 +72,9 @@ def main(args):
             logits = F.interpolate(logits, size=(photo.height, photo.width), mode="bilinear")
         ids = logits[0].argmax(0).byte().cpu().numpy()
         draw.index_mask(ids, colors).save(out / f"{name}_mask.png")
-        draw.write(out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes))
+        draw.write(
+            out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes)
+        )
     print(f"{len(photos)} photos parsed with {args.init}: {out}/*_overlay.png, {out}/*_mask.png "
           f"(ids 0 to {len(classes) - 1}: {' '.join(classes)})")  # fmt: skip
 

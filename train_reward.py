@@ -49,7 +49,9 @@ def get_parser():
     g.add_argument("--val-fraction", type=float,
                    help="share of the people held out where the data has no validation split "
                         "(default 0.15)")  # fmt: skip
-    g.add_argument("--size", type=int, help="side that photos are stretched to, pixels (default 128)")
+    g.add_argument(
+        "--size", type=int, help="side that photos are stretched to, pixels (default 128)"
+    )
     g.add_argument("--limit", type=int, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
     g.add_argument("--augment", default="flip",
@@ -185,9 +187,18 @@ def main(args):
         with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
             return net(images)["semantic"].float()
 
+    def draw_mask(images):
+        """Logits plus Gumbel noise: their argmax is a draw from the policy, the same at each step."""
+        lanes = num_classes * images[0, 0].numel()
+        u = rng.uniform(args.seed, torch.arange(len(images), device=device), lanes, stream=11)
+        logits = forward(images)
+        return logits - torch.log(-torch.log(u.view_as(logits).clamp(1e-7, 1 - 1e-7)))
+
     def evaluate():
         counts = metrics.measure(forward, val, num_classes, args.batch_size, rank, world)
-        return metrics.summary(counts, faces.classes)
+        drawn = metrics.measure(draw_mask, val, num_classes, args.batch_size, rank, world)
+        result = metrics.summary(counts, faces.classes)
+        return result | {"sampled_f1": metrics.summary(drawn, faces.classes)["mean_f1"]}
 
     def save(step):
         state = dict(script="train_reward.py", args=vars(args), step=step, best=best, before=before,
@@ -202,7 +213,11 @@ def main(args):
     best = last["best"] if last else {"step": 0, "mean_f1": before["mean_f1"]}
     result = before
     if rank == 0:
-        print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val", *faces.notes, sep="\n  ")
+        print(
+            f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val",
+            *faces.notes,
+            sep="\n  ",
+        )
         print(f"{args.model} from {args.init} on {device}, {amp} precision; steps {first} to "
               f"{args.steps} of {world} x {args.batch_size} images at {args.size} x {args.size}; "
               f"reward {args.reward}")  # fmt: skip
@@ -217,7 +232,9 @@ def main(args):
         batch = next(batches)
         images, labels = batch["image"].to(device), batch["semantic"].to(device)
         where = loading.positions(step, args.batch_size, rank, world)
-        images, labels = transforms.augment(images, labels, policy, args.seed, where, faces.flip_pairs)
+        images, labels = transforms.augment(
+            images, labels, policy, args.seed, where, faces.flip_pairs
+        )
         labels = labels.long()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
@@ -281,11 +298,8 @@ def main(args):
                 tqdm.write(f"step {done}: greedy val mean F1 {result['mean_f1']:.4f} "
                            f"({result['mean_f1'] - before['mean_f1']:+.4f})"
                            f"{' *' if best['step'] == done else ''}")  # fmt: skip
-                shown = val[list(range(0, len(val), max(1, len(val) // 8)))[:8]]
                 with torch.no_grad():
-                    preds = forward(shown["image"]).argmax(1).byte().cpu()
-                picture = draw.comparison(shown["image"].cpu(), shown["semantic"].cpu(), preds,
-                                          faces.colors, faces.classes)  # fmt: skip
+                    picture = draw.validation(forward, val, faces.colors, faces.classes)
                 draw.write(out / "val.png", picture)
                 log.image(step, "val/grid", picture)
             since = time.time()
@@ -303,7 +317,7 @@ def main(args):
         return 128 + asked
     if rank == 0:
         print(f"{'validation':<16}{'before':>8}{'after':>8}")
-        for key in ("mean_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
+        for key in ("mean_f1", "sampled_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
             print(f"{key:<16}{before[key]:8.4f}{result[key]:8.4f}")
         if collapsed:
             print(f"collapsed: greedy val mean F1 fell from {before['mean_f1']:.4f} to "

@@ -83,7 +83,9 @@ def read(faces, sample, size):
     # masks may be smaller than photos (CelebAMask-HQ) but must show the same frame
     if abs(label.shape[1] / label.shape[0] - image.width / image.height) > 0.02:
         size = f"{label.shape[1]}x{label.shape[0]}"
-        raise UserError(f"{where}: mask {size}, photo {image.width}x{image.height}; sizes must match")
+        raise UserError(
+            f"{where}: mask {size}, photo {image.width}x{image.height}; sizes must match"
+        )
     return pixels, np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
 
 

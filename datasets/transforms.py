@@ -10,7 +10,7 @@ A policy is plain data, so a baseline, a search result and a `policy.json` are t
      "ops": [{"name": "rotate", "m_neg": 135.0, "m_pos": 135.0, "weight": 1.0}, ...]}
 
 Geometry is composed into one resampling; colour follows in the order drawn. What is drawn is a pure
-function of (seed, position), except CutMix's partner, the next image of the same batch.
+function of (seed, position), except CutMix's partner, the previous image of the same batch.
 """
 
 import json
@@ -24,7 +24,10 @@ from datasets.faces import IGNORE
 from utils import rng
 from utils.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # ImageNet's, as torchvision's weights expect
 
 
 def normalise(images):
@@ -99,7 +102,9 @@ def _hue(images, m):
     chroma = value - images.amin(1, keepdim=True)
     r, g, b = images.split(1, 1)
     safe = chroma.clamp_min(1e-12)
-    sector = torch.where(top == 0, (g - b) / safe, torch.where(top == 1, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    sector = torch.where(
+        top == 0, (g - b) / safe, torch.where(top == 1, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
     n = torch.tensor([5.0, 3, 1], device=images.device).view(3, 1, 1)
     k = (n + sector + 6 * m) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
@@ -218,9 +223,11 @@ def load_policy(name):
     try:
         with open(name) as file:
             policy = {**FLIP, **json.load(file)}
-    except FileNotFoundError:
-        raise UserError(f"--augment {name}: no such file, nor one of {', '.join(POLICIES)}") from None
-    except json.JSONDecodeError as error:
+    except OSError:
+        raise UserError(
+            f"--augment {name}: no such file, nor one of {', '.join(POLICIES)}"
+        ) from None
+    except ValueError as error:
         raise UserError(f"--augment {name}: not JSON ({error})") from None
     known = {*GEOMETRY, *COLOUR, *REGULARISERS, "noise"}
     if unknown := [op["name"] for op in policy["ops"] if op["name"] not in known]:
@@ -234,7 +241,11 @@ def draw(policy, seed, positions):
     u = rng.uniform(seed, positions, 1 + 4 * n, stream=1)
     flip, u = u[:, 0] < policy["flip"], u[:, 1:].reshape(len(u), n, 4)
     if not ops:
-        return flip, torch.empty(len(positions), 0, dtype=torch.long), torch.empty(len(positions), 0)
+        return (
+            flip,
+            torch.empty(len(positions), 0, dtype=torch.long),
+            torch.empty(len(positions), 0),
+        )
     weights = torch.tensor([op["weight"] for op in ops])
     edges = policy["p_identity"] + (1 - policy["p_identity"]) * weights.cumsum(0) / weights.sum()
     op = torch.bucketize(u[..., 0].contiguous(), edges, right=True).clamp_max(len(ops) - 1)

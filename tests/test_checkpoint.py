@@ -87,7 +87,7 @@ def test_a_flipped_byte_anywhere(tmp_path):
     expected, content = str(checkpoint.load(path)), path.read_bytes()
     refused = 0
     for i in range(0, len(content), 41):
-        path.write_bytes(content[:i] + bytes([content[i] ^ 0x55]) + content[i + 1 :])
+        path.write_bytes(content[:i] + bytes([content[i] ^ 0x81]) + content[i + 1 :])
         try:
             assert str(checkpoint.load(path)) == expected, i
         except UserError as error:

@@ -25,7 +25,7 @@ def masks(n=6, height=9, width=7, classes=K, seed=0):
 
 
 def by_hand(pred, label):
-    """Per class: F1 and IoU, None where neither mask has it; then accuracy. One image, plain loop."""
+    """F1 and IoU of each class, None where neither mask has it; accuracy. One image, plain loop."""
     pairs = [(p, t) for p, t in zip(pred.flatten().tolist(), label.flatten().tolist(), strict=True)]
     pairs = [(p, t) for p, t in pairs if t != IGNORE]
     f1, iou = [], []
@@ -113,9 +113,7 @@ def test_boundary_counts_against_scipy(tolerance):
     for i in range(4):
         assert (
             counts[i].tolist()
-            == np.array(
-                boundary_by_hand(preds[i].numpy(), labels[i].numpy(), tolerance)
-            ).tolist()
+            == np.array(boundary_by_hand(preds[i].numpy(), labels[i].numpy(), tolerance)).tolist()
         )
     assert (counts[..., 0] < counts[..., 1]).any() and (counts[..., 0] > 0).any()
 

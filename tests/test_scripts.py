@@ -51,7 +51,9 @@ def folder(tmp_path_factory):
     (root / "labels").mkdir()
     groups = {}
     for i in range(24):
-        Image.fromarray(made["image"][i].permute(1, 2, 0).numpy()).save(root / "images" / f"{i}.png")
+        Image.fromarray(made["image"][i].permute(1, 2, 0).numpy()).save(
+            root / "images" / f"{i}.png"
+        )
         Image.fromarray(made["semantic"][i].numpy()).save(root / "labels" / f"{i}.png")
         groups[str(i)] = f"person {i // 2}"
     lapa = synthetic.SCHEMES["lapa"]
@@ -154,7 +156,13 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
     call(script, *flags, "--out", whole)
     kill_in_the_middle(command(script, *flags, "--out", broken), environment, broken)
     assert 0 < weights(broken / "last.pt")["step"] < 40
-    call(script, "--out", broken, "--resume", *(["--init", finetuned / "best.pt"] if "reward" in script else []))
+    call(
+        script,
+        "--out",
+        broken,
+        "--resume",
+        *(["--init", finetuned / "best.pt"] if "reward" in script else []),
+    )
     assert_same_run(whole / "last.pt", broken / "last.pt")
     rows = [(whole / "metrics.jsonl").read_text().splitlines() for whole in (whole, broken)]
     steps = [[json.loads(line)["step"] for line in lines] for lines in rows]
@@ -181,12 +189,29 @@ def test_two_processes_are_one(script, call, environment, folder, finetuned, tmp
     flags = ["--data", folder, "--steps", 6, "--eval-every", 6, "--augment", "trivial"]
     flags += ["--device", "cpu", "--grad-clip", "1e6"]
     if script == "train_finetune.py":
-        flags += ["--size", 32, "--model", "unet_gn", "--loss", "ce=1", "dice=1", "--synthetic", 0.25]
+        flags += [
+            "--size",
+            32,
+            "--model",
+            "unet_gn",
+            "--loss",
+            "ce=1",
+            "dice=1",
+            "--synthetic",
+            0.25,
+        ]
     else:
         flags += ["--init", finetuned / "best.pt", "--lr", "1e-6", "--ce-weight", "1"]
     call(script, *flags, "--batch-size", 8, "--out", tmp_path / "one")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run += [str(ROOT / script), *map(str, flags), "--batch-size", "4", "--out", str(tmp_path / "two")]
+    run += [
+        str(ROOT / script),
+        *map(str, flags),
+        "--batch-size",
+        "4",
+        "--out",
+        str(tmp_path / "two"),
+    ]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))

@@ -29,7 +29,9 @@ def save(path, **state):
         raise UserError(f"{path}: cannot be written, since there is no such folder") from None
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(path.parent).free // 2**20
-        raise UserError(f"{path}: cannot be written ({error}; {free} MB free); any earlier one is kept") from None
+        raise UserError(
+            f"{path}: cannot be written ({error}; {free} MB free); any earlier one is kept"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -42,7 +44,9 @@ def load(path, script=None):
     `torch.load` does not notice a flipped one. Raises UserError: missing, damaged, foreign."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; train_finetune.py and train_reward.py write them")
+        raise UserError(
+            f"{path}: no such checkpoint; train_finetune.py and train_reward.py write them"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -68,6 +68,24 @@ def comparison(images, labels, preds, colors, classes, columns=2, scale=1):
     return sheet(cells, columns, legend(classes, colors, columns * (cells.shape[2] + 6) - 6))
 
 
+def validation(predict, data, colors, classes, count=8):
+    """`comparison` of `count` samples spread evenly over a data set, always the same ones.
+
+    predict: (B, 3, H, W) uint8 -> logits (B, K, H, W). data[[i, j]] -> {"image", "semantic"}.
+    """
+    batch = data[[i * len(data) // count for i in range(count)]]
+    preds = predict(batch["image"]).argmax(1).byte().cpu()
+    return comparison(batch["image"].cpu(), batch["semantic"].cpu(), preds, colors, classes)
+
+
+def pairs(images, labels, colors, classes, columns=4):
+    """image | mask for each sample, under one legend: what a network is fed. images: (B, 3, H, W)
+    uint8; labels: (B, H, W) uint8."""
+    cells = [np.asarray(images).transpose(0, 2, 3, 1), colorise(labels, colors)]
+    cells = np.concatenate(cells, 2)
+    return sheet(cells, columns, legend(classes, colors, columns * (cells.shape[2] + 6) - 6))
+
+
 def sheet(cells, columns, header=None):
     """(B, H, W, 3) uint8 -> one picture with `columns` cells a row, below `header` if there is one."""
     batch, height, width, _ = cells.shape
