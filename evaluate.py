@@ -1,7 +1,7 @@
 """Score a parser on a split: a table for people, JSON for programs.
 
 Run:    python evaluate.py --init runs/finetune/best.pt --split test --json runs/finetune/test.json
-Needs:  a checkpoint of train_finetune.py or train_reward.py; --data where it is not the checkpoint's
+Needs:  a checkpoint of train_finetune.py or train_reward.py; --data if not the checkpoint's own
 Writes: the JSON file, if one is named
 Expect: one line of figures, a row for each class, and a row for each |yaw| where yaw is known
 
@@ -65,9 +65,7 @@ def main(args):
 
     # ---- data ----
     path = args.data or trained["data"]
-    faces = loading.open_data(
-        path, trained["classes"], trained["part_order"], trained["val_fraction"]
-    )
+    faces = loading.open_data(path, trained["classes"], trained["part_order"], trained["val_fraction"])
     if faces.classes != classes:
         raise UserError(f"{path} has the classes {' '.join(faces.classes)}; "
                         f"{args.init} was trained on {' '.join(classes)}")  # fmt: skip

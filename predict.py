@@ -1,7 +1,7 @@
 """Parse photos: an index mask and an overlay with a legend for each, at the photo's own size.
 
 Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
-Needs:  a checkpoint of train_finetune.py or train_reward.py; photos of one face that fills the frame
+Needs:  a checkpoint of train_finetune.py or train_reward.py; photos with one face each
 Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo
 """
 
@@ -31,9 +31,7 @@ def get_parser():
     g = p.add_argument_group("runtime")
     g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     g = p.add_argument_group("output")
-    g.add_argument(
-        "--out", default="runs/predict", help="folder for the masks (default runs/predict)"
-    )
+    g.add_argument("--out", default="runs/predict", help="folder for the masks (default runs/predict)")
     g.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
     return p
 
@@ -72,9 +70,7 @@ def main(args):
             logits = F.interpolate(logits, size=(photo.height, photo.width), mode="bilinear")
         ids = logits[0].argmax(0).byte().cpu().numpy()
         draw.index_mask(ids, colors).save(out / f"{name}_mask.png")
-        draw.write(
-            out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes)
-        )
+        draw.write(out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes))
     print(f"{len(photos)} photos parsed with {args.init}: {out}/*_overlay.png, {out}/*_mask.png "
           f"(ids 0 to {len(classes) - 1}: {' '.join(classes)})")  # fmt: skip
 

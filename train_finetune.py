@@ -60,9 +60,7 @@ def get_parser():
     g.add_argument("--model", help="unet (default), unet_gn, fpn_BACKBONE, deeplabv3_resnet50, "
                    "deeplabv3_resnet101, lraspp_mobilenet_v3_large")  # fmt: skip
     g.add_argument("--weights", default="none", help="none (default), imagenet, coco, or a file")
-    g.add_argument(
-        "--init", metavar="FILE", help="checkpoint to start from, classes matched by name"
-    )
+    g.add_argument("--init", metavar="FILE", help="checkpoint to start from; classes match by name")
     g.add_argument("--freeze", default="none", metavar="WHAT",
                    help="none (default), backbone, or so many of its stages")  # fmt: skip
     g.add_argument("--backbone-lr-scale", type=float, default=1.0,
@@ -201,6 +199,8 @@ def main(args):
     val = loading.load(faces, "val", args.size, device=device) if args.val_fraction else None
     num_classes, means = len(faces.classes), meaning(faces)
     first = last["step"] if last else 0
+    if first >= args.steps:
+        raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
     order = loading.Order(len(train), args.batch_size, args.seed, first, args.steps, rank, world,
                           args.synthetic)  # fmt: skip
     source = loading.mix(train, args.synthetic, faces.classes, args.size, args.seed, device)
@@ -267,10 +267,8 @@ def main(args):
             checkpoint.save(out / "best.pt", **state | {"model": (average or model).state_dict()})
 
     # ---- train ----
-    bar = tqdm(
-        total=args.steps, initial=first, desc="fine-tune", disable=None if rank == 0 else True
-    )
-    batches, seen, waited, since, losses = iter(loader), 0, 0.0, time.time(), []
+    bar = tqdm(total=args.steps, initial=first, desc="fine-tune", disable=rank > 0 or None)
+    batches, waited, since, losses = iter(loader), 0.0, time.time(), []
     for step in range(first, args.steps):
         net.train()
         keep_frozen_eval(frozen)
@@ -279,12 +277,11 @@ def main(args):
         waited += time.time() - asked
         images, labels = batch["image"].to(device), batch["semantic"].to(device)
         where = loading.positions(step, args.batch_size, rank, world)
-        images, labels = transforms.augment(
-            images, labels, policy, args.seed, where, faces.flip_pairs
-        )
+        drawn = policy, args.seed, where, faces.flip_pairs
+        images, labels = transforms.augment(images, labels, *drawn)
         if step == 0 and rank == 0:
-            fed = (images * 255).byte().cpu(), labels.cpu()
-            picture = draw.pairs(*fed, faces.colors, faces.classes)
+            seen = (images * 255).byte().cpu(), labels.cpu()
+            picture = draw.pairs(*seen, faces.colors, faces.classes)
             draw.write(out / "train_batch.png", picture)
             log.image(step, "train/batch", picture)
         images = transforms.normalise(images).to(memory_format=torch.channels_last)
@@ -305,31 +302,27 @@ def main(args):
         scaler.step(optimizer)
         scaler.update()
         if average:
-            for a, b in zip(
-                average.state_dict().values(), model.state_dict().values(), strict=True
-            ):
-                a.lerp_(b, 1 - args.ema) if a.is_floating_point() else a.copy_(b)
+            for key, value in model.state_dict().items():
+                kept = average.state_dict()[key]
+                kept.lerp_(value, 1 - args.ema) if kept.is_floating_point() else kept.copy_(value)
         losses.append(loss.detach())
-        seen += world * args.batch_size
         bar.update()
 
-        done, asked = step + 1, stop.asked(device)
+        done = step + 1
         evaluates = done % args.eval_every == 0 or done == args.steps
-        if done % LOG_EVERY == 0 or evaluates or asked:
-            mean_loss, spent = (
-                dist.total(torch.stack(losses).mean()).item() / world,
-                time.time() - since,
-            )
+        looks = done % LOG_EVERY == 0 or evaluates
+        asked = stop.asked(device) if world == 1 or looks else 0
+        if looks or asked:
+            mean_loss = dist.total(torch.stack(losses).mean()).item() / world
+            spent, lr = max(time.time() - since, 1e-9), optimizer.param_groups[0]["lr"]
+            rate, wait = len(losses) * world * args.batch_size / spent, waited / spent
             if not math.isfinite(mean_loss):
                 raise UserError(f"the loss is not finite in steps {done - len(losses)} to {step}; "
                                 f"lower --lr {args.lr} or --amp off; {out}/last.pt is from before")  # fmt: skip
-            rate = seen / max(spent, 1e-9)
-            log.scalars(step, **{"train/loss": mean_loss, "train/lr": optimizer.param_groups[0]["lr"],
-                                 "train/grad_norm": grad_norm, "time/images_per_sec": rate,
-                                 "time/data_wait": waited / max(spent, 1e-9)})  # fmt: skip
-            bar.set_postfix_str(f"loss {mean_loss:.3f} lr {optimizer.param_groups[0]['lr']:.1e} "
-                                f"{rate:.0f} images/s wait {waited / max(spent, 1e-9):.0%}")  # fmt: skip
-            seen, waited, since, losses = 0, 0.0, time.time(), []
+            log.scalars(step, **{"train/loss": mean_loss, "train/lr": lr, "train/grad_norm": grad_norm,
+                                 "time/images_per_sec": rate, "time/data_wait": wait})  # fmt: skip
+            bar.set_postfix_str(f"loss {mean_loss:.3f} lr {lr:.1e} {rate:.0f} images/s wait {wait:.0%}")
+            waited, since, losses = 0.0, time.time(), []
         if evaluates and val:
             (average or model).eval()
             counts = metrics.measure(predict, val, num_classes, args.batch_size, rank, world)
@@ -359,13 +352,9 @@ def main(args):
         return 128 + asked
     if rank == 0:
         if val:
-            print(
-                metrics.table(result),
-                f"\nbest.pt: step {best['step']}, mean F1 {best['mean_f1']:.4f}",
-            )
-        print(
-            f"picture: {out / 'val.png'}\nnext:    python train_reward.py --init {out / 'best.pt'}"
-        )
+            print(metrics.table(result))
+            print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
+        print(f"next:    python train_reward.py --init {out}/best.pt --out runs/reward")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,7 @@ def get_parser():
     g.add_argument("--val-fraction", type=float,
                    help="share of the people held out where the data has no validation split "
                         "(default 0.15)")  # fmt: skip
-    g.add_argument(
-        "--size", type=int, help="side that photos are stretched to, pixels (default 128)"
-    )
+    g.add_argument("--size", type=int, help="side that photos are stretched to, pixels (default 128)")
     g.add_argument("--limit", type=int, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
     g.add_argument("--augment", default="flip",
@@ -155,6 +153,8 @@ def main(args):
     val = loading.load(faces, "val", args.size, device=device)
     num_classes, means = len(faces.classes), meaning(faces)
     first = last["step"] if last else 0
+    if first >= args.steps:
+        raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
     order = loading.Order(len(train), args.batch_size, args.seed, first, args.steps, rank, world)
     loader = DataLoader(train, sampler=order, batch_size=None, num_workers=args.workers,
                         pin_memory=device.type == "cuda", worker_init_fn=dist.ignore_signals)  # fmt: skip
@@ -226,15 +226,14 @@ def main(args):
             save(0)  # the start is the best so far: a run that only loses ground ends with it
 
     # ---- train ----
-    bar = tqdm(total=args.steps, initial=first, desc="reward", disable=None if rank == 0 else True)
+    bar = tqdm(total=args.steps, initial=first, desc="reward", disable=rank > 0 or None)
     batches, since, done, asked, collapsed = iter(loader), time.time(), first, 0, False
     for step in range(first, args.steps):
         batch = next(batches)
         images, labels = batch["image"].to(device), batch["semantic"].to(device)
         where = loading.positions(step, args.batch_size, rank, world)
-        images, labels = transforms.augment(
-            images, labels, policy, args.seed, where, faces.flip_pairs
-        )
+        drawn_from = policy, args.seed, where, faces.flip_pairs
+        images, labels = transforms.augment(images, labels, *drawn_from)
         labels = labels.long()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
@@ -266,8 +265,9 @@ def main(args):
         scaler.update()
         bar.update()
 
-        done, asked = step + 1, stop.asked(device)
+        done = step + 1
         evaluates = done % args.eval_every == 0 or done == args.steps
+        asked = stop.asked(device) if world == 1 or looks or evaluates else 0
         if looks:
             with torch.no_grad():
                 greedy = reward(args.reward, logits.argmax(1), labels, num_classes)

@@ -67,7 +67,7 @@ def build(faces, samples, size):
 
 
 def read(faces, sample, size):
-    """One sample: (3, size, size) and (size, size) uint8. Raises UserError naming file and fault."""
+    """One sample: (3, size, size) and (size, size) uint8. UserError names the file and its fault."""
     image = read_image(sample.image)
     pixels = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
     if sample.label is None:
@@ -83,9 +83,7 @@ def read(faces, sample, size):
     # masks may be smaller than photos (CelebAMask-HQ) but must show the same frame
     if abs(label.shape[1] / label.shape[0] - image.width / image.height) > 0.02:
         size = f"{label.shape[1]}x{label.shape[0]}"
-        raise UserError(
-            f"{where}: mask {size}, photo {image.width}x{image.height}; sizes must match"
-        )
+        raise UserError(f"{where}: mask {size}, photo {image.width}x{image.height}; sizes must match")
     return pixels, np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
 
 

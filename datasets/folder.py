@@ -46,9 +46,7 @@ def recognise(root):
     nested = {s: os.path.join(root, s) for s in ("train", "val", "test")}
     nested = {split: folder for split, folder in nested.items() if _holds(folder)}
     if below and nested:
-        raise UserError(
-            f"{root}: images/ both here and in {', '.join(nested)}/; keep one of the two"
-        )
+        raise UserError(f"{root}: images/ both here and in {', '.join(nested)}/; keep one of the two")
     if not (below or nested):
         return None
     info = _read_info(os.path.join(root, "classes.json"))

@@ -15,8 +15,7 @@ from datasets.faces import Faces, Sample, pair, pictures, read_mask
 
 LOOKS_FOR = "LaPa: {train,val,test}/ each with images/, labels/ and landmarks/"
 CLASSES = (
-    "background skin left_eyebrow right_eyebrow left_eye right_eye nose upper_lip inner_mouth "
-    "lower_lip hair"
+    "background skin left_eyebrow right_eyebrow left_eye right_eye nose upper_lip inner_mouth lower_lip hair"
 ).split()
 COLORS = [
     *((0, 0, 0), (0, 153, 255), (102, 255, 153), (0, 204, 153), (255, 255, 102), (255, 255, 204)),

@@ -67,7 +67,7 @@ class InMemory:
 
 
 def mix(real, share, classes, size, seed, device):
-    """What a loader reads: `real`, or with share > 0 `Mixed` with as many synthetic faces as asked."""
+    """What a loader reads: `real`, or with share > 0 `Mixed` with synthetic faces."""
     if not share:
         return real
     if not 0 < share <= 1:
@@ -130,6 +130,6 @@ class Order(torch.utils.data.Sampler):
 
 
 def positions(step, batch_size, rank=0, world=1):
-    """(batch_size,) int64: the numbers of this process's images among all that a run ever sees, from
-    which their augmentation is drawn."""
+    """(batch_size,) int64: the numbers of this process's images among all that a run ever sees,
+    from which their augmentation is drawn."""
     return torch.arange(batch_size) + (step * world + rank) * batch_size

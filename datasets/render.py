@@ -55,9 +55,7 @@ class Part(typing.NamedTuple):
     show: typing.Any = None  # (B, 1, 1) bool: whose it is; None: everybody's
     keep: typing.Callable = None  # (x, y, z in its frame) -> where its surface exists
     rough: typing.Any = None  # (B, 1, 1) how strongly noise moves its outline
-    hollow: bool = (
-        False  # an open shell with a ragged rim, whose inside is seen; else a filled body
-    )
+    hollow: bool = False  # an open shell with a ragged rim, whose inside is seen; else a filled body
     frame: str = "head"  # or "body" or "camera"
 
 

@@ -250,9 +250,7 @@ def paint(p, draw, depth, label, frame, u, v, fine, cloud):
     plane = s.z + 0.6 * (s.x - p.part).abs() + 0.2 * s.y + 0.14 * cloud[:, 2]
     strand = torch.sin(83 * plane) + torch.sin(151 * plane) + torch.sin(29 * plane)
     s.height += hairy * ((0.003 + 0.02 * p.curl) * strand)
-    grain = torch.where(
-        hairy, 0.06 * strand + 0.2 * (fine - 0.5), 0.06 * (cloud[:, 1] + fine - 0.5)
-    )
+    grain = torch.where(hairy, 0.06 * strand + 0.2 * (fine - 0.5), 0.06 * (cloud[:, 1] + fine - 0.5))
     s.albedo *= 1 + grain[:, None]
     s.gloss = torch.where(hairy, 0.15 + 0.06 * strand, torch.where(label == ID.cloth, 0.02, 0.25))
 

@@ -1,4 +1,4 @@
-"""Batched augmentation of images and masks together, each sample with its own operation and strength.
+"""Batched augmentation of images and masks together, each sample by its own operation and strength.
 
 A policy is plain data, so a baseline, a search result and a `policy.json` are the same thing:
 
@@ -37,7 +37,7 @@ def normalise(images):
     return (images - mean) / std
 
 
-# ---- geometry: (B,) signed magnitudes -> (B, 2, 3) matrices from output to input, x and y in [-1, 1]
+# ---- geometry: (B,) signed magnitudes -> (B, 2, 3) matrices from output to input, in [-1, 1]
 
 
 def _matrix(a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0, like=None):
@@ -209,8 +209,8 @@ POLICIES = {
         **FLIP, "num_ops": 1, "p_identity": 1 / 14,
         "ops": _ops(
             shear_x=0.99, shear_y=0.99, translate_x=0.25, translate_y=0.25, rotate=135,
-            brightness=0.99, saturation=0.99, contrast=0.99, sharpness=0.99, posterise=6, solarise=1,
-            autocontrast=1, equalise=1,
+            brightness=0.99, saturation=0.99, contrast=0.99, sharpness=0.99, posterise=6,
+            solarise=1, autocontrast=1, equalise=1,
         ),
     },
 }  # fmt: skip
@@ -224,9 +224,7 @@ def load_policy(name):
         with open(name) as file:
             policy = {**FLIP, **json.load(file)}
     except OSError:
-        raise UserError(
-            f"--augment {name}: no such file, nor one of {', '.join(POLICIES)}"
-        ) from None
+        raise UserError(f"--augment {name}: no such file, nor one of {', '.join(POLICIES)}") from None
     except ValueError as error:
         raise UserError(f"--augment {name}: not JSON ({error})") from None
     known = {*GEOMETRY, *COLOUR, *REGULARISERS, "noise"}

@@ -1,8 +1,8 @@
 """A compact U-Net for training from scratch, on a CPU too.
 
 Ronneberger, Fischer, Brox, "U-Net", 2015 (1505.04597), made cheap where pixels are many: the stem
-folds 2x2 pixels into channels and the head unfolds them again (Shi et al., 2016, 1609.05158), so all
-work is done from stride 2 on; skips are added, as in FPN (1612.03144), rather than concatenated.
+folds 2x2 pixels into channels and the head unfolds them again (Shi et al., 2016, 1609.05158), so
+all work is done from stride 2 on; skips are added, as in FPN (1612.03144), rather than concatenated.
 """
 
 import torch.nn.functional as F

@@ -9,9 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = {
-    path.name: ast.parse(path.read_text())
-    for path in ROOT.glob("*.py")
-    if "add_argument" in path.read_text()
+    path.name: ast.parse(path.read_text()) for path in ROOT.glob("*.py") if "add_argument" in path.read_text()
 }
 RECIPE_FLAGS = {"--steps", "--lr", "--augment", "--out", "--eval-every", "--init", "--data"}
 SECTIONS = ["setup", "data", "model", "optimizer", "resume", "train", "finish"]

@@ -15,9 +15,7 @@ from datasets.faces import Sample, limit, meaning, read_image, read_mask, split_
 from utils.errors import UserError
 
 REAL = pathlib.Path(__file__).parents[1].parent / "shared/data/fasseg"
-needs_real = pytest.mark.skipif(
-    not REAL.is_dir(), reason="needs shared/data/fasseg beside the repo"
-)
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="needs shared/data/fasseg beside the repo")
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS
 
 
@@ -535,7 +533,5 @@ def test_split_by_group():
     assert {s.group for s in split_by_group(fewer, 0.34)[1]} == {s.group for s in held}
     assert {s.group for s in split_by_group(samples, 0.0)[1]}, "one group at least"
     assert {s.group for s in split_by_group(samples, 1.0)[0]}, "and never all of them"
-    assert (
-        len({frozenset(s.group for s in split_by_group(samples, 0.34, k)[1]) for k in range(9)}) > 1
-    )
+    assert len({frozenset(s.group for s in split_by_group(samples, 0.34, k)[1]) for k in range(9)}) > 1
     assert "at least two people" in refusal(split_by_group, samples[:10], 0.5)

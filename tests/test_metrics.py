@@ -73,9 +73,7 @@ def test_confusion_rows_are_labels():
 
 def test_confusion_takes_uint8():
     preds, labels = masks()
-    assert torch.equal(
-        metrics.confusion(preds.byte(), labels.byte(), K), metrics.confusion(preds, labels, K)
-    )
+    assert torch.equal(metrics.confusion(preds.byte(), labels.byte(), K), metrics.confusion(preds, labels, K))
 
 
 def test_absent_class_is_not_scored():

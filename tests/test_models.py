@@ -240,9 +240,7 @@ def test_a_whole_model_with_other_classes(tmp_path, capsys, name):
     head = [k for k, v in other.items() if v.shape != saved[k].shape]
     assert all(torch.equal(v, saved[k]) for k, v in other.items() if k not in head)
     line = capsys.readouterr().out
-    assert line.count("\n") == 1 and line.strip().endswith(
-        "random initialisation: " + ", ".join(head)
-    )
+    assert line.count("\n") == 1 and line.strip().endswith("random initialisation: " + ", ".join(head))
 
 
 @pytest.mark.parametrize(
@@ -280,9 +278,7 @@ def test_coco_weights_but_for_the_last_layers(hub, capsys):
     loaded = build_model(name, 3, weights="coco").state_dict()
     random = [k for k, v in loaded.items() if not torch.equal(v, state[k])]
     assert random == [
-        f"classifier.{level}_classifier.{kind}"
-        for level in ("low", "high")
-        for kind in ("weight", "bias")
+        f"classifier.{level}_classifier.{kind}" for level in ("low", "high") for kind in ("weight", "bias")
     ]
     assert ", ".join(random) in capsys.readouterr().out
 
@@ -306,7 +302,5 @@ run(lambda _: build_model("fpn_resnet18", 3, weights="imagenet"), None)
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and done.stdout == ""
-    assert done.stderr.startswith(
-        "error: cannot fetch https://download.pytorch.org/models/resnet18"
-    )
+    assert done.stderr.startswith("error: cannot fetch https://download.pytorch.org/models/resnet18")
     assert f"put resnet18-f37072fd.pth into {tmp_path / 'hub' / 'checkpoints'}" in done.stderr

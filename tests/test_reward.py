@@ -85,8 +85,6 @@ def test_divergence_and_entropy():
     )[labels != IGNORE]
     assert count == 15 and torch.allclose(total, expected.sum(), atol=1e-5)
     assert divergence(logits, logits, labels)[0].abs() < 1e-6
-    assert torch.allclose(
-        entropy(torch.zeros(1, 4, 2, 2), labels[1:, :2, :2]), torch.tensor(4.0).log()
-    )
+    assert torch.allclose(entropy(torch.zeros(1, 4, 2, 2), labels[1:, :2, :2]), torch.tensor(4.0).log())
     logits[0, :, 0] += torch.randn(4, 3) * 9  # ignored pixels
     assert torch.allclose(divergence(logits, start, labels)[0], total)

@@ -51,9 +51,7 @@ def folder(tmp_path_factory):
     (root / "labels").mkdir()
     groups = {}
     for i in range(24):
-        Image.fromarray(made["image"][i].permute(1, 2, 0).numpy()).save(
-            root / "images" / f"{i}.png"
-        )
+        Image.fromarray(made["image"][i].permute(1, 2, 0).numpy()).save(root / "images" / f"{i}.png")
         Image.fromarray(made["semantic"][i].numpy()).save(root / "labels" / f"{i}.png")
         groups[str(i)] = f"person {i // 2}"
     lapa = synthetic.SCHEMES["lapa"]

@@ -78,9 +78,7 @@ def test_left_and_right(scheme, right, left):
 
 
 def test_order_from_brow_to_neck(many):
-    y = [
-        centre(many["semantic"] == synthetic.FULL.index(k), "y") for k in ("nose", "l_lip", "neck")
-    ]
+    y = [centre(many["semantic"] == synthetic.FULL.index(k), "y") for k in ("nose", "l_lip", "neck")]
     brows = centre((many["semantic"] == 2) | (many["semantic"] == 3), "y")
     for upper, lower in zip([brows, *y], y, strict=False):
         there = ~(upper + lower).isnan()

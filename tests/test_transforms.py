@@ -89,9 +89,7 @@ def test_geometry_is_torchvisions(name, m, sign):
     expected, expected_mask = (
         affine(pixels, name, m, mode) for pixels, mode in ((image, BILINEAR), (mask, NEAREST))
     )
-    inside = (affine(torch.ones_like(image), name, m, BILINEAR)[:, 0] > 1 - 1e-5) & (
-        labels != IGNORE
-    )
+    inside = (affine(torch.ones_like(image), name, m, BILINEAR)[:, 0] > 1 - 1e-5) & (labels != IGNORE)
     assert inside.float().mean() > 0.4
     error = (warped - expected).abs().amax(1)[inside].max()
     assert error < 1e-3 < (image - expected).abs().amax(1)[inside].max(), error
@@ -247,9 +245,7 @@ def batch(n, seed=0):
 
 EVERYTHING = {
     **POLICY,
-    "ops": [
-        op(name, 0.0, 0.5) for name in (*GEOMETRY, *COLOUR, "noise", "erase") if name != "blur"
-    ],
+    "ops": [op(name, 0.0, 0.5) for name in (*GEOMETRY, *COLOUR, "noise", "erase") if name != "blur"],
 }  # without blur, whose convolution may round differently in another batch, and cutmix
 
 

@@ -75,7 +75,8 @@ def validation(predict, data, colors, classes, count=8):
     """
     batch = data[[i * len(data) // count for i in range(count)]]
     preds = predict(batch["image"]).argmax(1).byte().cpu()
-    return comparison(batch["image"].cpu(), batch["semantic"].cpu(), preds, colors, classes)
+    shown = batch["image"].cpu(), batch["semantic"].cpu(), preds
+    return comparison(*shown, colors, classes, scale=max(1, 256 // preds.shape[-1]))
 
 
 def pairs(images, labels, colors, classes, columns=4):

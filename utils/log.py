@@ -67,9 +67,7 @@ def open_run(out, resume, active=True):
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file")
     if not resume and (out / "args.json").is_file():
-        raise UserError(
-            f"--out {out}: holds a run already; --resume goes on with it, or name another"
-        )
+        raise UserError(f"--out {out}: holds a run already; --resume goes on with it, or name another")
     if resume and not (out / "last.pt").is_file():
         raise UserError(f"--resume: {out} holds no last.pt; start without --resume")
     try:
@@ -87,9 +85,7 @@ def git_commit():
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = os.path.dirname(os.path.abspath(__file__))
     try:
-        return (
-            subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
-        )
+        return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         return None
 

@@ -103,9 +103,7 @@ def bootstrap(counts, groups, metric=mean_f1, rounds=1000, seed=0):
         return None
     per_group = torch.zeros(len(names), *counts.shape[1:], dtype=torch.double)
     per_group.index_add_(0, torch.from_numpy(index), counts.double())
-    draws = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), rounds
-    )
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), rounds)
     values = metric(torch.einsum("rg,gij->rij", torch.from_numpy(draws).double(), per_group))
     return [float(np.nanquantile(values, q)) for q in (0.025, 0.975)]
 

@@ -1,4 +1,4 @@
-"""What a predicted mask is worth: one number per image, by the same functions that score a data set."""
+"""What a predicted mask is worth, one number per image, by the functions that score a data set."""
 
 from utils import metrics
 
