@@ -317,8 +317,8 @@ def main(args):
             spent, lr = max(time.time() - since, 1e-9), optimizer.param_groups[0]["lr"]
             rate, wait = len(losses) * world * args.batch_size / spent, waited / spent
             if not math.isfinite(mean_loss):
-                raise UserError(f"the loss is not finite in steps {done - len(losses)} to {step}; "
-                                f"lower --lr {args.lr} or --amp off; {out}/last.pt is from before")  # fmt: skip
+                raise UserError(f"the loss is not finite in steps {done - len(losses)} to {step}; lower --lr "
+                                f"{args.lr} or use --amp off; {out}/last.pt is from before")  # fmt: skip
             log.scalars(step, **{"train/loss": mean_loss, "train/lr": lr, "train/grad_norm": grad_norm,
                                  "time/images_per_sec": rate, "time/data_wait": wait})  # fmt: skip
             bar.set_postfix_str(f"loss {mean_loss:.3f} lr {lr:.1e} {rate:.0f} images/s wait {wait:.0%}")
