@@ -17,9 +17,10 @@ import torch
 
 from datasets import loading, transforms
 from datasets.faces import meaning
-from models import build_model
+from datasets.synthetic import scheme_of
+from models import restore
 from utils import checkpoint, dist, metrics
-from utils.errors import UserError, run
+from utils.errors import UserError, positive, run
 
 
 def get_parser():
@@ -27,11 +28,13 @@ def get_parser():
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     g = p.add_argument_group("data")
     g.add_argument("--data", help="folder of faces or synthetic (default: what --init trained on)")
+    g.add_argument("--part-order", choices=["canonical", "farl"],
+                   help="which part of CelebAMask-HQ is painted last (default: as in training)")  # fmt: skip
     g.add_argument("--split", default="test", help="train, val, test (default) ...")
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
     g = p.add_argument_group("runtime")
-    g.add_argument("--batch-size", type=int, default=16, help="images per process (default 16)")
+    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
     g.add_argument("--amp", choices=["off", "bf16", "fp16"],
                    help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
     g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
@@ -65,16 +68,16 @@ def main(args):
 
     # ---- data ----
     path = args.data or trained["data"]
-    faces = loading.open_data(path, trained["classes"], trained["part_order"], trained["val_fraction"])
+    scheme = scheme_of(classes) if path == "synthetic" else None
+    order = args.part_order or (trained["part_order"] if path == trained["data"] else "canonical")
+    faces = loading.open_data(path, scheme, order, trained["val_fraction"])
     if faces.classes != classes:
         raise UserError(f"{path} has the classes {' '.join(faces.classes)}; "
                         f"{args.init} was trained on {' '.join(classes)}")  # fmt: skip
     data = loading.load(faces, args.split, trained["size"], device=device)
 
     # ---- model ----
-    model = build_model(trained["model"], len(classes))
-    model.load_state_dict(state["model"])
-    model.to(device, memory_format=torch.channels_last).eval()
+    model = restore(state, device)
 
     def predict(images):
         images = transforms.normalise(images.to(device)).to(memory_format=torch.channels_last)
@@ -84,6 +87,8 @@ def main(args):
     # ---- finish ----
     counts = metrics.measure(predict, data, len(classes), args.batch_size, rank, world)
     result = metrics.summary(counts, classes)
+    if result["mean_f1"] is None:
+        raise UserError(f"--split {args.split}: {faces.name} has no labels there to score against")
     result["slices"] = {"yaw": yaw_slices(counts["confusion"], data.yaws)}
     result["ci95"] = {
         "mean_f1": metrics.bootstrap(counts["confusion"], data.groups),

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from datasets import transforms
 from datasets.faces import pictures, read_image
-from models import build_model
+from models import restore
 from utils import checkpoint, dist, draw
 from utils.errors import UserError, run
 
@@ -55,14 +55,17 @@ def main(args):
         raise UserError(f"{out}: holds {there[0]}_mask.png already; --overwrite replaces it")
 
     # ---- model ----
-    model = build_model(state["args"]["model"], len(classes))
-    model.load_state_dict(state["model"])
-    model.to(device, memory_format=torch.channels_last).eval()
+    model = restore(state, device)
 
     # ---- finish ----
     out.mkdir(parents=True, exist_ok=True)
+    faults = []
     for name, path in tqdm(photos.items(), "parsing", disable=None):
-        photo = read_image(path)
+        try:
+            photo = read_image(path)
+        except UserError as error:
+            faults.append(str(error))
+            continue
         pixels = np.asarray(photo.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
         with torch.no_grad():
             images = transforms.normalise(torch.tensor(pixels, device=device)[None])
@@ -71,8 +74,11 @@ def main(args):
         ids = logits[0].argmax(0).byte().cpu().numpy()
         draw.index_mask(ids, colors).save(out / f"{name}_mask.png")
         draw.write(out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes))
-    print(f"{len(photos)} photos parsed with {args.init}: {out}/*_overlay.png, {out}/*_mask.png "
-          f"(ids 0 to {len(classes) - 1}: {' '.join(classes)})")  # fmt: skip
+    print(f"{len(photos) - len(faults)} photos parsed with {args.init}: {out}/*_overlay.png, "
+          f"{out}/*_mask.png (ids 0 to {len(classes) - 1}: {' '.join(classes)})")  # fmt: skip
+
+    if faults:
+        raise UserError(f"{len(faults)} of {len(photos)} photos left out: {'; '.join(faults[:5])}")
 
 
 if __name__ == "__main__":

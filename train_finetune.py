@@ -23,7 +23,7 @@ from datasets import loading, transforms
 from datasets.faces import IGNORE, meaning
 from models import build_model, carry_over, freeze, keep_frozen_eval
 from utils import checkpoint, dist, draw, metrics
-from utils.errors import UserError, run
+from utils.errors import UserError, positive, run
 from utils.log import RunLog, open_run
 
 WARMUP = 0.05  # share of the steps
@@ -48,9 +48,9 @@ def get_parser():
     g.add_argument("--val-fraction", type=float,
                    help="share of the people held out where the data has no validation split; "
                         "0: nobody, and best.pt is last.pt (default 0.15)")  # fmt: skip
-    g.add_argument("--size", type=int, help="side that photos are stretched to, pixels "
+    g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels "
                    "(default 128, or 96 for synthetic faces)")  # fmt: skip
-    g.add_argument("--limit", type=int, help="labelled training images, spread over people and yaw, "
+    g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
     g.add_argument("--augment", help="none, flip (default on synthetic faces), randaugment, "
                    "trivial (default on photos), or a policy.json")  # fmt: skip
@@ -69,9 +69,9 @@ def get_parser():
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT",
                    help=f"weighted sum of {', '.join(LOSSES)} (default ce=1, or ce=1 dice=1 on "
                         "synthetic faces)")  # fmt: skip
-    g.add_argument("--steps", type=int,
+    g.add_argument("--steps", type=positive,
                    help="optimiser steps (default 1000, or 800 on synthetic faces)")  # fmt: skip
-    g.add_argument("--batch-size", type=int, default=16, help="images per process (default 16)")
+    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
     g.add_argument("--lr", type=float, default=3e-3, help="peak rate of AdamW (default 3e-3)")
     g.add_argument("--ema", type=float, default=0.0, metavar="DECAY",
                    help="evaluate and keep an average of the weights, say 0.99 (default 0, off)")  # fmt: skip
@@ -86,7 +86,7 @@ def get_parser():
     g = p.add_argument_group("output")
     g.add_argument("--out", default="runs/finetune", help="run folder (default runs/finetune)")
     g.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    g.add_argument("--eval-every", type=int, default=100, metavar="STEPS",
+    g.add_argument("--eval-every", type=positive, default=100, metavar="STEPS",
                    help="steps between validations and checkpoints (default 100)")  # fmt: skip
     return p
 
@@ -178,24 +178,24 @@ def lr_at(step, steps, peak):
 
 def main(args):
     # ---- setup ----
-    rank, world, device = dist.init(args.device)
-    out = open_run(args.out, args.resume, rank == 0)
+    out = open_run(args.out, args.resume)
     last = checkpoint.load(out / "last.pt", "train_finetune.py") if args.resume else None
     if last:
-        args = checkpoint.resume_flags(args, get_parser(), last["args"])
-    init = checkpoint.load(args.init) if args.init else None
+        args = checkpoint.resume_flags(get_parser(), last["args"])
+    init = checkpoint.load(args.init) if args.init and not last else None
+    rank, world, device = dist.init(args.device)
     args = checkpoint.inherit(args, init, **INHERITED)
-    recipe = ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS
-    args = checkpoint.inherit(args, None, **recipe)
-    amp = args.amp or ("bf16" if device.type == "cuda" else "off")
-    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    args = checkpoint.inherit(args, None, **(ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS),
+                              device=device.type, amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
+    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     weights, policy = parse_losses(args.loss), transforms.load_policy(args.augment)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
 
     # ---- data ----
     faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction)
-    train = loading.load(faces, "train", args.size, args.seed, args.limit, device)
+    made_on = "cpu" if args.workers else device  # where synthetic faces are rendered
+    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on)
     val = loading.load(faces, "val", args.size, device=device) if args.val_fraction else None
     num_classes, means = len(faces.classes), meaning(faces)
     first = last["step"] if last else 0
@@ -203,21 +203,22 @@ def main(args):
         raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
     order = loading.Order(len(train), args.batch_size, args.seed, first, args.steps, rank, world,
                           args.synthetic)  # fmt: skip
-    source = loading.mix(train, args.synthetic, faces.classes, args.size, args.seed, device)
+    source = loading.mix(train, args.synthetic, faces.classes, args.size, args.seed, made_on)
     loader = DataLoader(source, sampler=order, batch_size=None, num_workers=args.workers,
-                        pin_memory=device.type == "cuda", worker_init_fn=dist.ignore_signals)  # fmt: skip
+                        pin_memory=args.workers > 0 and device.type == "cuda",
+                        worker_init_fn=dist.ignore_signals)  # fmt: skip
 
     # ---- model ----
-    model = build_model(args.model, num_classes, args.weights)
+    model = build_model(args.model, num_classes, "none" if last else args.weights)
     fresh = []
     if init:
         if init["args"]["model"] != args.model:
             raise UserError(f"--model {args.model}: {args.init} holds a {init['args']['model']}")
         fresh = carry_over(model, args.model, init["model"], init["data"]["classes"], faces.classes)
     model.to(device, memory_format=torch.channels_last)
-    frozen = freeze(model, args.freeze)
     if device.type == "cuda" and world > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    frozen = freeze(model, args.freeze)  # after the conversion, which replaces modules
     average = copy.deepcopy(model).requires_grad_(False) if args.ema else None
 
     # ---- optimizer ----
@@ -226,7 +227,7 @@ def main(args):
                "scale": args.backbone_lr_scale if b else 1.0} for b in (False, True)]  # fmt: skip
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
     # ---- resume ----
     best = {"step": 0, "mean_f1": -1.0}
@@ -245,14 +246,14 @@ def main(args):
         print(f"{faces.name} ({args.data}): {len(train)} train{made}, {len(val) if val else 0} val, "
               f"{num_classes} classes: {' '.join(faces.classes)}", *faces.notes, sep="\n  ")  # fmt: skip
         print(f"{args.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on "
-              f"{device}, {amp} precision; steps {first} to {args.steps} of {world} x "
+              f"{device}, {args.amp} precision; steps {first} to {args.steps} of {world} x "
               f"{args.batch_size} images at {args.size} x {args.size}")  # fmt: skip
         if fresh:
             print(f"--init {args.init}: begun anew, not in its class list: {', '.join(fresh)}")
 
     def predict(images, net=average or model):
         images = transforms.normalise(images.to(device)).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
+        with torch.autocast(device.type, amp_dtype, enabled=args.amp != "off"):
             return net(images)["semantic"].float()
 
     def save(step):
@@ -260,11 +261,10 @@ def main(args):
                      data={"path": args.data, **means},
                      model=model.state_dict(), ema=average.state_dict() if average else None,
                      optimizer=optimizer.state_dict(), scaler=scaler.state_dict())  # fmt: skip
+        if best["step"] == step or not val:  # before last.pt, which vouches for it
+            kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema")}
+            checkpoint.save(out / "best.pt", **kept | {"model": (average or model).state_dict()})
         checkpoint.save(out / "last.pt", **state)
-        if best["step"] == step or not val:
-            for key in ("optimizer", "scaler", "ema"):
-                del state[key]
-            checkpoint.save(out / "best.pt", **state | {"model": (average or model).state_dict()})
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="fine-tune", disable=rank > 0 or None)
@@ -272,10 +272,12 @@ def main(args):
     for step in range(first, args.steps):
         net.train()
         keep_frozen_eval(frozen)
-        asked = time.time()
+        torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # dropout, where a model has it
+        began = time.time()
         batch = next(batches)
-        waited += time.time() - asked
-        images, labels = batch["image"].to(device), batch["semantic"].to(device)
+        waited += time.time() - began
+        images = batch["image"].to(device, non_blocking=True)
+        labels = batch["semantic"].to(device, non_blocking=True)
         where = loading.positions(step, args.batch_size, rank, world)
         drawn = policy, args.seed, where, faces.flip_pairs
         images, labels = transforms.augment(images, labels, *drawn)
@@ -288,7 +290,7 @@ def main(args):
         labels = labels.long()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr) * group["scale"]
-        with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
+        with torch.autocast(device.type, amp_dtype, enabled=args.amp != "off"):
             logits = net(images)["semantic"]  # (B, K, H, W)
         loss = 0.0
         for name, weight in weights.items():
@@ -302,23 +304,24 @@ def main(args):
         scaler.step(optimizer)
         scaler.update()
         if average:
+            averages = average.state_dict()
             for key, value in model.state_dict().items():
-                kept = average.state_dict()[key]
+                kept = averages[key]
                 kept.lerp_(value, 1 - args.ema) if kept.is_floating_point() else kept.copy_(value)
         losses.append(loss.detach())
         bar.update()
 
         done = step + 1
         evaluates = done % args.eval_every == 0 or done == args.steps
-        looks = done % LOG_EVERY == 0 or evaluates
-        asked = stop.asked(device) if world == 1 or looks else 0
-        if looks or asked:
+        looks = done % LOG_EVERY == 0 or evaluates or (world == 1 and stop.signal)
+        asked = stop.asked(device) if looks else 0
+        if looks:
             mean_loss = dist.total(torch.stack(losses).mean()).item() / world
             spent, lr = max(time.time() - since, 1e-9), optimizer.param_groups[0]["lr"]
             rate, wait = len(losses) * world * args.batch_size / spent, waited / spent
-            if not math.isfinite(mean_loss):
-                raise UserError(f"the loss is not finite in steps {done - len(losses)} to {step}; lower --lr "
-                                f"{args.lr} or use --amp off; {out}/last.pt is from before")  # fmt: skip
+            if not math.isfinite(mean_loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
+                raise UserError(f"no finite loss in steps {done - len(losses)} to {step}; "
+                                f"nothing was saved since; lower --lr {args.lr}, or --amp off")  # fmt: skip
             log.scalars(step, **{"train/loss": mean_loss, "train/lr": lr, "train/grad_norm": grad_norm,
                                  "time/images_per_sec": rate, "time/data_wait": wait})  # fmt: skip
             bar.set_postfix_str(f"loss {mean_loss:.3f} lr {lr:.1e} {rate:.0f} images/s wait {wait:.0%}")
@@ -347,8 +350,9 @@ def main(args):
     bar.close()
     log.close()
     dist.finish()
-    if asked:
+    if asked and rank == 0:
         print(f"stopped by signal {asked} after step {done}; --out {out} --resume goes on")
+    if asked:
         return 128 + asked
     if rank == 0:
         if val:

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from datasets import loading, transforms
 from datasets.faces import IGNORE, meaning
-from models import build_model
+from models import restore
 from utils import checkpoint, dist, draw, metrics, rng
-from utils.errors import UserError, run
+from utils.errors import UserError, positive, run
 from utils.log import RunLog, open_run
 from utils.rewards import REWARDS, reward
 
@@ -49,8 +49,8 @@ def get_parser():
     g.add_argument("--val-fraction", type=float,
                    help="share of the people held out where the data has no validation split "
                         "(default 0.15)")  # fmt: skip
-    g.add_argument("--size", type=int, help="side that photos are stretched to, pixels (default 128)")
-    g.add_argument("--limit", type=int, help="labelled training images, spread over people and yaw, "
+    g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels (default 128)")
+    g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
     g.add_argument("--augment", default="flip",
                    help="none, flip (default), randaugment, trivial, or a policy.json")  # fmt: skip
@@ -64,8 +64,8 @@ def get_parser():
     g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT",
                    help="of cross-entropy with the labels, nats per pixel (default 0)")  # fmt: skip
     g = p.add_argument_group("optimisation")
-    g.add_argument("--steps", type=int, default=200, help="optimiser steps (default 200)")
-    g.add_argument("--batch-size", type=int, default=16, help="images per process (default 16)")
+    g.add_argument("--steps", type=positive, default=200, help="optimiser steps (default 200)")
+    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
     g.add_argument("--lr", type=float, default=1e-5, help="peak rate of AdamW (default 1e-5)")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm (default 1)")
     g = p.add_argument_group("runtime")
@@ -78,7 +78,7 @@ def get_parser():
     g = p.add_argument_group("output")
     g.add_argument("--out", default="runs/reward", help="run folder (default runs/reward)")
     g.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    g.add_argument("--eval-every", type=int, default=50, metavar="STEPS",
+    g.add_argument("--eval-every", type=positive, default=50, metavar="STEPS",
                    help="steps between validations and checkpoints (default 50)")  # fmt: skip
     return p
 
@@ -131,16 +131,17 @@ def lr_at(step, steps, peak):
 
 def main(args):
     # ---- setup ----
-    rank, world, device = dist.init(args.device)
-    out = open_run(args.out, args.resume, rank == 0)
+    out = open_run(args.out, args.resume)
     last = checkpoint.load(out / "last.pt", "train_reward.py") if args.resume else None
     if last:
-        args = checkpoint.resume_flags(args, get_parser(), last["args"])
+        args = checkpoint.resume_flags(get_parser(), last["args"])
     init = checkpoint.load(args.init)
+    rank, world, device = dist.init(args.device)
     args = checkpoint.inherit(args, init, **INHERITED)
-    args.model = init["args"]["model"]
-    amp = args.amp or ("bf16" if device.type == "cuda" else "off")
-    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    args = checkpoint.inherit(args, None, device=device.type,
+                              amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
+    args.model = init["args"]["model"]  # so that this run's checkpoints say what they hold
+    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     policy = transforms.load_policy(args.augment)
     stop = dist.Stop()
 
@@ -149,7 +150,8 @@ def main(args):
     if faces.classes != init["data"]["classes"]:
         raise UserError(f"{args.data} has the classes {' '.join(faces.classes)}; {args.init} was "
                         f"trained on {' '.join(init['data']['classes'])}")  # fmt: skip
-    train = loading.load(faces, "train", args.size, args.seed, args.limit, device)
+    made_on = "cpu" if args.workers else device  # where synthetic faces are rendered
+    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on)
     val = loading.load(faces, "val", args.size, device=device)
     num_classes, means = len(faces.classes), meaning(faces)
     first = last["step"] if last else 0
@@ -157,22 +159,18 @@ def main(args):
         raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
     order = loading.Order(len(train), args.batch_size, args.seed, first, args.steps, rank, world)
     loader = DataLoader(train, sampler=order, batch_size=None, num_workers=args.workers,
-                        pin_memory=device.type == "cuda", worker_init_fn=dist.ignore_signals)  # fmt: skip
+                        pin_memory=args.workers > 0 and device.type == "cuda",
+                        worker_init_fn=dist.ignore_signals)  # fmt: skip
 
     # ---- model ----
-    def build(weights):
-        model = build_model(args.model, num_classes)
-        model.load_state_dict(weights)
-        # eval for good: frozen BatchNorm and no dropout, so that masks are drawn from the very
-        # distribution whose log-probability is weighed
-        return model.to(device, memory_format=torch.channels_last).eval()
-
-    start = build(init["model"]).requires_grad_(False)
-    model = build(last["model"] if last else init["model"])
+    # `restore` gives eval mode, and it stays: frozen BatchNorm and no dropout, so that masks are
+    # drawn from the very distribution whose log-probability is weighed
+    start = restore(init, device).requires_grad_(False)
+    model = restore(last or init, device)
 
     # ---- optimizer ----
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
     # ---- resume ----
     if last:
@@ -184,15 +182,14 @@ def main(args):
 
     def forward(images, net=model):
         images = transforms.normalise(images.to(device)).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
+        with torch.autocast(device.type, amp_dtype, enabled=args.amp != "off"):
             return net(images)["semantic"].float()
 
     def draw_mask(images):
-        """Logits plus Gumbel noise: their argmax is a draw from the policy, the same at each step."""
-        lanes = num_classes * images[0, 0].numel()
-        u = rng.uniform(args.seed, torch.arange(len(images), device=device), lanes, stream=11)
-        logits = forward(images)
-        return logits - torch.log(-torch.log(u.view_as(logits).clamp(1e-7, 1 - 1e-7)))
+        """(B, K, H, W): a mask from the policy, one-hot; the same one for an image at each step."""
+        logits, key = forward(images), images.to(device).flatten(1).long().sum(1)
+        u = rng.uniform(args.seed, key, logits[0, 0].numel(), stream=11).view_as(logits[:, 0])
+        return F.one_hot(sample(logits, u), num_classes).movedim(-1, 1).float()
 
     def evaluate():
         counts = metrics.measure(forward, val, num_classes, args.batch_size, rank, world)
@@ -204,10 +201,10 @@ def main(args):
         state = dict(script="train_reward.py", args=vars(args), step=step, best=best, before=before,
                      data={"path": args.data, **means}, model=model.state_dict(),
                      optimizer=optimizer.state_dict(), scaler=scaler.state_dict())  # fmt: skip
+        if best["step"] == step:  # before last.pt, which vouches for it
+            kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler")}
+            checkpoint.save(out / "best.pt", **kept)
         checkpoint.save(out / "last.pt", **state)
-        if best["step"] == step:
-            del state["optimizer"], state["scaler"]
-            checkpoint.save(out / "best.pt", **state)
 
     before = last["before"] if last else evaluate()
     best = last["best"] if last else {"step": 0, "mean_f1": before["mean_f1"]}
@@ -218,7 +215,7 @@ def main(args):
             *faces.notes,
             sep="\n  ",
         )
-        print(f"{args.model} from {args.init} on {device}, {amp} precision; steps {first} to "
+        print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to "
               f"{args.steps} of {world} x {args.batch_size} images at {args.size} x {args.size}; "
               f"reward {args.reward}")  # fmt: skip
         print(f"start: greedy val mean F1 {before['mean_f1']:.4f}")
@@ -230,7 +227,8 @@ def main(args):
     batches, since, done, asked, collapsed = iter(loader), time.time(), first, 0, False
     for step in range(first, args.steps):
         batch = next(batches)
-        images, labels = batch["image"].to(device), batch["semantic"].to(device)
+        images = batch["image"].to(device, non_blocking=True)
+        labels = batch["semantic"].to(device, non_blocking=True)
         where = loading.positions(step, args.batch_size, rank, world)
         drawn_from = policy, args.seed, where, faces.flip_pairs
         images, labels = transforms.augment(images, labels, *drawn_from)
@@ -245,18 +243,20 @@ def main(args):
             r_drawn = reward(args.reward, drawn, labels, num_classes).float()
             r_other = reward(args.reward, other, labels, num_classes).float()
         loss = reinforce(logits, drawn, r_drawn - r_other, labels).mean()
-        looks = (step + 1) % LOG_EVERY == 0
+        done = step + 1
+        evaluates = done % args.eval_every == 0 or done == args.steps
+        looks = done % LOG_EVERY == 0 or evaluates or (world == 1 and stop.signal)
+        # DDP averages gradients over processes: undo that, and divide by the count of all
         if args.kl or looks:
-            with torch.no_grad():
-                start_logits = forward(images, start)
-            kl_sum, count = divergence(logits, start_logits, labels)
-            # DDP averages gradients over processes: undo that, and divide by the count of all
-            kl = world * kl_sum / dist.total(count).clamp_min(1)
-            loss = loss + args.kl * kl
+            with torch.set_grad_enabled(bool(args.kl)):
+                total, count = divergence(logits, forward(images, start), labels)
+                kl = world * total / dist.total(count).clamp_min(1)
+            loss = loss + args.kl * kl if args.kl else loss
         if args.ce_weight or looks:
-            ce_sum = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-            ce = world * ce_sum / dist.total((labels != IGNORE).sum()).clamp_min(1)
-            loss = loss + args.ce_weight * ce
+            with torch.set_grad_enabled(bool(args.ce_weight)):
+                total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+                ce = world * total / dist.total((labels != IGNORE).sum()).clamp_min(1)
+            loss = loss + args.ce_weight * ce if args.ce_weight else loss
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)  # so that the norm is in real units
@@ -265,9 +265,7 @@ def main(args):
         scaler.update()
         bar.update()
 
-        done = step + 1
-        evaluates = done % args.eval_every == 0 or done == args.steps
-        asked = stop.asked(device) if world == 1 or looks or evaluates else 0
+        asked = stop.asked(device) if looks else 0
         if looks:
             with torch.no_grad():
                 greedy = reward(args.reward, logits.argmax(1), labels, num_classes)
@@ -276,9 +274,9 @@ def main(args):
                     greedy.std(), entropy(logits, labels), kl, ce, loss.detach()
                 ]).double()).tolist()  # fmt: skip
             sampled, variance, mean, std, nats, kl_now, ce_now, total = (v / world for v in values)
-            if not math.isfinite(total):
-                raise UserError(f"the loss is not finite at step {step}; lower --lr {args.lr} or use "
-                                f"--amp off; {out}/last.pt is from before")  # fmt: skip
+            if not math.isfinite(total) or (args.amp != "fp16" and not grad_norm.isfinite()):
+                raise UserError(f"the loss is not finite at step {step}; nothing was saved since the last "
+                                f"checkpoint; lower --lr {args.lr} or use --amp off")  # fmt: skip
             log.scalars(step, **{
                 "reward/mean": sampled, "reward/std": variance**0.5, "reward/greedy": mean,
                 "reward/greedy_std": std, "entropy": nats, "kl": kl_now,
@@ -312,8 +310,9 @@ def main(args):
     bar.close()
     log.close()
     dist.finish()
-    if asked:
+    if asked and rank == 0:
         print(f"stopped by signal {asked} after step {done}; --out {out} --resume goes on")
+    if asked:
         return 128 + asked
     if rank == 0:
         print(f"{'validation':<16}{'before':>8}{'after':>8}")

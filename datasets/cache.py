@@ -45,10 +45,13 @@ def build(faces, samples, size):
     path = ROOT / f"{faces.name}_{size}_{key}.npy"
     if path.is_file():
         return path
-    ROOT.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shape = (len(samples), 4, size, size)
-    memory = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    try:
+        ROOT.mkdir(parents=True, exist_ok=True)
+        memory = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    except OSError as error:
+        raise UserError(f"{ROOT}: no cache can be written ({error}); XDG_CACHE_HOME moves it") from None
     faults = []
     try:
         for row, sample in zip(memory, tqdm(samples, "reading faces", disable=None), strict=True):

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from utils.errors import UserError
 
 IGNORE = 255  # the label of a pixel that never counts, in every data set here
-MAX_PIXELS = 40_000_000  # a larger picture is refused before it is decoded (decompression bombs)
+MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded (decompression bombs)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a picture
 
 

@@ -19,8 +19,9 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15):
         found = synthetic.SCHEMES[scheme]
         return Faces("synthetic", found.classes, found.colors, found.flip_pairs, {}, None)
     faces = open_faces(path, part_order)
-    if "val" not in faces.splits and val_fraction > 0:
-        train, val = split_by_group(faces.splits["train"], val_fraction)
+    train = faces.splits.get("train", [])
+    if "val" not in faces.splits and val_fraction > 0 and len({s.group for s in train}) > 1:
+        train, val = split_by_group(train, val_fraction)
         people = sorted({s.group for s in val})
         faces.notes.append(
             f"no validation split: {len(val)} images of {len(people)} people are held out "
@@ -46,7 +47,8 @@ def load(faces, split, size, seed=0, count=None, device="cpu"):
     samples = faces.splits.get(split, [])
     if not samples:
         have = ", ".join(f"{k} ({len(v)})" for k, v in faces.splits.items())
-        raise UserError(f"{faces.name} has no split {split}; it has {have}")
+        hint = "; --val-fraction 0.15 holds people out, where there are two" if split == "val" else ""
+        raise UserError(f"{faces.name} has no split {split}; it has {have}{hint}")
     return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)
 
 
@@ -70,6 +72,8 @@ def mix(real, share, classes, size, seed, device):
     """What a loader reads: `real`, or with share > 0 `Mixed` with synthetic faces."""
     if not share:
         return real
+    if isinstance(real, synthetic.SyntheticFaces):
+        raise UserError(f"--synthetic {share}: --data synthetic is all synthetic already")
     if not 0 < share <= 1:
         raise UserError(f"--synthetic {share}: need a share from 0 to 1")
     scheme = synthetic.scheme_of(classes)
@@ -99,7 +103,7 @@ class Order(torch.utils.data.Sampler):
 
     The whole batch of one step is `world` times `batch_size` images; every epoch goes through all n
     images in a new order, and a batch may span two epochs, so that n may be smaller than a batch.
-    share: that part of each batch is index n, n + 1, ..., each used once (synthetic faces).
+    share: that part of the images, evenly spread, is n, n + 1, ..., each once (synthetic faces).
     """
 
     def __init__(self, n, batch_size, seed, first, last, rank=0, world=1, share=0.0):
@@ -110,23 +114,20 @@ class Order(torch.utils.data.Sampler):
         return len(self.steps)
 
     def __iter__(self):
-        whole = self.world * self.batch_size
-        made = [int((j + 1) * self.share + 1e-9) > int(j * self.share + 1e-9) for j in range(whole)]
-        real_per_step, orders = whole - sum(made), {}
+        whole, orders = self.world * self.batch_size, {}
         for step in self.steps:
-            indices, position = [], step * real_per_step
-            for j in range(whole):
-                if made[j]:
-                    indices.append(self.n + step * whole + j)
+            first, indices = step * whole + self.rank * self.batch_size, []
+            for position in range(first, first + self.batch_size):
+                made = int(position * self.share + 1e-9)  # synthetic faces before this position
+                if int((position + 1) * self.share + 1e-9) > made:
+                    indices.append(self.n + made)
                     continue
-                epoch = position // self.n
+                epoch, row = divmod(position - made, self.n)
                 if epoch not in orders:
                     orders = {k: v for k, v in orders.items() if k == epoch - 1}
                     orders[epoch] = rng.order(self.seed, epoch, self.n).tolist()
-                indices.append(orders[epoch][position % self.n])
-                position += 1
-            start = self.rank * self.batch_size
-            yield indices[start : start + self.batch_size]
+                indices.append(orders[epoch][row])
+            yield indices
 
 
 def positions(step, batch_size, rank=0, world=1):

@@ -10,7 +10,7 @@ A policy is plain data, so a baseline, a search result and a `policy.json` are t
      "ops": [{"name": "rotate", "m_neg": 135.0, "m_pos": 135.0, "weight": 1.0}, ...]}
 
 Geometry is composed into one resampling; colour follows in the order drawn. What is drawn is a pure
-function of (seed, position), except CutMix's partner, the previous image of the same batch.
+function of (seed, position), except CutMix's partner, the previous image of the process's batch.
 """
 
 import json
@@ -178,6 +178,7 @@ def _cutmix(images, labels, m, u, donors):
 
 
 REGULARISERS = {"erase": _erase, "cutmix": _cutmix}
+OPERATIONS = sorted({*GEOMETRY, *COLOUR, *REGULARISERS, "noise"})
 
 # ---- policies
 
@@ -222,15 +223,19 @@ def load_policy(name):
         return POLICIES[name]
     try:
         with open(name) as file:
-            policy = {**FLIP, **json.load(file)}
+            policy = {**FLIP, "num_ops": 1, **json.load(file)}
+        ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in policy["ops"]]
+        unknown = [op["name"] for op in ops if op["name"] not in OPERATIONS or "m_pos" not in op]
     except OSError:
         raise UserError(f"--augment {name}: no such file, nor one of {', '.join(POLICIES)}") from None
-    except ValueError as error:
-        raise UserError(f"--augment {name}: not JSON ({error})") from None
-    known = {*GEOMETRY, *COLOUR, *REGULARISERS, "noise"}
-    if unknown := [op["name"] for op in policy["ops"] if op["name"] not in known]:
-        raise UserError(f"--augment {name}: unknown operations {unknown}; known: {sorted(known)}")
-    return policy
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--augment {name}: not JSON of a policy ({error}); see transforms.py") from None
+    if unknown:
+        raise UserError(
+            f"--augment {name}: operations {unknown} are unknown or without m_pos; "
+            f"known: {', '.join(OPERATIONS)}"
+        )
+    return {**policy, "ops": ops}
 
 
 def draw(policy, seed, positions):

@@ -58,6 +58,13 @@ def build_model(name, num_classes, weights="none"):
     return model
 
 
+def restore(state, device):
+    """The model of a checkpoint (a dict with `args`, `data` and `model`) on a device, in eval mode."""
+    model = build_model(state["args"]["model"], len(state["data"]["classes"]))
+    model.load_state_dict(state["model"])
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
 def torchvision_weights(name):
     """torchvision's best state dict for its model `name`: from its cache folder, else fetched."""
     entry = torchvision.models.get_model_weights(name).DEFAULT

@@ -187,12 +187,17 @@ def test_resume_flags():
     saved = {"lr": 0.3, "batch_size": 8, "data": "faces", "out": "runs/a", "device": "cuda"}
 
     def resume(line):
-        return vars(checkpoint.resume_flags(parser.parse_args(line.split()), parser, saved))
+        return vars(checkpoint.resume_flags(parser, saved, line.split()))
 
     free = {"out": "runs/b", "device": "cpu"}
     assert resume("--out runs/b --device cpu") == saved | free
     assert resume("--lr 0.3 --data faces --out runs/b --device cpu") == saved | free
-    for line, flag in (("--lr 0.2", "--lr"), ("--batch-size 4", "--batch-size"), ("--data x", "x")):
+    for line, flag in (
+        ("--lr 0.2", "--lr"),
+        ("--batch-size 4", "--batch-size"),
+        ("--data x", "x"),
+        ("--lr 0.1", "--lr"),
+    ):
         with pytest.raises(UserError, match=flag) as caught:
             resume(line)
         assert "--resume" in str(caught.value)

@@ -1,5 +1,6 @@
 """Checkpoints: plain data, written whole or not at all, checked before they are trusted."""
 
+import argparse
 import copy
 import os
 import pathlib
@@ -73,17 +74,16 @@ def inherit(args, init, **defaults):
     return filled
 
 
-def resume_flags(args, parser, saved, free=("resume", "out", "device", "workers")):
-    """The flags of the run that goes on: those it began with, except `free` ones. A flag given now
-    that says otherwise is refused."""
-    resumed = copy.copy(args)
-    for key, value in vars(args).items():
-        if key in free:
-            continue
-        if value != parser.get_default(key) and value != saved[key]:
+def resume_flags(parser, saved, argv=None, free=("resume", "out", "device", "workers")):
+    """The flags of the run that goes on: those it began with. A flag on the command line that says
+    otherwise is refused, except `free` ones, which hold."""
+    absent = object()  # tells a flag that was not written from one written with its default
+    parser.set_defaults(**dict.fromkeys(saved, absent))
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not absent}
+    for key, value in given.items():
+        if key not in free and value != saved[key]:
             raise UserError(
-                f"--{key.replace('_', '-')} {value}: the run in {args.out} began with {saved[key]} "
+                f"--{key.replace('_', '-')} {value}: the run in {saved['out']} began with {saved[key]} "
                 "and --resume goes on unchanged; a new stage needs --init and another --out"
             )
-        setattr(resumed, key, saved[key])
-    return resumed
+    return argparse.Namespace(**{**saved, **given})

@@ -16,12 +16,14 @@ def init(device=None):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible; --device cpu runs the same script")
+    if device != "cpu" and not device.startswith("cuda"):
+        raise UserError(f"--device {device}: give cpu or cuda")
     if "RANK" not in os.environ:
         return 0, 1, torch.device(device)
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    torch_dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    torch_dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
     return torch_dist.get_rank(), torch_dist.get_world_size(), torch.device(device)
 
 
@@ -42,11 +44,6 @@ def gather_rows(tensor, n):
     whole[rank::world] = tensor
     torch_dist.all_reduce(whole)
     return whole
-
-
-def barrier():
-    if torch_dist.is_initialized():
-        torch_dist.barrier()
 
 
 def finish():

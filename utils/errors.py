@@ -1,10 +1,18 @@
 """A user's mistake: one line that says what is wrong, where, and what to do; exit status 2."""
 
+import argparse
 import sys
 
 
 class UserError(Exception):
     """Something only the user can mend: a path, a flag, a file. Its text is all that they see."""
+
+
+def positive(text):
+    """For argparse's `type`: a whole number above zero."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
 
 
 def run(main, args):

@@ -52,29 +52,25 @@ class RunLog:
         if self.active:
             self.board.add_image(name, array, step, dataformats="HWC")
 
-    def text(self, name, text):
-        if self.active:
-            self.board.add_text(name, text)
-
     def close(self):
         if self.active:
             self.board.close()
 
 
-def open_run(out, resume, active=True):
-    """The run folder as a path. A folder that holds a run is refused without `resume`."""
+def open_run(out, resume):
+    """The run folder as a path. A folder that holds a run is refused without `resume`. To be called
+    before the processes of a run have met, since it removes what a killed one left half-written."""
     out = pathlib.Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file")
-    if not resume and (out / "args.json").is_file():
+    if not resume and (out / "last.pt").is_file():
         raise UserError(f"--out {out}: holds a run already; --resume goes on with it, or name another")
     if resume and not (out / "last.pt").is_file():
         raise UserError(f"--resume: {out} holds no last.pt; start without --resume")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if active:
-            for stray in out.glob("*.tmp"):
-                stray.unlink()
+        for stray in out.glob("*.tmp"):
+            stray.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
     return out
