@@ -17,8 +17,8 @@ from utils.errors import UserError
 torch.set_num_threads(1)  # on a busy machine, threads over tiny tensors wait for one another
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {  # with 19 classes
-    "unet": 1_039_308,
-    "unet_gn": 1_039_308,
+    "unet": 1_549_492,
+    "unet_gn": 1_549_492,
     "fpn_resnet18": 12_040_403,
     "fpn_resnet50": 24_740_563,
     "fpn_mobilenet_v3_large": 3_858_371,
