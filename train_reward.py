@@ -33,23 +33,21 @@ WARMUP = 0.05  # share of the steps
 COLLAPSE = 0.02  # a fall of greedy validation F1 below the start that ends the run
 COLLAPSED = 3  # exit status then
 LOG_EVERY = 10  # steps between two looks at the figures
-INHERITED = dict(data="synthetic", classes="full", part_order="canonical", val_fraction=0.15,
-                 size=128)  # fmt: skip
+INHERITED = dict.fromkeys(["data", "classes", "part_order", "val_fraction", "size"])  # from --init
 
 
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     g = p.add_argument_group("data (the checkpoint's where a flag is not given)")
-    g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic (default)")
+    g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
     g.add_argument("--classes", choices=["full", "fasseg", "celebamask", "lapa"],
-                   help="class list of --data synthetic (default full)")  # fmt: skip
+                   help="class list of --data synthetic")  # fmt: skip
     g.add_argument("--part-order", choices=["canonical", "farl"],
-                   help="which part of CelebAMask-HQ is painted last (default canonical)")  # fmt: skip
+                   help="which part of CelebAMask-HQ is painted last")  # fmt: skip
     g.add_argument("--val-fraction", type=float,
-                   help="share of the people held out where the data has no validation split "
-                        "(default 0.15)")  # fmt: skip
-    g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels (default 128)")
+                   help="share of the people held out where the data has no validation split")  # fmt: skip
+    g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
     g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
     g.add_argument("--augment", default="flip",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# FASSEG V3, 156 labels of six people (the seventh validates), persons 08 to 11 test. About six minutes a
-# seed on two CPU cores. The baseline: AUGMENT=flip bash recipes/fasseg_v3.sh FOLDER/V3
+# FASSEG V3, 156 labels of six people (the seventh validates), persons 08 to 11 test. About four minutes a
+# seed on two idle CPU cores. The baseline: AUGMENT=flip bash recipes/fasseg_v3.sh FOLDER/V3
 set -euo pipefail
 data=${1:?usage: bash recipes/fasseg_v3.sh FOLDER/V3} augment=${AUGMENT:-trivial}
 for seed in 0 1 2; do
