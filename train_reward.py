@@ -1,14 +1,16 @@
-"""Reward-tune a face parser: raise the score of the masks it draws, by REINFORCE.
+"""Reward-tune a face parser on labelled faces: raise the score of the masks it draws.
 
 Run:    python train_reward.py --init runs/finetune/best.pt --out runs/reward
+        python train_reward.py --init runs/finetune/best.pt --reward f1=1 boundary_f1=0.5 --ce-weight 1
 Needs:  a checkpoint of train_finetune.py (or of this script), and labelled faces to score against
-Writes: best.pt (by greedy validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events
+Writes: best.pt (by greedy validation reward), last.pt, args.json, metrics.jsonl, TensorBoard events
         and val.png into --out
 Expect: README.md, "Results"                   -> evaluate.py --init runs/reward/best.pt
 
-Algorithm 2 of Pinto et al., "Tuning computer vision models with task rewards", 2023 (2302.08242), on
-masks: one forward pass gives each pixel's class probabilities; two masks are drawn from them; the
-reward of the first minus that of the second weighs the log-probability of the first.
+Pinto et al., "Tuning computer vision models with task rewards", 2023 (2302.08242), on masks: one
+forward pass gives each pixel's class probabilities, masks are drawn from them and scored, and an
+estimator says how much likelier each pixel's classes should become. Where labels are missing and a
+score is all there is: train_scores.py.
 """
 
 import argparse
@@ -27,10 +29,11 @@ from models import restore
 from utils import checkpoint, dist, draw, metrics, rng
 from utils.errors import UserError, positive, run
 from utils.log import RunLog, open_run
-from utils.rewards import REWARDS, reward
+from utils.policy import agreement, credit, divergence, entropy, policy_loss, sample
+from utils.rewards import REWARDS, Reward, build
 
 WARMUP = 0.05  # share of the steps
-COLLAPSE = 0.02  # a fall of greedy validation F1 below the start that ends the run
+COLLAPSE = 0.02  # a fall of the greedy validation reward below the start that ends the run
 COLLAPSED = 3  # exit status then
 LOG_EVERY = 10  # steps between two looks at the figures
 INHERITED = dict.fromkeys(["data", "classes", "part_order", "val_fraction", "size"])  # from --init
@@ -55,8 +58,22 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to start from")
     g = p.add_argument_group("reward")
-    g.add_argument("--reward", default="f1", choices=list(REWARDS),
-                   help="score of one mask: mean F1 (default), mean IoU, pixel accuracy")  # fmt: skip
+    g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT",
+                   help=f"weighted sum of {', '.join(REWARDS)} (default f1), or FILE.py:FUNCTION that "
+                        "takes preds, labels (B, H, W) and returns (B,)")  # fmt: skip
+    g.add_argument("--reward-level", choices=["image", "batch"], default="image",
+                   help="score each image by itself (default), or the counts of the whole batch")  # fmt: skip
+    g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT",
+                   help="of a class in the reward's mean over classes (default 1 each)")  # fmt: skip
+    g.add_argument("--tolerance", type=positive, default=1, help="of boundary_f1, pixels (default 1)")
+    g.add_argument("--estimator", default="local", choices=list(ESTIMATORS),
+                   help="reinforce: algorithm 2; rloo: leave-one-out; local (default): exact change of "
+                        "each pixel; block: change of each block, for any FUNCTION")  # fmt: skip
+    g.add_argument("--samples", type=positive, default=8, help="masks an image, of rloo (default 8)")
+    g.add_argument("--temperature", type=float, default=1.0,
+                   help="of the policy: logits are divided by it (default 1)")  # fmt: skip
+    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS",
+                   help="entropy per pixel below which its lack is a loss (default 0, off)")  # fmt: skip
     g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT",
                    help="of the divergence from the starting model, nats per pixel (default 0)")  # fmt: skip
     g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT",
@@ -81,42 +98,59 @@ def get_parser():
     return p
 
 
-# ---- the policy: one categorical a pixel. logits (B, K, H, W) float32; masks and labels (B, H, W)
+# ---- estimators. logits (B, K, H, W), labels (B, H, W), reward(preds, labels) -> (B,), u (B, S, H, W)
+# uniform. Each returns `weights` (B, K, H, W), whose sum with the log-probabilities has, on average,
+# the gradient of the expected reward of each image; and the rewards (B, n) of the masks drawn.
 
 
-def sample(logits, u):
-    """One mask from the policy, (B, H, W) long, by inverting the distribution function.
-
-    u: (B, H, W) uniform in [0, 1): the same numbers give the same mask.
-    """
-    cdf = logits.softmax(1).cumsum(1)[:, :-1]  # the last class takes what rounding leaves
-    return (u[:, None] >= cdf).sum(1)
+def reinforce(logits, labels, reward, u):
+    """The reward of one mask minus that of another (Pinto et al., 2302.08242, eq. 2, algorithm 2)."""
+    drawn, other = sample(logits, u[:, 0]), sample(logits, u[:, 1])
+    rewards = torch.stack([reward(drawn, labels), reward(other, labels)], 1)
+    return credit((rewards[:, 0] - rewards[:, 1])[:, None, None], drawn, logits.shape[1]), rewards
 
 
-def log_prob(logits, mask, labels):
-    """(B,): log-probability of each mask, summed over the pixels that count."""
-    per_pixel = -F.cross_entropy(logits, mask, reduction="none")
-    return (per_pixel * (labels != IGNORE)).sum((1, 2))
+def rloo(logits, labels, reward, u):
+    """Leave-one-out: each of S masks against the mean of the others (Kool et al., ICLR workshop 2019;
+    Ahmadian et al., 2402.14740, eq. 5)."""
+    masks = [sample(logits, u[:, k]) for k in range(u.shape[1])]
+    rewards = torch.stack([reward(mask, labels) for mask in masks], 1)
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / (u.shape[1] - 1)  # the mean over S in it
+    pairs = zip(masks, advantages.T, strict=True)
+    return sum(credit(a[:, None, None], mask, logits.shape[1]) for mask, a in pairs), rewards
 
 
-def reinforce(logits, mask, advantage, labels):
-    """(B,) losses whose mean gradient is that of minus the expected reward (2302.08242, eq. 2 and
-    algorithm 2). advantage: (B,), the reward of `mask` minus that of an independent sample."""
-    return -advantage * log_prob(logits, mask, labels)
+def local(logits, labels, reward, u):
+    """For each pixel, how the reward would change with that pixel alone changed: the local expectation
+    gradient (Titsias and Lazaro-Gredilla, NeurIPS 2015, eq. 9; for categoricals, the IndeCateR
+    estimator of De Smet et al., 2311.12569, eq. 9). Needs a `Reward`, whose reach is known."""
+    drawn = sample(logits, u[:, 0])
+    value = reward(drawn, labels)[:, None]
+    if reward.radius == 0:  # to every other class
+        return logits.softmax(1) * reward.changes(drawn, labels), value
+    other = sample(logits, u[:, 1])  # to the class of a second mask
+    change = reward.flips(drawn, other, labels)
+    k = logits.shape[1]
+    return (credit(change, other, k) - credit(change, drawn, k)) / 2, value
 
 
-def divergence(logits, start, labels):
-    """(sum, count): exact KL(policy || starting policy) over the pixels that count, in nats."""
-    log_p, log_q = logits.log_softmax(1), start.log_softmax(1)
-    per_pixel = (log_p.exp() * (log_p - log_q)).sum(1)
-    valid = labels != IGNORE
-    return (per_pixel * valid).sum(), valid.sum()
+def block(logits, labels, reward, u, side=32):
+    """Blocks of a second mask are put into the first, one at a time, and each is credited with the
+    change that it makes: COMA's counterfactual (1705.08926) for blocks, and for any callable."""
+    drawn, other = sample(logits, u[:, 0]), sample(logits, u[:, 1])
+    start = reward(drawn, labels)
+    change = torch.zeros(labels.shape).to(start)
+    for y in range(0, labels.shape[1], side):
+        for x in range(0, labels.shape[2], side):
+            cell = (slice(None), slice(y, y + side), slice(x, x + side))
+            changed = drawn.clone()
+            changed[cell] = other[cell]
+            change[cell] = (reward(changed, labels) - start)[:, None, None]
+    weights = credit(change, other, logits.shape[1]) - credit(change, drawn, logits.shape[1])
+    return weights / 2, start[:, None]
 
 
-def entropy(logits, labels):
-    """Scalar: mean over the pixels that count, in nats; log K where the policy knows nothing."""
-    log_p, valid = logits.log_softmax(1), labels != IGNORE
-    return -((log_p.exp() * log_p).sum(1) * valid).sum() / valid.sum().clamp_min(1)
+ESTIMATORS = {"reinforce": reinforce, "rloo": rloo, "local": local, "block": block}
 
 
 def lr_at(step, steps, peak):
@@ -152,6 +186,11 @@ def main(args):
     train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on)
     val = loading.load(faces, "val", args.size, device=device)
     num_classes, means = len(faces.classes), meaning(faces)
+    reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)
+    needs_sums = args.estimator == "local" or args.reward_level == "batch"
+    if needs_sums and not isinstance(reward, Reward):
+        raise UserError(f"--reward {' '.join(args.reward)}: --estimator local and --reward-level batch "
+                        f"need some of {', '.join(REWARDS)}; --estimator block takes any")  # fmt: skip
     first = last["step"] if last else 0
     if first >= args.steps:
         raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
@@ -165,6 +204,10 @@ def main(args):
     # drawn from the very distribution whose log-probability is weighed
     start = restore(init, device).requires_grad_(False)
     model = restore(last or init, device)
+
+    samples = args.samples if args.estimator == "rloo" else 2
+    if samples < 2:
+        raise UserError(f"--samples {samples}: rloo compares each mask with the others; give 2 or more")
 
     # ---- optimizer ----
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -185,14 +228,16 @@ def main(args):
 
     def draw_mask(images):
         """(B, K, H, W): a mask from the policy, one-hot; the same one for an image at each step."""
-        logits, key = forward(images), images.to(device).flatten(1).long().sum(1)
+        logits, key = forward(images) / args.temperature, images.to(device).flatten(1).long().sum(1)
         u = rng.uniform(args.seed, key, logits[0, 0].numel(), stream=11).view_as(logits[:, 0])
         return F.one_hot(sample(logits, u), num_classes).movedim(-1, 1).float()
 
     def evaluate():
-        counts = metrics.measure(forward, val, num_classes, args.batch_size, rank, world)
-        drawn = metrics.measure(draw_mask, val, num_classes, args.batch_size, rank, world)
-        result = metrics.summary(counts, faces.classes)
+        over, batch_level = (num_classes, args.batch_size, rank, world), args.reward_level == "batch"
+        counts = metrics.measure(forward, val, *over, reward.sums if batch_level else reward)
+        drawn = metrics.measure(draw_mask, val, *over)
+        value = reward.score(counts["reward"].sum(0)) if batch_level else counts["reward"].mean()
+        result = metrics.summary(counts, faces.classes) | {"reward": float(value)}
         return result | {"sampled_f1": metrics.summary(drawn, faces.classes)["mean_f1"]}
 
     def save(step):
@@ -205,7 +250,7 @@ def main(args):
         checkpoint.save(out / "last.pt", **state)
 
     before = last["before"] if last else evaluate()
-    best = last["best"] if last else {"step": 0, "mean_f1": before["mean_f1"]}
+    best = last["best"] if last else {"step": 0, "reward": before["reward"]}
     result = before
     if rank == 0:
         print(
@@ -215,8 +260,8 @@ def main(args):
         )
         print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to "
               f"{args.steps} of {world} x {args.batch_size} images at {args.size} x {args.size}; "
-              f"reward {args.reward}")  # fmt: skip
-        print(f"start: greedy val mean F1 {before['mean_f1']:.4f}")
+              f"{args.estimator} on {' + '.join(args.reward)}")  # fmt: skip
+        print(f"start: greedy val reward {before['reward']:.4f}, mean F1 {before['mean_f1']:.4f}")
         if not last:
             save(0)  # the start is the best so far: a run that only loses ground ends with it
 
@@ -228,19 +273,22 @@ def main(args):
         images = batch["image"].to(device, non_blocking=True)
         labels = batch["semantic"].to(device, non_blocking=True)
         where = loading.positions(step, args.batch_size, rank, world)
-        drawn_from = policy, args.seed, where, faces.flip_pairs
-        images, labels = transforms.augment(images, labels, *drawn_from)
+        images, labels = transforms.augment(images, labels, policy, args.seed, where, faces.flip_pairs)
         labels = labels.long()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
         logits = forward(images, net)  # (B, K, H, W)
+        tempered, scored, scale = logits / args.temperature, reward, 1.0
         with torch.no_grad():
-            u = rng.uniform(args.seed, where.to(device), 2 * labels[0].numel(), stream=9)
-            u = u.view(len(labels), 2, *labels.shape[1:])
-            drawn, other = sample(logits, u[:, 0]), sample(logits, u[:, 1])
-            r_drawn = reward(args.reward, drawn, labels, num_classes).float()
-            r_other = reward(args.reward, other, labels, num_classes).float()
-        loss = reinforce(logits, drawn, r_drawn - r_other, labels).mean()
+            u = rng.uniform(args.seed, where.to(device), samples * labels[0].numel(), stream=9)
+            u = u.view(len(labels), samples, *labels.shape[1:])
+            if args.reward_level == "batch":  # one image changes, those of all processes stand beside it
+                sums = reward.sums(sample(tempered, u[:, 0]), labels)
+                scored = reward.beside(dist.total(sums.sum(0)) - sums)
+                scale = world * len(labels)  # the loss is a mean over images; here it is to be their sum
+            weights, values = ESTIMATORS[args.estimator](tempered, labels, scored, u)
+        losses = scale * policy_loss(tempered, weights, labels)  # (B,)
+        loss = of_policy = losses.mean()
         done = step + 1
         evaluates = done % args.eval_every == 0 or done == args.steps
         looks = done % LOG_EVERY == 0 or evaluates or (world == 1 and stop.signal)
@@ -248,13 +296,16 @@ def main(args):
         if args.kl or looks:
             with torch.set_grad_enabled(bool(args.kl)):
                 total, count = divergence(logits, forward(images, start), labels)
-                kl = world * total / dist.total(count).clamp_min(1)
-            loss = loss + args.kl * kl if args.kl else loss
+            kl = world * total / dist.total(count).clamp_min(1)
+            loss = loss + args.kl * kl
         if args.ce_weight or looks:
-            with torch.set_grad_enabled(bool(args.ce_weight)):
-                total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-                ce = world * total / dist.total((labels != IGNORE).sum()).clamp_min(1)
+            total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+            ce = world * total / dist.total((labels != IGNORE).sum()).clamp_min(1)
             loss = loss + args.ce_weight * ce if args.ce_weight else loss
+        if args.entropy_floor or looks:
+            nats = entropy(tempered, labels)
+            loss = loss + F.relu(args.entropy_floor - nats) if args.entropy_floor else loss
+        snr = agreement(losses, list(model.parameters())) if looks and not args.compile else math.nan
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)  # so that the norm is in real units
@@ -266,33 +317,40 @@ def main(args):
         asked = stop.asked(device) if looks else 0
         if looks:
             with torch.no_grad():
-                greedy = reward(args.reward, logits.argmax(1), labels, num_classes)
-                values = dist.total(torch.stack([
-                    r_drawn.mean(), (r_drawn - r_other).square().mean() / 2, greedy.mean(),
-                    greedy.std(), entropy(logits, labels), kl, ce, loss.detach()
-                ]).double()).tolist()  # fmt: skip
-            sampled, variance, mean, std, nats, kl_now, ce_now, total = (v / world for v in values)
-            if not math.isfinite(total) or (args.amp != "fp16" and not grad_norm.isfinite()):
+                mask, greedy = sample(tempered, u[:, 0]), logits.argmax(1)
+                others = values[:, 1:].mean(1)  # NaN for one sample
+                spread = min(1, values.shape[1] - 1)  # `local` and `block` score one mask
+                f1 = metrics.f1_per_class(metrics.confusion(mask, labels, num_classes)).nanmean(0)
+                figures = {
+                    "reward/mean": values.mean(), "reward/std": values.var(1, correction=spread).mean().sqrt(),
+                    "reward/greedy": scored(greedy, labels).mean(), "reward/baseline": others.mean(),
+                    "advantage/mean": (values[:, 0] - others).mean(),
+                    "advantage/std": (values[:, 0] - others).std(correction=0),
+                    "frac_reward_zero_std": (weights == 0).all(3).all(2).all(1).double().mean(), "grad_snr": snr,
+                    "kl": kl, "entropy": nats, "ce_loss": ce, "policy_loss": of_policy, "loss": loss,
+                    **{f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()},
+                    **{f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)},
+                }  # fmt: skip
+                values = torch.stack([torch.as_tensor(v, device=device).double() for v in figures.values()])
+                figures = dict(zip(figures, (dist.total(values) / world).tolist(), strict=True))
+            if not math.isfinite(figures["loss"]) or (args.amp != "fp16" and not grad_norm.isfinite()):
                 raise UserError(f"the loss is not finite at step {step}; nothing was saved since the last "
                                 f"checkpoint; lower --lr {args.lr} or use --amp off")  # fmt: skip
-            log.scalars(step, **{
-                "reward/mean": sampled, "reward/std": variance**0.5, "reward/greedy": mean,
-                "reward/greedy_std": std, "entropy": nats, "kl": kl_now,
-                "ce_loss": ce_now, "loss": total, "grad_norm": grad_norm,
-                "lr": optimizer.param_groups[0]["lr"],
-                "time/images_per_sec": LOG_EVERY * world * args.batch_size / (time.time() - since),
-            })  # fmt: skip
-            bar.set_postfix_str(f"reward {sampled:.4f} greedy {mean:.4f} entropy {nats:.3f}")
+            rate = LOG_EVERY * world * args.batch_size / (time.time() - since)
+            log.scalars(step, **figures, **{"grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"],
+                                            "time/images_per_sec": rate})  # fmt: skip
+            bar.set_postfix_str(f"reward {figures['reward/mean']:.4f} greedy {figures['reward/greedy']:.4f} "
+                                f"entropy {figures['entropy']:.3f}")  # fmt: skip
             since = time.time()
         if evaluates:
             result = evaluate()
             log.scalars(step, **metrics.scalars("val", result))
-            if result["mean_f1"] > best["mean_f1"]:
-                best = {"step": done, "mean_f1": result["mean_f1"]}
-            collapsed = result["mean_f1"] < before["mean_f1"] - COLLAPSE
+            if result["reward"] > best["reward"]:
+                best = {"step": done, "reward": result["reward"]}
+            collapsed = result["reward"] < before["reward"] - COLLAPSE
             if rank == 0:
-                tqdm.write(f"step {done}: greedy val mean F1 {result['mean_f1']:.4f} "
-                           f"({result['mean_f1'] - before['mean_f1']:+.4f})"
+                tqdm.write(f"step {done}: greedy val reward {result['reward']:.4f} "
+                           f"({result['reward'] - before['reward']:+.4f}), mean F1 {result['mean_f1']:.4f}"
                            f"{' *' if best['step'] == done else ''}")  # fmt: skip
                 with torch.no_grad():
                     picture = draw.validation(forward, val, faces.colors, faces.classes)
@@ -314,14 +372,14 @@ def main(args):
         return 128 + asked
     if rank == 0:
         print(f"{'validation':<16}{'before':>8}{'after':>8}")
-        for key in ("mean_f1", "sampled_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
+        for key in ("reward", "mean_f1", "sampled_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
             print(f"{key:<16}{before[key]:8.4f}{result[key]:8.4f}")
         if collapsed:
-            print(f"collapsed: greedy val mean F1 fell from {before['mean_f1']:.4f} to "
-                  f"{result['mean_f1']:.4f} by step {done}; stopped. best.pt is step {best['step']}. "
+            print(f"collapsed: the greedy val reward fell from {before['reward']:.4f} to "
+                  f"{result['reward']:.4f} by step {done}; stopped. best.pt is step {best['step']}. "
                   f"Try a lower --lr than {args.lr}, or --ce-weight or --kl above 0")  # fmt: skip
             return COLLAPSED
-        print(f"best.pt: step {best['step']}, greedy mean F1 {best['mean_f1']:.4f}\n"
+        print(f"best.pt: step {best['step']}, greedy reward {best['reward']:.4f}\n"
               f"next:    python evaluate.py --init {out / 'best.pt'} --split test")  # fmt: skip
 
 

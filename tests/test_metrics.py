@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from utils import metrics
-from utils.rewards import REWARDS, reward
+from utils.rewards import REWARDS, build
 
 K, IGNORE = 4, 255
 
@@ -60,7 +60,7 @@ def test_confusion_and_its_metrics_against_a_loop():
         assert metrics.miou(counts[i]).item() == pytest.approx(mean(iou))
         assert metrics.pixel_accuracy(counts[i]).item() == pytest.approx(accuracy)
     assert by_hand(preds[0], labels[0])[0][2] is None
-    for metric in REWARDS.values():  # a batch is its images, one by one
+    for metric in (metrics.mean_f1, metrics.miou, metrics.pixel_accuracy):  # a batch is its images
         assert torch.equal(metric(counts), torch.stack([metric(c) for c in counts]))
 
 
@@ -246,26 +246,34 @@ def test_summary_with_nothing_labelled():
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_reward_is_one_number_for_each_image(name):
+    reward = build([name], "abcd")[0]
     preds, labels = masks()
-    values = reward(name, preds, labels, K)
+    values = reward(preds, labels)
     assert values.shape == (6,) and len(values.unique()) > 1
     for i in range(6):
         f1, iou, accuracy = by_hand(preds[i], labels[i])
-        expected = {"f1": mean(f1[1:]), "miou": mean(iou), "accuracy": accuracy}[name]
+        expected = {
+            "f1": mean(f1[1:]), "dice": mean(f1), "miou": mean(iou), "accuracy": accuracy,
+            "worst_f1": min(x for x in f1[1:] if x == x),
+            "boundary_f1": metrics.boundary_f1(
+                metrics.boundary_counts(preds[i : i + 1], labels[i : i + 1], K)
+            ).item(),
+        }[name]  # fmt: skip
         assert values[i].item() == pytest.approx(expected)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert torch.equal(reward(name, preds[order], labels[order], K), values[order])
+    assert torch.equal(reward(preds[order], labels[order]), values[order])
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_ignored_pixels_never_count(name):
+    reward = build([name], "abcd")[0]
     preds, labels = masks()
-    values = reward(name, preds, labels, K)
+    values = reward(preds, labels)
     other = torch.where(labels == IGNORE, (preds + 1) % K, preds)
-    assert torch.equal(reward(name, other, labels, K), values)
+    assert torch.equal(reward(other, labels), values)
     assert torch.equal(metrics.boundary_counts(other, labels, K),
                        metrics.boundary_counts(preds, labels, K))  # fmt: skip
     nothing = torch.full_like(labels, IGNORE)
-    assert torch.equal(reward(name, preds, nothing, K), torch.zeros(6, dtype=torch.double))
+    assert torch.equal(reward(preds, nothing), torch.zeros(6, dtype=torch.double))
     valid = torch.where(labels == IGNORE, 0, labels)
-    assert torch.equal(reward(name, valid, labels, K), torch.ones(6, dtype=torch.double))
+    assert torch.equal(reward(valid, labels), torch.ones(6, dtype=torch.double))

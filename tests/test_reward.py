@@ -1,66 +1,153 @@
-"""Algorithm 2 against enumeration: its mean gradient is the gradient of the expected reward."""
+"""Estimators against enumeration: the mean gradient is that of the expected reward. `local` against
+changing one pixel after the other."""
 
+import functools
 import itertools
 
 import pytest
 import torch
 
 from datasets.faces import IGNORE
-from train_reward import divergence, entropy, log_prob, reinforce, sample
-from utils.rewards import REWARDS, reward
+from train_reward import ESTIMATORS, block, local
+from utils.errors import UserError
+from utils.policy import agreement, divergence, entropy, policy_loss, sample
+from utils.rewards import REWARDS, Reward, build
+
+
+def reward_of(num_classes, *words, **more):
+    return build(words, [f"c{i}" for i in range(num_classes)], **more)[0]
 
 
 def all_masks(num_classes, shape):
     """Every mask (N, H, W) there is."""
-    pixels = shape[0] * shape[1]
-    masks = itertools.product(range(num_classes), repeat=pixels)
+    masks = itertools.product(range(num_classes), repeat=shape[0] * shape[1])
     return torch.tensor(list(masks)).view(-1, *shape)
 
 
-@pytest.mark.parametrize("name", REWARDS)
-@pytest.mark.parametrize(
-    ("num_classes", "labels"),
-    [
-        (2, [[0, 1]]),  # two pixels, two classes
-        (2, [[1, 1]]),
-        (3, [[0, 2], [1, IGNORE]]),
-        (2, [[1, IGNORE, 0]]),
-    ],
-)
-def test_mean_gradient_is_exact(name, num_classes, labels):
-    labels = torch.tensor([labels])
+def log_prob(logits, masks):
+    return logits.log_softmax(1).gather(1, masks[:, None])[:, 0].sum((1, 2))
+
+
+def u_of(logits, masks):
+    """Uniform numbers for which `sample` draws these very masks."""
+    probs = logits.softmax(1)
+    middle = probs.cumsum(1) - probs / 2
+    u = middle.gather(1, masks[:, None])[:, 0]
+    assert (sample(logits, u) == masks).all()
+    return u
+
+
+CASES = [
+    (2, [[0, 1]]),  # two pixels, two classes
+    (2, [[1, 1]]),
+    (3, [[0, 2], [1, IGNORE]]),
+    (2, [[1, IGNORE, 0]]),
+]
+MIXED = [[name] for name in REWARDS] + [["f1=1", "boundary_f1=0.5"], ["miou=0.3", "worst_f1"]]
+NAMED = {**ESTIMATORS, "block of 1": functools.partial(block, side=1)}
+
+
+@pytest.mark.parametrize("words", MIXED, ids=" ".join)
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(("num_classes", "labels"), CASES)
+def test_mean_gradient_is_exact(words, name, num_classes, labels):
+    labels, reward = torch.tensor([labels]), reward_of(num_classes, *words)
     masks = all_masks(num_classes, labels.shape[1:])
-    n = len(masks)
     torch.manual_seed(0)
     logits = torch.randn(1, num_classes, *labels.shape[1:], dtype=torch.double, requires_grad=True)
-    every = logits.expand(n, -1, -1, -1)
-    rewards = reward(name, masks, labels.expand(n, -1, -1), num_classes)
-    assert rewards.shape == (n,)
-    # the probability of a whole mask: ignored pixels are drawn too, and must not matter
-    probs = log_prob(every, masks, torch.zeros_like(masks)).exp()
+    every = logits.expand(len(masks), -1, -1, -1)
+    rewards = reward(masks, labels.expand(len(masks), -1, -1))
+    assert rewards.shape == (len(masks),) and rewards.dtype == torch.double
+    probs = log_prob(every, masks).exp()
     assert abs(probs.sum().item() - 1) < 1e-12
     exact = torch.autograd.grad(-(probs * rewards).sum(), logits, retain_graph=True)[0]
 
-    first, second = torch.cartesian_prod(torch.arange(n), torch.arange(n)).T
-    losses = reinforce(
-        logits.expand(n * n, -1, -1, -1),
-        masks[first],
-        rewards[first] - rewards[second],
-        labels.expand(n * n, -1, -1),
-    )
-    weights = (probs[first] * probs[second]).detach()
-    estimate = torch.autograd.grad((weights * losses).sum(), logits)[0]
+    drawn = 3 if name == "rloo" and len(masks) <= 8 else 2
+    tuples = torch.cartesian_prod(*drawn * [torch.arange(len(masks))])
+    many, truth = logits.expand(len(tuples), -1, -1, -1), labels.expand(len(tuples), -1, -1)
+    u = torch.stack([u_of(many.detach(), masks[rows]) for rows in tuples.T], 1)
+    weights, values = NAMED[name](many.detach(), truth, reward, u)
+    assert torch.equal(values[:, 0], rewards[tuples[:, 0]])
+    mean = (probs[tuples].prod(1).detach() * policy_loss(many, weights, truth)).sum()
+    estimate = torch.autograd.grad(mean, logits)[0]
     assert torch.allclose(estimate, exact, atol=1e-12)
     assert exact.abs().max() > 1e-3 or rewards.std() < 1e-12
     assert estimate.permute(0, 2, 3, 1)[labels == IGNORE].abs().sum() == 0
 
 
-def test_advantage_is_per_image():
-    """Another image's reward never touches this one's gradient."""
-    logits = torch.zeros(2, 2, 1, 2, requires_grad=True)
-    mask, labels = torch.tensor([[[0, 1]], [[1, 1]]]), torch.zeros(2, 1, 2, dtype=torch.long)
-    reinforce(logits, mask, torch.tensor([0.0, 1.0]), labels).sum().backward()
-    assert logits.grad[0].abs().sum() == 0 and logits.grad[1].abs().sum() > 0
+@pytest.mark.parametrize("words", MIXED, ids=" ".join)
+@pytest.mark.parametrize("shape", [(9, 11), (3, 2)])  # of no common measure with a window; smaller
+@pytest.mark.parametrize("tolerance", [1, 2])
+def test_local_is_brute_force(words, shape, tolerance):
+    k, (height, width) = 4, shape
+    reward = reward_of(k, *words, tolerance=tolerance, class_weights=["c2=3", "c3=0.5"])
+    torch.manual_seed(1)
+    logits = torch.randn(2, k, *shape, dtype=torch.double)
+    labels, u = torch.randint(0, k, (2, *shape)), torch.rand(2, 2, *shape)
+    labels[torch.rand(2, *shape) < 0.2] = IGNORE
+    drawn, other = sample(logits, u[:, 0]), sample(logits, u[:, 1])
+    start, probs = reward(drawn, labels), logits.softmax(1)
+    expected = torch.zeros_like(logits)
+    for y, x, c in itertools.product(range(height), range(width), range(k)):
+        changed = drawn.clone()
+        changed[:, y, x] = c
+        change = reward(changed, labels) - start
+        if reward.radius == 0:
+            expected[:, c, y, x] = probs[:, c, y, x] * change
+        else:  # the class of the second mask, and the drawn one with the opposite sign
+            rows = torch.arange(2)[other[:, y, x] == c]
+            expected[rows, c, y, x] += change[rows] / 2
+            expected[rows, drawn[rows, y, x], y, x] -= change[rows] / 2
+    weights, values = local(logits, labels, reward, u)
+    assert torch.allclose(weights, expected, rtol=0, atol=1e-9)
+    assert torch.equal(values[:, 0], start) and (expected.abs().max() > 1e-3 or shape == (3, 2))
+
+
+def test_batch_level_is_the_score_of_all_counts():
+    """And one image's changes are those of the whole batch's score."""
+    reward = reward_of(3, "f1")
+    torch.manual_seed(2)
+    preds, labels = torch.randint(0, 3, (2, 4, 5, 5))
+    sums = reward.sums(preds, labels)
+    beside = reward.beside(sums.sum(0) - sums)
+    joint = reward(torch.cat(list(preds))[None], torch.cat(list(labels))[None])
+    assert torch.allclose(beside(preds, labels), joint.expand(4)) and beside(preds, labels).shape == (4,)
+    change = beside.changes(preds, labels)[2, 1, 3, 4]
+    preds = preds.clone()
+    preds[2, 3, 4] = 1
+    assert torch.allclose(joint + change, reward(torch.cat(list(preds))[None], torch.cat(list(labels))[None]))
+
+
+def test_an_image_never_touches_another():
+    labels = torch.zeros(2, 1, 2, dtype=torch.long)
+    logits = torch.zeros(2, 2, 1, 2)
+    u = torch.tensor([[[[0.1, 0.9]], [[0.9, 0.1]]], [[[0.1, 0.9]], [[0.1, 0.1]]]])
+    weights, values = ESTIMATORS["reinforce"](logits, labels, reward_of(2, "accuracy"), u)
+    assert weights[0].abs().sum() == 0 and weights[1].abs().sum() > 0
+    assert values.tolist() == [[0.5, 0.5], [0.5, 1.0]]
+
+
+def test_classes_weigh():
+    labels, preds = torch.tensor([[[1, 1, 2, 2]]]), torch.tensor([[[1, 1, 0, 0]]])
+    assert reward_of(3, "f1")(preds, labels).item() == 0.5
+    assert reward_of(3, "f1", class_weights=["c1=3"])(preds, labels).item() == 0.75
+    assert reward_of(3, "worst_f1")(preds, labels).item() == 0.0
+    assert reward_of(3, "worst_f1", class_weights=["c2=0"])(preds, labels).item() == 1.0
+    assert reward_of(3, "dice")(preds, labels).item() == pytest.approx(1 / 3)  # background is predicted
+    nothing = torch.full_like(labels, IGNORE)
+    assert [reward_of(3, name)(preds, nothing).item() for name in REWARDS] == [0.0] * len(REWARDS)
+
+
+def test_a_function_is_a_reward(tmp_path):
+    (tmp_path / "mine.py").write_text("def right(preds, labels):\n    return (preds == labels).flatten(1).sum(1)\n")
+    labels, preds = torch.tensor([[[1, 1]], [[0, 0]]]), torch.tensor([[[1, 0]], [[0, 0]]])
+    mine = reward_of(2, f"{tmp_path}/mine.py:right", "accuracy=2")
+    assert not isinstance(mine, Reward) and mine(preds, labels).tolist() == [2.0, 4.0]
+    for words in (["f2"], ["f1=x"], [f"{tmp_path}/mine.py:wrong"], [f"{tmp_path}/none.py:f"]):
+        with pytest.raises(UserError, match="--reward"):
+            reward_of(2, *words)
+    with pytest.raises(UserError, match="--class-weight"):
+        reward_of(2, "f1", class_weights=["nose=2"])
 
 
 def test_samples_follow_the_policy():
@@ -88,3 +175,10 @@ def test_divergence_and_entropy():
     assert torch.allclose(entropy(torch.zeros(1, 4, 2, 2), labels[1:, :2, :2]), torch.tensor(4.0).log())
     logits[0, :, 0] += torch.randn(4, 3) * 9  # ignored pixels
     assert torch.allclose(divergence(logits, start, labels)[0], total)
+
+
+def test_agreement_of_halves():
+    w = torch.ones(3, requires_grad=True)
+    rows = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 2, 0], [1, -1, 0]])
+    assert agreement((rows[[0, 1, 0, 1]] * w).sum(1), [w]).item() == pytest.approx(1)
+    assert agreement((rows * w).sum(1), [w]).item() == pytest.approx(0.5**0.5)

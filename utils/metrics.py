@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from utils import dist
 
 BINS = 15  # of confidence, Guo et al. 2017
+IGNORE = 255  # the label of a pixel that never counts
 
 
 def confusion(preds, labels, num_classes, ignore_index=255):
@@ -24,16 +25,30 @@ def confusion(preds, labels, num_classes, ignore_index=255):
     return torch.bincount(cells[valid], minlength=batch * k * k).view(batch, k, k)
 
 
+def f1_of(right, predicted, labelled):
+    """Pixels of a class, float64 of one shape -> F1, NaN where it is neither predicted nor labelled."""
+    return 2 * right / (predicted + labelled)
+
+
+def iou_of(right, predicted, labelled):
+    """The same -> intersection over union."""
+    return right / (predicted + labelled - right)
+
+
+def areas(counts):
+    """(..., K, K) -> right, predicted and labelled pixels of each class, (..., K) float64."""
+    counts = counts.double()
+    return counts.diagonal(dim1=-2, dim2=-1), counts.sum(-2), counts.sum(-1)
+
+
 def f1_per_class(counts):
     """(..., K, K) -> (..., K) float64: 2 TP / (labelled + predicted), NaN where both are none."""
-    counts = counts.double()
-    return 2 * counts.diagonal(dim1=-2, dim2=-1) / (counts.sum(-1) + counts.sum(-2))
+    return f1_of(*areas(counts))
 
 
 def iou_per_class(counts):
-    """(..., K, K) -> (..., K) float64, as IoU = F1 / (2 - F1)."""
-    f1 = f1_per_class(counts)
-    return f1 / (2 - f1)
+    """(..., K, K) -> (..., K) float64: TP / (labelled + predicted - TP), NaN where both are none."""
+    return iou_of(*areas(counts))
 
 
 def mean_f1(counts):
@@ -52,9 +67,10 @@ def pixel_accuracy(counts):
     return counts.diagonal(dim1=-2, dim2=-1).sum(-1) / counts.sum((-2, -1))
 
 
-def boundary_counts(preds, labels, num_classes, ignore_index=255, tolerance=1):
-    """(B, H, W) each -> (B, K, 4) int64: predicted boundary pixels near a true one, predicted, true
-    ones near a predicted one, true (Csurka et al., BMVC 2013, with a square neighbourhood)."""
+def boundary_maps(preds, labels, num_classes, ignore_index=255, tolerance=1):
+    """(B, H, W) each -> (B, K, 4, H, W) float32 of 0 and 1: predicted boundary pixels near a true one,
+    predicted, true ones near a predicted one, true (Csurka et al., BMVC 2013, with a square
+    neighbourhood). A pixel's label reaches 1 + tolerance pixels far."""
     valid = labels != ignore_index
 
     def boundary(ids):
@@ -66,15 +82,24 @@ def boundary_counts(preds, labels, num_classes, ignore_index=255, tolerance=1):
         return F.max_pool2d(edges, 2 * tolerance + 1, 1, tolerance)
 
     p, t = boundary(preds), boundary(labels)
-    return torch.stack([x.sum((2, 3)) for x in (p * near(t), p, t * near(p), t)], -1).long()
+    return torch.stack([p * near(t), p, t * near(p), t], 2)
+
+
+def boundary_counts(preds, labels, num_classes, ignore_index=255, tolerance=1):
+    """(B, H, W) each -> (B, K, 4) int64: how many pixels each of `boundary_maps` has."""
+    return boundary_maps(preds, labels, num_classes, ignore_index, tolerance).sum((3, 4)).long()
+
+
+def boundary_f1_of(hit_p, p, hit_t, t):
+    """Boundary pixels of a class, float64 of one shape -> F1, NaN where there are none at all."""
+    precision, recall = hit_p / p.clamp_min(1), hit_t / t.clamp_min(1)
+    f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
+    return f1.where(p + t > 0, torch.nan)
 
 
 def boundary_f1(counts):
     """(..., K, 4) -> (...): mean over classes without background of the boundaries' F1."""
-    hit_p, p, hit_t, t = counts.double().unbind(-1)
-    precision, recall = hit_p / p.clamp_min(1), hit_t / t.clamp_min(1)
-    f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
-    return f1.where(p + t > 0, torch.nan)[..., 1:].nanmean(-1)
+    return boundary_f1_of(*counts.double().unbind(-1))[..., 1:].nanmean(-1)
 
 
 def calibration_counts(probs, labels, ignore_index=255):
@@ -109,17 +134,18 @@ def bootstrap(counts, groups, metric=mean_f1, rounds=1000, seed=0):
 
 
 @torch.no_grad()
-def measure(predict, data, num_classes, batch_size=16, rank=0, world=1):
+def measure(predict, data, num_classes, batch_size=16, rank=0, world=1, reward=None):
     """Counts over a whole data set, from which every figure follows; the same on all processes.
 
     predict: (B, 3, H, W) uint8 -> (B, K, H, W) float32 logits. data[[i, j]] -> {"image", "semantic"}.
     Rank r reads images r, r + world, ...: none is padded, none counted twice.
-    Returns {"confusion": (N, K, K), "boundary": (K, 4), "calibration": (BINS, 3)} on the CPU.
+    Returns {"confusion": (N, K, K), "boundary": (K, 4), "calibration": (BINS, 3)} on the CPU, and with
+    a `reward`, (preds, labels) -> (B, ...) float64, {"reward": (N, ...)}.
     """
     mine = range(rank, len(data), world)
     confusions = [torch.zeros(0, num_classes, num_classes, dtype=torch.long)]
     edges = torch.zeros(num_classes, 4, dtype=torch.long)
-    bins = torch.zeros(BINS, 3, dtype=torch.double)
+    bins, rewards = torch.zeros(BINS, 3, dtype=torch.double), []
     for start in range(0, len(mine), batch_size):
         batch = data[list(mine[start : start + batch_size])]
         logits = predict(batch["image"])
@@ -127,7 +153,9 @@ def measure(predict, data, num_classes, batch_size=16, rank=0, world=1):
         confusions.append(confusion(preds, labels, num_classes).cpu())
         edges += boundary_counts(preds, labels, num_classes).sum(0).cpu()
         bins += calibration_counts(logits.softmax(1), labels).cpu()
-    return {
+        rewards += [reward(preds, labels).double().cpu()] if reward else []
+    more = {"reward": dist.gather_rows(torch.cat(rewards), len(data))} if reward else {}
+    return more | {
         "confusion": dist.gather_rows(torch.cat(confusions), len(data)),
         "boundary": dist.total(edges),
         "calibration": dist.total(bins),

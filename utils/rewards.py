@@ -1,14 +1,233 @@
-"""What a predicted mask is worth, one number per image, by the functions that score a data set."""
+"""What a predicted mask is worth: one number per image, by the functions that score a data set.
+
+A reward is a score of summed local statistics. Because the sums are all that it needs, the change that
+one pixel makes is exact and cheap to find; `local` in train_reward.py lives on that. Ignored pixels
+never count. A class that neither mask has is not scored, as in utils/metrics.py; an image without a
+scored class is worth 0.
+"""
+
+import functools
+import importlib.util
+import itertools
+import pathlib
+
+import torch
+import torch.nn.functional as F
 
 from utils import metrics
+from utils.anatomy import anatomy
+from utils.errors import UserError
 
-REWARDS = {"f1": metrics.mean_f1, "miou": metrics.miou, "accuracy": metrics.pixel_accuracy}
 
+class Reward:
+    """reward(preds, labels) -> (B,) float64, for (B, H, W) integer masks; 255 in labels never counts.
 
-def reward(name, preds, labels, num_classes):
-    """preds, labels (B, H, W) -> (B,) float64 in [0, 1], each image by itself.
-
-    Ignored pixels never count; a class that neither mask has is not scored (utils/metrics.py); an
-    image without a scored class is worth 0, whatever was predicted.
+    stats(preds, labels) -> (B, S, H, W): maps whose sums over pixels are all that the score needs.
+    score(sums (..., S) float64) -> (...) float64, never NaN.
+    radius: how far, in pixels, the label of one pixel reaches in `stats`.
     """
-    return REWARDS[name](metrics.confusion(preds, labels, num_classes)).nan_to_num(0.0)
+
+    def __init__(self, stats, score, radius, num_classes):
+        self.stats, self.score, self.radius, self.num_classes = stats, score, radius, num_classes
+        if radius == 0:  # what one pixel adds, by its label and prediction: (K, K, S)
+            labels, preds = torch.meshgrid(*2 * [torch.arange(num_classes)], indexing="ij")
+            one = stats(preds.reshape(-1, 1, 1), labels.reshape(-1, 1, 1)).double()
+            self.table = one.view(num_classes, num_classes, -1)
+
+    def sums(self, preds, labels):
+        """(B, S) float64."""
+        if self.radius:
+            return self.stats(preds, labels).sum((2, 3), dtype=torch.double)
+        counts = metrics.confusion(preds, labels, self.num_classes).double()
+        return counts.flatten(1) @ self.table.flatten(0, 1).to(counts.device)
+
+    def __call__(self, preds, labels):
+        return self.score(self.sums(preds, labels))
+
+    def changes(self, drawn, labels):
+        """(B, K, H, W) float64, radius 0 only: how the reward would change with one pixel of `drawn`
+        given another class, all others kept. It depends on the drawn, the true and the new class alone,
+        so it is looked up in a K x K x K table for each image."""
+        k, valid, sums = self.num_classes, labels != metrics.IGNORE, self.sums(drawn, labels)
+        pixel = self.table.to(sums.device)  # (label, pred, S)
+        step = pixel[None] - pixel.transpose(0, 1)[:, :, None]  # (drawn, label, new, S)
+        table = self.score(sums[:, None, None, None] + step) - self.score(sums)[:, None, None, None]
+        row = (drawn * k + labels.where(valid, 0)).flatten(1)
+        change = table.flatten(1, 2).gather(1, row[..., None].expand(-1, -1, k))
+        return change.view(*labels.shape, k).movedim(-1, 1) * valid[:, None]
+
+    def flips(self, drawn, other, labels):
+        """(B, H, W) float64, any radius r: how the reward would change with one pixel of `drawn` given
+        its class in `other`, all others kept.
+
+        Pixels 2r + 1 apart touch different statistics, so a whole grid of them is changed at once, and
+        each one's effect is the sum over the window around it: (2r + 1)^2 passes in all.
+        """
+        r, width = self.radius, 2 * self.radius + 1
+        before, change = self.stats(drawn, labels), torch.zeros(labels.shape, dtype=torch.double)
+        change = change.to(labels.device)
+        sums = before.sum((2, 3), dtype=torch.double)
+        for y, x in itertools.product(*(range(min(width, side)) for side in labels.shape[1:])):
+            grid = (slice(None), slice(y, None, width), slice(x, None, width))
+            changed = drawn.clone()
+            changed[grid] = other[grid]
+            step = (self.stats(changed, labels).float() - before)[..., max(0, y - r) :, max(0, x - r) :]
+            step = F.pad(step, (max(0, r - x), width, max(0, r - y), width))
+            step = F.avg_pool2d(step, width, divisor_override=1)  # small whole numbers: exact
+            rows, columns = change[grid].shape[1:]
+            after = sums[:, None, None] + step[..., :rows, :columns].movedim(1, -1)
+            change[grid] = self.score(after) - self.score(sums)[:, None, None]
+        return change
+
+    def beside(self, rest):
+        """The same reward of each image's counts added to `rest`, (B, S): the counts of the others of
+        its batch, so that what is scored is the batch and what is changed is one image."""
+        score = lambda sums: self.score(sums + rest.view(len(rest), *(sums.dim() - 2) * [1], -1))  # noqa: E731
+        return Reward(self.stats, score, self.radius, self.num_classes)
+
+
+def combine(rewards, weights):
+    """The weighted sum of rewards, itself a `Reward`; of radius-less callables, a plain callable."""
+    if not all(isinstance(r, Reward) for r in rewards):
+        return lambda preds, labels: sum(
+            w * r(preds, labels).double() for r, w in zip(rewards, weights, strict=True)
+        )
+    if len(rewards) == 1 and weights[0] == 1:
+        return rewards[0]
+    k = rewards[0].num_classes
+    pixel = torch.zeros(1, 1, 1, dtype=torch.long)
+    sizes = [r.stats(pixel, pixel).shape[1] for r in rewards]
+
+    def stats(preds, labels):
+        return torch.cat([r.stats(preds, labels) for r in rewards], 1)
+
+    def score(sums):
+        parts = zip(weights, rewards, sums.split(sizes, -1), strict=True)
+        return sum(w * r.score(s) for w, r, s in parts)
+
+    return Reward(stats, score, max(r.radius for r in rewards), k)
+
+
+# ---- rewards of radius 0: right, predicted and labelled pixels of each class
+
+
+def areas(preds, labels, num_classes):
+    """(B, 3K, H, W) uint8: right, predicted and labelled, each class by itself."""
+    valid = labels != metrics.IGNORE
+    pred, true = (one_hot(ids, num_classes, valid) for ids in (preds, labels))
+    return torch.cat([pred & true, pred, true], 1).byte()
+
+
+def one_hot(ids, num_classes, valid):
+    """(B, H, W) -> (B, K, H, W) bool, nothing where not valid."""
+    classes = torch.arange(num_classes, device=ids.device).view(-1, 1, 1)
+    return (ids[:, None] == classes) & valid[:, None]
+
+
+def weighted(values, weights):
+    """(..., K) -> (...): weighted mean over scored classes (not NaN), 0 where there is none."""
+    weights = weights.to(values.device) * ~values.isnan()
+    return (values.nan_to_num(0) * weights).sum(-1) / weights.sum(-1).clamp_min(1e-12)
+
+
+def _areas(sums):
+    return sums.unflatten(-1, (3, -1)).unbind(-2)
+
+
+def _overlap(measure):
+    def build(weights, tolerance):
+        score = lambda sums: weighted(measure(*_areas(sums)), weights)  # noqa: E731
+        return functools.partial(areas, num_classes=len(weights)), score, 0
+
+    return build
+
+
+def _accuracy(weights, tolerance):
+    def score(sums):
+        right, _, labelled = _areas(sums)
+        w = weights.to(sums.device)
+        return (right * w).sum(-1) / (labelled * w).sum(-1).clamp_min(1e-12)
+
+    return functools.partial(areas, num_classes=len(weights)), score, 0
+
+
+def _worst(weights, tolerance):
+    def score(sums):
+        f1 = metrics.f1_of(*_areas(sums)).masked_fill(weights.to(sums.device) == 0, torch.nan)
+        worst = f1.nan_to_num(torch.inf).amin(-1)
+        return worst.where(worst < torch.inf, 0.0)
+
+    return functools.partial(areas, num_classes=len(weights)), score, 0
+
+
+def _boundary(weights, tolerance):
+    def stats(preds, labels):
+        return metrics.boundary_maps(preds, labels, len(weights), tolerance=tolerance).flatten(1, 2)
+
+    def score(sums):
+        return weighted(metrics.boundary_f1_of(*sums.unflatten(-1, (-1, 4)).unbind(-1)), weights)
+
+    return stats, score, 1 + tolerance
+
+
+# name: (builder, whether background counts)
+REWARDS = {
+    "f1": (_overlap(metrics.f1_of), False),
+    "dice": (_overlap(metrics.f1_of), True),
+    "miou": (_overlap(metrics.iou_of), True),
+    "accuracy": (_accuracy, True),
+    "worst_f1": (_worst, False),
+    "boundary_f1": (_boundary, False),
+}
+FREE = {"anatomy": anatomy}  # (preds, class names) -> (B,): these need no label
+
+
+def build(words, classes, class_weights=(), tolerance=1):
+    """["f1=1", "boundary_f1=0.5"] -> (their weighted sum, {name: reward}).
+
+    classes: names. class_weights: ["nose=3"], 1 for the others, in the means over classes; `f1`,
+    `worst_f1` and `boundary_f1` leave background (class 0) out, `dice`, `miou` and `accuracy` have it.
+    tolerance: of `boundary_f1`, pixels.
+    """
+    weight_of = parse(class_weights, "--class-weight", classes)
+    parts, k = {}, len(classes)
+    for name in parse(words, "--reward"):
+        if name not in REWARDS:
+            parts[name] = free(name, classes) if name in FREE else load(name)
+            continue
+        builder, background = REWARDS[name]
+        weights = torch.tensor([weight_of.get(c, 1.0) for c in classes], dtype=torch.double)
+        weights[0] *= background
+        parts[name] = Reward(*builder(weights, tolerance), k)
+    return combine(list(parts.values()), list(parse(words, "--reward").values())), parts
+
+
+def free(name, classes):
+    """(preds, labels) -> (B,) of a reward that looks at the prediction alone."""
+    return lambda preds, labels: FREE[name](preds, classes)
+
+
+def load(where):
+    """The function of `FILE.py:FUNCTION`."""
+    file, _, name = where.rpartition(":")
+    if not file.endswith(".py") or not pathlib.Path(file).is_file():
+        known = ", ".join([*REWARDS, *FREE])
+        raise UserError(f"--reward {where}: not one of {known}, nor FILE.py:FUNCTION of a file that exists")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise UserError(f"--reward {where}: {file} has no function {name}")
+    return getattr(module, name)
+
+
+def parse(words, flag, known=None):
+    """["f1=1", "boundary_f1=0.5"] -> {"f1": 1.0, "boundary_f1": 0.5}; names from `known`, if given."""
+    pairs = [word.rpartition("=") if "=" in word else (word, "", "1") for word in words]
+    try:
+        found = {name: float(weight) for name, _, weight in pairs}
+    except ValueError:
+        raise UserError(f"{flag} {' '.join(words)}: write NAME or NAME=WEIGHT") from None
+    if known and (strange := sorted(found.keys() - set(known))):
+        raise UserError(f"{flag} {' '.join(strange)}: the names are {' '.join(known)}")
+    return found
