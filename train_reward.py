@@ -322,12 +322,13 @@ def main(args):
                 spread = min(1, values.shape[1] - 1)  # `local` and `block` score one mask
                 f1 = metrics.f1_per_class(metrics.confusion(mask, labels, num_classes)).nanmean(0)
                 figures = {
-                    "reward/mean": values.mean(), "reward/std": values.var(1, correction=spread).mean().sqrt(),
+                    "reward/mean": values.mean(),
+                    "reward/std": values.var(1, correction=spread).mean().sqrt(),
                     "reward/greedy": scored(greedy, labels).mean(), "reward/baseline": others.mean(),
                     "advantage/mean": (values[:, 0] - others).mean(),
                     "advantage/std": (values[:, 0] - others).std(correction=0),
-                    "frac_reward_zero_std": (weights == 0).all(3).all(2).all(1).double().mean(), "grad_snr": snr,
-                    "kl": kl, "entropy": nats, "ce_loss": ce, "policy_loss": of_policy, "loss": loss,
+                    "frac_reward_zero_std": 1 - weights.flatten(1).any(1).double().mean(),
+                    "grad_snr": snr, "kl": kl, "entropy": nats, "ce_loss": ce, "policy_loss": of_policy, "loss": loss,
                     **{f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()},
                     **{f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)},
                 }  # fmt: skip

@@ -139,7 +139,8 @@ def test_classes_weigh():
 
 
 def test_a_function_is_a_reward(tmp_path):
-    (tmp_path / "mine.py").write_text("def right(preds, labels):\n    return (preds == labels).flatten(1).sum(1)\n")
+    code = "def right(preds, labels):\n    return (preds == labels).flatten(1).sum(1)\n"
+    (tmp_path / "mine.py").write_text(code)
     labels, preds = torch.tensor([[[1, 1]], [[0, 0]]]), torch.tensor([[[1, 0]], [[0, 0]]])
     mine = reward_of(2, f"{tmp_path}/mine.py:right", "accuracy=2")
     assert not isinstance(mine, Reward) and mine(preds, labels).tolist() == [2.0, 4.0]

@@ -67,27 +67,36 @@ def pixel_accuracy(counts):
     return counts.diagonal(dim1=-2, dim2=-1).sum(-1) / counts.sum((-2, -1))
 
 
+def _around(masks, reach, join):
+    """(..., H, W) bool: each pixel joined (&= or |=) with those up to `reach` away, rows then columns."""
+    for axis in (-2, -1):
+        size, before = masks.shape[axis], masks
+        masks = masks.clone()
+        for d in range(1, min(reach, size - 1) + 1):
+            join(masks.narrow(axis, d, size - d), before.narrow(axis, 0, size - d))
+            join(masks.narrow(axis, 0, size - d), before.narrow(axis, d, size - d))
+    return masks
+
+
 def boundary_maps(preds, labels, num_classes, ignore_index=255, tolerance=1):
-    """(B, H, W) each -> (B, K, 4, H, W) float32 of 0 and 1: predicted boundary pixels near a true one,
-    predicted, true ones near a predicted one, true (Csurka et al., BMVC 2013, with a square
-    neighbourhood). A pixel's label reaches 1 + tolerance pixels far."""
+    """(B, H, W) each -> (B, 4, K, H, W) bool: predicted boundary pixels near a true one, predicted, true
+    ones near a predicted one, true (Csurka et al., BMVC 2013, with a square neighbourhood). A pixel's
+    label reaches 1 + tolerance pixels far."""
     valid = labels != ignore_index
+    classes = torch.arange(num_classes, device=labels.device).view(-1, 1, 1)
 
     def boundary(ids):
-        mask = F.one_hot(ids.long().where(valid, num_classes), num_classes + 1)[..., :-1]
-        mask = mask.movedim(-1, 1).float()
-        return mask * F.max_pool2d(1 - mask, 3, 1, 1) * valid[:, None]
-
-    def near(edges):
-        return F.max_pool2d(edges, 2 * tolerance + 1, 1, tolerance)
+        mask = (ids[:, None] == classes) & valid[:, None]
+        return mask & ~_around(mask, 1, torch.Tensor.logical_and_)
 
     p, t = boundary(preds), boundary(labels)
-    return torch.stack([p * near(t), p, t * near(p), t], 2)
+    near_p, near_t = (_around(edges, tolerance, torch.Tensor.logical_or_) for edges in (p, t))
+    return torch.stack([p & near_t, p, t & near_p, t], 1)
 
 
 def boundary_counts(preds, labels, num_classes, ignore_index=255, tolerance=1):
     """(B, H, W) each -> (B, K, 4) int64: how many pixels each of `boundary_maps` has."""
-    return boundary_maps(preds, labels, num_classes, ignore_index, tolerance).sum((3, 4)).long()
+    return boundary_maps(preds, labels, num_classes, ignore_index, tolerance).sum((3, 4)).mT
 
 
 def boundary_f1_of(hit_p, p, hit_t, t):

@@ -22,7 +22,7 @@ from utils.errors import UserError
 class Reward:
     """reward(preds, labels) -> (B,) float64, for (B, H, W) integer masks; 255 in labels never counts.
 
-    stats(preds, labels) -> (B, S, H, W): maps whose sums over pixels are all that the score needs.
+    stats(preds, labels) -> (B, S, H, W) bool: maps whose sums over pixels are all the score needs.
     score(sums (..., S) float64) -> (...) float64, never NaN.
     radius: how far, in pixels, the label of one pixel reaches in `stats`.
     """
@@ -64,20 +64,24 @@ class Reward:
         each one's effect is the sum over the window around it: (2r + 1)^2 passes in all.
         """
         r, width = self.radius, 2 * self.radius + 1
-        before, change = self.stats(drawn, labels), torch.zeros(labels.shape, dtype=torch.double)
-        change = change.to(labels.device)
-        sums = before.sum((2, 3), dtype=torch.double)
+        small = torch.int8 if width**2 < 128 else torch.int16  # holds the sums over a window
+        before = self.stats(drawn, labels).to(small)
+        sums = before.sum((2, 3)).double()
+        change = sums.new_zeros(labels.shape)
+        padded = F.pad(torch.zeros_like(before), 4 * [2 * width])
+        step = padded[..., 2 * width : -2 * width, 2 * width : -2 * width]
         for y, x in itertools.product(*(range(min(width, side)) for side in labels.shape[1:])):
             grid = (slice(None), slice(y, None, width), slice(x, None, width))
             changed = drawn.clone()
             changed[grid] = other[grid]
-            step = (self.stats(changed, labels).float() - before)[..., max(0, y - r) :, max(0, x - r) :]
-            step = F.pad(step, (max(0, r - x), width, max(0, r - y), width))
-            step = F.avg_pool2d(step, width, divisor_override=1)  # small whole numbers: exact
-            rows, columns = change[grid].shape[1:]
-            after = sums[:, None, None] + step[..., :rows, :columns].movedim(1, -1)
-            change[grid] = self.score(after) - self.score(sums)[:, None, None]
-        return change
+            step.copy_(self.stats(changed, labels)).sub_(before)
+            top, left = (2 * width - r + first for first in (y, x))  # of the first pixel's window
+            rows, columns = (n * width for n in change[grid].shape[1:])
+            around = padded[..., top : top + rows, left : left + columns]
+            around = sum(around[..., i::width, :] for i in range(width))
+            around = sum(around[..., i::width] for i in range(width))
+            change[grid] = self.score(sums[:, None, None] + around.movedim(1, -1))
+        return change - self.score(sums)[:, None, None]
 
     def beside(self, rest):
         """The same reward of each image's counts added to `rest`, (B, S): the counts of the others of
@@ -112,16 +116,11 @@ def combine(rewards, weights):
 
 
 def areas(preds, labels, num_classes):
-    """(B, 3K, H, W) uint8: right, predicted and labelled, each class by itself."""
-    valid = labels != metrics.IGNORE
-    pred, true = (one_hot(ids, num_classes, valid) for ids in (preds, labels))
-    return torch.cat([pred & true, pred, true], 1).byte()
-
-
-def one_hot(ids, num_classes, valid):
-    """(B, H, W) -> (B, K, H, W) bool, nothing where not valid."""
-    classes = torch.arange(num_classes, device=ids.device).view(-1, 1, 1)
-    return (ids[:, None] == classes) & valid[:, None]
+    """(B, 3K, H, W) bool: right, predicted and labelled, each class by itself."""
+    valid = (labels != metrics.IGNORE)[:, None]
+    classes = torch.arange(num_classes, device=labels.device).view(-1, 1, 1)
+    pred, true = ((ids[:, None] == classes) & valid for ids in (preds, labels))
+    return torch.cat([pred & true, pred, true], 1)
 
 
 def weighted(values, weights):
@@ -165,7 +164,7 @@ def _boundary(weights, tolerance):
         return metrics.boundary_maps(preds, labels, len(weights), tolerance=tolerance).flatten(1, 2)
 
     def score(sums):
-        return weighted(metrics.boundary_f1_of(*sums.unflatten(-1, (-1, 4)).unbind(-1)), weights)
+        return weighted(metrics.boundary_f1_of(*sums.unflatten(-1, (4, -1)).unbind(-2)), weights)
 
     return stats, score, 1 + tolerance
 
