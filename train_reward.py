@@ -328,7 +328,8 @@ def main(args):
                     "advantage/mean": (values[:, 0] - others).mean(),
                     "advantage/std": (values[:, 0] - others).std(correction=0),
                     "frac_reward_zero_std": 1 - weights.flatten(1).any(1).double().mean(),
-                    "grad_snr": snr, "kl": kl, "entropy": nats, "ce_loss": ce, "policy_loss": of_policy, "loss": loss,
+                    "grad_snr": snr, "kl": kl, "entropy": nats, "ce_loss": ce,
+                    "policy_loss": of_policy, "loss": loss,
                     **{f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()},
                     **{f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)},
                 }  # fmt: skip
