@@ -205,8 +205,9 @@ def main(args):
     start = restore(init, device).requires_grad_(False)
     model = restore(last or init, device)
 
-    samples = args.samples if args.estimator == "rloo" else 2
-    if samples < 2:
+    counts = {"rloo": args.samples, "local": 1 if getattr(reward, "radius", 0) == 0 else 2}
+    samples = counts.get(args.estimator, 2)  # masks drawn from an image
+    if args.estimator == "rloo" and samples < 2:
         raise UserError(f"--samples {samples}: rloo compares each mask with the others; give 2 or more")
 
     # ---- optimizer ----
