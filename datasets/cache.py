@@ -22,7 +22,7 @@ class CachedFaces:
     uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout."""
 
     def __init__(self, faces, samples, size):
-        self.ids = [s.id for s in samples]
+        self.ids, self.paths = [s.id for s in samples], [s.image for s in samples]
         self.groups, self.yaws = [s.group for s in samples], [s.yaw for s in samples]
         self.memory = np.load(build(faces, samples, size), mmap_mode="r")  # (N, 4, S, S)
 

@@ -1,10 +1,12 @@
 """From a `--data` flag to batches: open a data set, take a split of it, and say who is next."""
 
+import os
+
 import torch
 
 from datasets import open_faces, synthetic
 from datasets.cache import CachedFaces
-from datasets.faces import Faces, limit, split_by_group
+from datasets.faces import Faces, Sample, limit, pictures, split_by_group
 from utils import rng
 from utils.errors import UserError
 
@@ -28,6 +30,26 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15):
             f"({', '.join(people[:5])}{', ...' if len(people) > 5 else ''})"
         )
         faces.splits.update(train=train, val=val)
+    return faces
+
+
+def open_photos(path, classes, split="train", val_fraction=0.15):
+    """Photos without their masks: `Faces` with the splits `train` and `val`.
+
+    path: a folder of pictures, each taken for a person of its own, or a data set, of which the split
+    and the people `open_data` holds out are taken. Masks are left alone, classes are only names.
+    """
+    plain = pictures(path) if os.path.isdir(path) else {}
+    if plain:
+        samples = [Sample(stem, file, None, stem) for stem, file in plain.items()]
+        faces = Faces("photos", classes, [], [], {split: samples}, None)
+    else:
+        faces = open_data(path, val_fraction=val_fraction)
+    mine = [s._replace(label=None) for s in faces.splits.get(split, [])]
+    held = [s._replace(label=None) for s in faces.splits.get("val", [])]
+    if mine and not held and val_fraction > 0:
+        mine, held = split_by_group(mine, val_fraction)
+    faces.splits = {"train": mine, "val": held}
     return faces
 
 

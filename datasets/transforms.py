@@ -64,10 +64,13 @@ GEOMETRY = {
 def warp(images, labels, theta):
     """One resampling of both: bilinear for the image, nearest for the mask. What comes from outside
     the photo is its mirror image, so that no black border gives the operation away, and is not
-    labelled: there, left and right would be wrong."""
+    labelled: there, left and right would be wrong. labels may be weights (B, K, H, W): bilinear, and
+    0 there."""
     size = list(images.shape)
     grid = F.affine_grid(theta, size, align_corners=False)
     images = F.grid_sample(images, grid, "bilinear", "reflection", align_corners=False)
+    if labels.dim() == 4:
+        return images, F.grid_sample(labels, grid, "bilinear", "zeros", align_corners=False)
     shifted = labels[:, None].float() - IGNORE  # zero padding then means IGNORE
     shifted = F.grid_sample(shifted, grid, "nearest", "zeros", align_corners=False)
     return images, (shifted[:, 0] + IGNORE).to(labels.dtype)
@@ -162,19 +165,24 @@ def _box(u, m, height, width):
     return rows[:, :, None] & columns[:, None]
 
 
+def _like(box, labels):
+    return box if labels.dim() == 3 else box[:, None]
+
+
 def _erase(images, labels, m, u, donors):
     """Noise in a box, whose pixels are no longer labelled (Zhong et al., 1708.04896)."""
     box = _box(u, m, *labels.shape[-2:])
     noise = u[:, 2:].view(-1, 3, 8, 8).repeat_interleave(labels.shape[-2] // 8 + 1, 2)
     noise = noise.repeat_interleave(labels.shape[-1] // 8 + 1, 3)
     noise = noise[..., : labels.shape[-2], : labels.shape[-1]]
-    return torch.where(box[:, None], noise, images), labels.masked_fill(box, IGNORE)
+    blank = IGNORE if labels.dim() == 3 else 0
+    return torch.where(box[:, None], noise, images), labels.masked_fill(_like(box, labels), blank)
 
 
 def _cutmix(images, labels, m, u, donors):
     """A box of another image, with its mask (Yun et al., 1905.04899; for masks 1906.01916)."""
     box = _box(u, m, *labels.shape[-2:])
-    return torch.where(box[:, None], donors[0], images), torch.where(box, donors[1], labels)
+    return torch.where(box[:, None], donors[0], images), torch.where(_like(box, labels), donors[1], labels)
 
 
 REGULARISERS = {"erase": _erase, "cutmix": _cutmix}
@@ -264,6 +272,7 @@ def augment(images, labels, policy, seed, positions, flip_pairs):
     """images (B, 3, H, W) uint8, labels (B, H, W) uint8, positions (B,) on the CPU.
 
     Returns float images in [0, 1] and uint8 labels, 255 where a pixel came from outside the photo.
+    In place of labels, weights (B, K, H, W) of each class go the same way, and are 0 there.
     """
     images, device = images.float() / 255, images.device
     names = [op["name"] for op in policy["ops"]]
@@ -306,7 +315,12 @@ def augment(images, labels, policy, seed, positions, flip_pairs):
 
 
 def flip_labels(labels, flip_pairs):
-    """(B, H, W) mirrored, left and right classes swapped by one table."""
+    """(B, H, W) mirrored, left and right classes swapped by one table; or weights (B, K, H, W)."""
+    if labels.dim() == 4:
+        order = list(range(labels.shape[1]))
+        for left, right in flip_pairs:
+            order[left], order[right] = right, left
+        return labels.flip(-1)[:, order]
     table = torch.arange(256, dtype=labels.dtype, device=labels.device)
     for left, right in flip_pairs:
         table[left], table[right] = right, left

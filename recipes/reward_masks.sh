@@ -6,18 +6,18 @@ set -euo pipefail
 usage="usage: bash recipes/reward_masks.sh FOLDER/V3 BUDGET(all|16) METHOD [RATE]"
 data=${1:?$usage} budget=${2:?$usage} method=${3:?$usage}
 case $method in
-  ce) rate=1e-4 flags="--loss ce=1" ;;
-  ce_dice) rate=1e-4 flags="--loss ce=1 dice=1" ;;
-  ce_jaccard) rate=1e-4 flags="--loss ce=1 jaccard=1" ;;
-  lovasz) rate=1e-4 flags="--loss lovasz=1" ;;
-  reinforce) rate=1e-4 flags="--estimator reinforce" ;;
-  reinforce_ce) rate=1e-4 flags="--estimator reinforce --ce-weight 10" ;;
-  rloo) rate=1e-4 flags="--estimator rloo --samples 8" ;;
-  rloo_ce) rate=1e-4 flags="--estimator rloo --samples 8 --ce-weight 10" ;;
-  local) rate=1e-4 flags="--estimator local" ;;
-  local_ce) rate=1e-4 flags="--estimator local --ce-weight 1" ;;
-  local_boundary) rate=1e-4 flags="--estimator local --reward boundary_f1=1" ;;
-  local_boundary_ce) rate=1e-4 flags="--estimator local --reward boundary_f1=1 --ce-weight 1" ;;
+  ce) rate=1e-3 flags="--loss ce=1" ;;
+  ce_dice) rate=1e-3 flags="--loss ce=1 dice=1" ;;
+  ce_jaccard) rate=1e-3 flags="--loss ce=1 jaccard=1" ;;
+  lovasz) rate=1e-3 flags="--loss lovasz=1" ;;
+  reinforce) rate=3e-5 flags="--estimator reinforce" ;;
+  reinforce_ce) rate=1e-3 flags="--estimator reinforce --ce-weight 10" ;;
+  rloo) rate=3e-5 flags="--estimator rloo --samples 8" ;;
+  rloo_ce) rate=3e-4 flags="--estimator rloo --samples 8 --ce-weight 10" ;;
+  local) rate=1e-3 flags="--estimator local" ;;
+  local_ce) rate=1e-3 flags="--estimator local --ce-weight 1" ;;
+  local_boundary) rate=1e-3 flags="--estimator local --reward boundary_f1=1" ;;
+  local_boundary_ce) rate=1e-3 flags="--estimator local --reward boundary_f1=1 --ce-weight 1" ;;
   *) echo "no method $method"; exit 2 ;;
 esac
 rate=${4:-$rate} script=train_reward.py starts=runs/fasseg_v3_trivial more=
@@ -29,5 +29,5 @@ for seed in ${SEEDS:-0 1 2 3 4}; do
   python $script --init $starts/$seed/best.pt --data "$data" $more --augment trivial --steps 100 --lr $rate \
     --eval-every 100 --seed $seed --amp "${AMP:-bf16}" $flags --out $out
   python evaluate.py --init $out/last.pt --split test --json $out/test.json
-  python evaluate.py --init $out/last.pt --split val --json $out/val.json
+  if [ "${4:-}" ]; then python evaluate.py --init $out/last.pt --split val --json $out/val.json; fi
 done

@@ -12,6 +12,7 @@ SCRIPTS = {
     path.name: ast.parse(path.read_text()) for path in ROOT.glob("*.py") if "add_argument" in path.read_text()
 }
 RECIPE_FLAGS = {"--steps", "--lr", "--augment", "--out", "--eval-every", "--init", "--data"}
+RECIPE_FLAGS |= {"--reward", "--estimator", "--samples", "--temperature"}  # of each script's own kind
 SECTIONS = ["setup", "data", "model", "optimizer", "resume", "train", "finish"]
 
 

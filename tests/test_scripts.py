@@ -142,6 +142,40 @@ def _steps(out):
     return (out / "last.pt").is_file() and weights(out / "last.pt")["step"] > 0
 
 
+@pytest.fixture(scope="session")
+def judge(folder, tmp_path_factory):
+    """A scorer of our own, which knows the masks: the share of right pixels."""
+    path = tmp_path_factory.mktemp("judge") / "judge.py"
+    path.write_text(
+        "import numpy as np, pathlib\n"
+        "from PIL import Image\n"
+        "def right(masks, photos):\n"
+        "    paths = [pathlib.Path(p) for p in photos]\n"
+        "    labels = [Image.open(p.parents[1] / 'labels' / p.name) for p in paths]\n"
+        "    size = masks.shape[2], masks.shape[1]\n"
+        "    labels = np.stack([np.asarray(m.resize(size, Image.NEAREST)) for m in labels])\n"
+        "    return (masks == labels).mean((1, 2))\n"
+    )
+    return f"{path}:right"
+
+
+@pytest.mark.parametrize("estimator", ["field", "rloo", "reinforce", "block"])
+def test_tuning_on_scores_alone(estimator, call, folder, finetuned, judge, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--init", finetuned / "best.pt", "--unlabelled", folder, "--reward", judge, "--device", "cpu"]
+    flags += ["--score-budget", 150, "--batch-size", 4, "--out", out]
+    flags += ["--limit", 8, "--steps", 6] if estimator == "field" else ["--samples", 4, "--cell", 8]
+    done = call("train_scores.py", *flags, "--estimator", estimator)
+    answers = (out / "scores.jsonl").read_text().splitlines()
+    assert 60 < len(answers) <= 150 and f"{len(answers)} scores asked for" in done.stdout
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    names = {"scores/asked", "val/reward", "kl", "entropy", "policy_loss", "grad_norm"}
+    names |= set() if estimator == "field" else {"reward/mean", "reward/std", "frac_reward_zero_std"}
+    assert names <= set().union(*logged)
+    init = ["--init", out / "best.pt", "--data", folder, "--split", "val"]
+    assert "mean_f1" in call("evaluate.py", *init).stdout
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py"])
 def test_a_killed_and_resumed_run_is_the_run_never_killed(
@@ -170,6 +204,23 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
     rows = [(whole / "metrics.jsonl").read_text().splitlines() for whole in (whole, broken)]
     steps = [[json.loads(line)["step"] for line in lines] for lines in rows]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("estimator", ["field", "rloo"])
+def test_no_score_is_asked_for_twice(estimator, call, environment, folder, finetuned, judge, tmp_path):
+    """Killed in the middle and resumed, it is the run never killed, and no answer was paid twice."""
+    flags = ["--init", finetuned / "best.pt", "--unlabelled", folder, "--reward", judge, "--device", "cpu"]
+    flags += ["--batch-size", 4, "--samples", 4, "--steps", 40, "--eval-every", 7, "--lr", "1e-6"]
+    flags += ["--estimator", estimator]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    call("train_scores.py", *flags, "--out", whole)
+    kill_in_the_middle(command("train_scores.py", *flags, "--out", broken), environment, broken)
+    assert 0 < weights(broken / "last.pt")["step"] < 40
+    call("train_scores.py", *flags[:6], "--out", broken, "--resume")
+    assert_same_run(whole / "last.pt", broken / "last.pt")
+    keys = [{json.loads(line)["key"] for line in (out / "scores.jsonl").read_text().splitlines()
+             if line.endswith("}")} for out in (whole, broken)]  # fmt: skip
+    assert keys[0] == keys[1] and len(keys[0]) > 40
 
 
 def test_sigterm_saves_and_resumes(call, environment, folder, tmp_path):
@@ -248,6 +299,7 @@ def test_classes_are_matched_by_name(call, finetuned, tmp_path):
     assert "left_eye" in done.stderr and "l_eye" in done.stderr
 
 
+ALONE = ["--init", "{best}", "--unlabelled", "{folder}"]
 MISTAKES = [
     ("train_finetune.py", ["--data", "nowhere"], "nowhere"),
     ("train_finetune.py", ["--data", "{folder}", "--model", "unett"], "unet"),
@@ -260,6 +312,13 @@ MISTAKES = [
     ("train_finetune.py", ["--stpes", "3"], "--stpes"),
     ("train_reward.py", ["--init", "nowhere.pt"], "nowhere.pt"),
     ("train_reward.py", ["--init", "{folder}/images/0.png"], "0.png"),
+    ("train_reward.py", ["--init", "{best}", "--reward", "f2=1"], "boundary_f1"),
+    ("train_reward.py", ["--init", "{best}", "--reward", "anatomy"], "--estimator block"),
+    ("train_reward.py", ["--init", "{best}", "--class-weight", "nos=2"], "nose"),
+    ("train_reward.py", ["--init", "{best}", "--estimator", "rloo", "--samples", "1"], "2 or more"),
+    ("train_scores.py", [*ALONE, "--reward", "f1", "--score-budget", "99"], "FILE.py:FUNCTION"),
+    ("train_scores.py", [*ALONE, "--reward", "anatomy"], "--score-budget"),
+    ("train_scores.py", [*ALONE, "--reward", "anatomy", "--score-budget", "20"], "--limit"),
     ("evaluate.py", ["--init", "nowhere.pt"], "nowhere.pt"),
     ("predict.py", ["--init", "{best}", "nowhere.jpg"], "nowhere.jpg"),
     ("predict.py", ["--init", "{best}", "{folder}"], "picture"),

@@ -357,3 +357,23 @@ def test_load_policy_refuses(tmp_path, content, says):
     with pytest.raises(UserError, match=says) as caught:
         load_policy(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["flip", "erase", "cutmix", "rotate"])
+def test_weights_go_where_labels_go(name):
+    """Weights that are 1 for a pixel's class and 0 elsewhere stay so, and are 0 where labels are 255."""
+    images, labels = batch(6)
+    ops = [] if name == "flip" else [op(name, 0.0, 30.0 if name == "rotate" else 0.5)]
+    labels = labels[:, ::6, ::6].repeat_interleave(6, 1).repeat_interleave(6, 2)  # squares of one class
+    policy = {**POLICIES["flip"], "num_ops": len(ops), "levels": [20, 30], "ops": ops}
+    k = int(labels.max()) + 1
+    weights = torch.nn.functional.one_hot(labels.long(), k).movedim(-1, 1).float()
+    rest = policy, 3, torch.arange(6), [(1, 2)]
+    moved, expected = augment(images, labels, *rest)
+    same, weights = augment(images, weights, *rest)
+    assert torch.equal(moved, same) and (expected != labels).any()
+    valid = expected != IGNORE
+    right = weights.argmax(1)[valid] == expected[valid].long()
+    assert right.float().mean() > (0.9 if name == "rotate" else 0.9999)
+    assert (~valid).any() == (name in ("erase", "rotate"))
+    assert (weights.sum(1)[~valid] < (0.76 if name == "rotate" else 1e-9)).all()

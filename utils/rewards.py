@@ -202,8 +202,8 @@ def build(words, classes, class_weights=(), tolerance=1):
 
 
 def free(name, classes):
-    """(preds, labels) -> (B,) of a reward that looks at the prediction alone."""
-    return lambda preds, labels: FREE[name](preds, classes)
+    """(preds, anything) -> (B,) of a reward that looks at the prediction alone."""
+    return lambda preds, _: FREE[name](torch.as_tensor(preds), classes)
 
 
 def load(where):

@@ -31,6 +31,14 @@ def uniform(seed, positions, lanes, stream=0):
     return (_mix(x) >> 8).float() * 2**-24
 
 
+def cells(seed, positions, shape, side, stream=0):
+    """Uniform numbers (B, *shape), the same within cells of side x side pixels. Masks drawn with large
+    cells first and small ones later are the progressive scales of 2505.17905."""
+    rows, columns = (-(-n // side) for n in shape)
+    u = uniform(seed, positions, rows * columns, stream).view(-1, rows, columns)
+    return u.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, : shape[0], : shape[1]]
+
+
 def normal(seed, positions, lanes, stream=0):
     """Standard normal numbers (B, lanes), by Box and Muller (1958)."""
     u = uniform(seed, positions, 2 * lanes, stream)

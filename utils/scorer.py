@@ -1,0 +1,81 @@
+"""Scores that somebody else gives: asked once each, counted, and kept on disk.
+
+A scorer is a function of your own, `FUNCTION(masks, photos)`: masks (B, H, W) uint8 numpy array of class
+ids, in the frame of the photo stretched to H x W; photos: the paths of the B photo files. It returns B
+numbers, or B rows of K: one for each class, NaN where a class was not judged.
+"""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.rewards import FREE, free, load, parse
+
+
+def judge(words, classes):
+    """["my.py:score=1", "anatomy=0.1"] -> a scorer function, their weighted sum. classes: names."""
+    parts = [
+        (weight, free(name, classes) if name in FREE else load(name))
+        for name, weight in parse(words, "--reward").items()
+    ]
+
+    def function(masks, photos):
+        scores = [(weight, np.asarray(score(masks, photos), np.float64)) for weight, score in parts]
+        if any(s.shape[:1] != (len(masks),) or s.ndim > 2 for _, s in scores):
+            shapes = ", ".join(str(s.shape) for _, s in scores)
+            raise UserError(f"--reward {' '.join(words)}: for {len(masks)} masks it gave arrays of shape "
+                            f"{shapes}; need one number for each mask, or one for each class")  # fmt: skip
+        return sum(weight * s.reshape(len(masks), -1) for weight, s in scores)
+
+    return function
+
+
+class Scorer:
+    """scorer(masks, photos) -> (B, C) float64, C = 1 or the number of classes.
+
+    function: what `judge` builds, (B, H, W) uint8 and B paths -> (B, C).
+    A mask that was asked about before is answered from memory, which `path` keeps across runs and
+    kills: one line of JSON for each answer. asked: how many masks were submitted, ever.
+    """
+
+    def __init__(self, function, path, budget=None):
+        self.function, self.path, self.budget, self.known = function, pathlib.Path(path), budget, {}
+        text = self.path.read_text() if self.path.is_file() else ""
+        self.torn = bool(text) and not text.endswith("\n")
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line, torn by a kill: that answer will be asked for again
+            self.known[row["key"]] = row["score"]
+
+    @property
+    def asked(self):
+        return len(self.known)
+
+    def left(self):
+        """How many more masks may be submitted; infinity without a budget."""
+        return float("inf") if self.budget is None else self.budget - self.asked
+
+    def __call__(self, masks, photos):
+        array = masks.to(torch.uint8).cpu().numpy()
+        pairs = zip(photos, array, strict=True)
+        keys = [hashlib.sha256(f"{photo}\0".encode() + a.tobytes()).hexdigest() for photo, a in pairs]
+        new = {key: i for i, key in enumerate(keys) if key not in self.known}
+        if len(new) > self.left():
+            raise UserError(f"--score-budget {self.budget}: {len(new)} more scores would exceed it")
+        if new:
+            rows = list(new.values())
+            answers = np.asarray(self.function(array[rows], [photos[i] for i in rows]), np.float64)
+            if np.isinf(answers).any() or np.isnan(answers).all(1).any():
+                raise UserError("--reward: it gave no finite number for a mask; nothing of it was kept")
+            lines = [{"key": k, "score": row} for k, row in zip(new, answers.tolist(), strict=True)]
+            with open(self.path, "a") as file:
+                file.write("\n" * self.torn + "".join(json.dumps(line) + "\n" for line in lines))
+            self.torn = False
+            self.known |= {line["key"]: line["score"] for line in lines}
+        return torch.tensor([self.known[key] for key in keys], dtype=torch.double, device=masks.device)
