@@ -310,7 +310,8 @@ def main(args):
           *faces.notes, sep="\n  ")  # fmt: skip
     print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} "
           f"of {args.batch_size} photos at {args.size} x {args.size}; {args.estimator} on "
-          f"{' + '.join(args.reward)}: {args.samples} masks a photo{'' if args.estimator == 'field' else ' and step'}")  # fmt: skip
+          f"{' + '.join(args.reward)}: {args.samples} masks a photo"
+          f"{'' if args.estimator == 'field' else ' and step'}")  # fmt: skip
     if not last:
         save(0)  # the start is the best so far: a run that only loses ground ends with it
 
