@@ -229,14 +229,15 @@ def main(args):
     if not args.steps or not args.samples:  # as many as the budget allows
         if not args.score_budget:
             raise UserError("--score-budget: say how many scores may be asked for")
-        evaluations = 1 + -(-args.steps // args.eval_every) if args.eval_every else EVALUATIONS
+        known = args.steps and args.eval_every
+        evaluations = 1 + -(-args.steps // args.eval_every) if known else EVALUATIONS
         spare = args.score_budget - evaluations * n_val
         args.samples = args.samples or spare // len(train)
-        args.steps = args.steps or spare // (args.batch_size * args.samples)
-        if args.samples < 2 or args.steps < 1:
+        args.steps = args.steps or max(1, spare // (args.batch_size * args.samples))
+        if args.samples < 2 or spare < args.samples * min(args.batch_size, len(train)):
             raise UserError(f"--score-budget {args.score_budget}: too small for {evaluations} validations of "
-                            f"{n_val} photos and two masks each of {len(train)} others; --limit asks about "
-                            "fewer")  # fmt: skip
+                            f"{n_val} photos and masks of {len(train)} others; --limit takes fewer")  # fmt: skip
+        args.eval_every = args.eval_every if known else None  # as many as were counted on
     args.eval_every = args.eval_every or -(-args.steps // (EVALUATIONS - 1))
     first = last["step"] if last else 0
     if first >= args.steps:
