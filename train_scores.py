@@ -236,7 +236,7 @@ def main(args):
         args.steps = args.steps or max(1, spare // (args.batch_size * args.samples))
         if args.samples < 2 or spare < args.samples * min(args.batch_size, len(train)):
             raise UserError(f"--score-budget {args.score_budget}: too small for {evaluations} validations of "
-                            f"{n_val} photos and masks of {len(train)} others; --limit takes fewer")  # fmt: skip
+                            f"{n_val} photos and masks of {len(train)} others (--limit)")  # fmt: skip
         args.eval_every = args.eval_every if known else None  # as many as were counted on
     args.eval_every = args.eval_every or -(-args.steps // (EVALUATIONS - 1))
     first = last["step"] if last else 0
