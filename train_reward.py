@@ -81,7 +81,7 @@ def get_parser():
     g = p.add_argument_group("optimisation")
     g.add_argument("--steps", type=positive, default=200, help="optimiser steps (default 200)")
     g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
-    g.add_argument("--lr", type=float, default=1e-5, help="peak rate of AdamW (default 1e-5)")
+    g.add_argument("--lr", type=float, default=1e-4, help="peak rate of AdamW (default 1e-4)")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm (default 1)")
     g = p.add_argument_group("runtime")
     g.add_argument("--seed", type=int, default=0, help="order, augmentation, samples (default 0)")

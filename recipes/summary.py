@@ -1,21 +1,45 @@
-"""Mean and standard deviation over seeds of what evaluate.py wrote: recipes/summary.py A.json B.json"""
+"""Mean and standard deviation over seeds of what evaluate.py wrote.
+
+    python recipes/summary.py A/?/test.json                       each figure
+    python recipes/summary.py A/?/test.json -- B/?/test.json      and, seed by seed, A minus B, 95 % interval
+"""
 
 import json
 import statistics
 import sys
 
-results = [json.load(open(path)) for path in sys.argv[1:]]
+from scipy import stats
+
+files = sys.argv[1:]
+cut = files.index("--") if "--" in files else len(files)
+results, others = ([json.load(open(path)) for path in part] for part in (files[:cut], files[cut + 1 :]))
+if others and len(others) != len(results):
+    sys.exit(f"error: {len(results)} results against {len(others)}; give one of each seed, in one order")
 
 
-def row(name, values):
+def row(name, values, against):
     spread = statistics.stdev(values) if len(values) > 1 else float("nan")
     each = "  ".join(f"{v:.3f}" for v in values)
-    print(f"{name:<16}{statistics.mean(values):7.3f} ± {spread:.3f}   {each}")
+    text = f"{name:<16}{statistics.mean(values):7.3f} ± {spread:.3f}   {each}"
+    if against and len(values) > 1:
+        change = [a - b for a, b in zip(values, against, strict=True)]
+        half = stats.sem(change) * stats.t.ppf(0.975, len(change) - 1)
+        text += f"   {statistics.mean(change):+.4f} ± {half:.4f}"
+    print(text)
+
+
+def figures(name, pick):
+    row(name, [pick(r) for r in results], [pick(r) for r in others])
+
+
+def worst(r):
+    return min(v["f1"] for k, v in r["per_class"].items() if k != "background" and v["f1"] is not None)
 
 
 for key in ("mean_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
-    row(key, [r[key] for r in results])
+    figures(key, lambda r, key=key: r[key])
+figures("worst class F1", worst)
 for name in results[0]["per_class"]:
-    row(f"F1 {name}", [r["per_class"][name]["f1"] for r in results])
+    figures(f"F1 {name}", lambda r, name=name: r["per_class"][name]["f1"])
 for angle in results[0]["slices"]["yaw"]:
-    row(f"F1 |yaw| {angle}", [r["slices"]["yaw"][angle]["mean_f1"] for r in results])
+    figures(f"F1 |yaw| {angle}", lambda r, angle=angle: r["slices"]["yaw"][angle]["mean_f1"])
