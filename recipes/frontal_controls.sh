@@ -10,12 +10,12 @@ for seed in ${SEEDS:-0 1 2}; do
   python train_finetune.py --init $start --data "$data" $flags --seed "$seed" --out runs/frontal_masks/"$seed"
   mkdir -p "$own"/data/images "$own"/data/labels
   for yaw in "$data"/Train_RGB/*/; do
-    python predict.py --init $start "$yaw" --out "$own"/predicted
-    cp "$yaw"/*.bmp "$own"/data/images
+    python predict.py --init $start "$yaw" --out "$own"/predicted --overwrite
+    cp "$yaw"/* "$own"/data/images
   done
   rm "$own"/data/images/personne04*  # the person who validates elsewhere
-  for photo in "$own"/data/images/*.bmp; do
-    name=$(basename "$photo" .bmp)
+  for photo in "$own"/data/images/*; do
+    name=$(basename "${photo%.*}")
     cp "$own"/predicted/"${name}"_mask.png "$own"/data/labels/"$name".png
   done
   echo '{"classes": ["background", "skin", "hair", "eyes", "nose", "mouth"]}' > "$own"/data/classes.json
