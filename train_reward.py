@@ -112,7 +112,7 @@ def reinforce(logits, labels, reward, u):
 
 def rloo(logits, labels, reward, u):
     """Leave-one-out: each of S masks against the mean of the others (Kool et al., ICLR workshop 2019;
-    Ahmadian et al., 2402.14740, eq. 5)."""
+    Ahmadian et al., 2402.14740)."""
     masks = [sample(logits, u[:, k]) for k in range(u.shape[1])]
     rewards = torch.stack([reward(mask, labels) for mask in masks], 1)
     advantages = (rewards - rewards.mean(1, keepdim=True)) / (u.shape[1] - 1)  # the mean over S in it
@@ -122,8 +122,8 @@ def rloo(logits, labels, reward, u):
 
 def local(logits, labels, reward, u):
     """For each pixel, how the reward would change with that pixel alone changed: the local expectation
-    gradient (Titsias and Lazaro-Gredilla, NeurIPS 2015, eq. 9; for categoricals, the IndeCateR
-    estimator of De Smet et al., 2311.12569, eq. 9). Needs a `Reward`, whose reach is known."""
+    gradient (Titsias and Lazaro-Gredilla, NeurIPS 2015, 1503.01494; for products of categoricals, the
+    IndeCateR of De Smet et al., NeurIPS 2023, 2311.12569). Needs a `Reward`, whose reach is known."""
     drawn = sample(logits, u[:, 0])
     value = reward(drawn, labels)[:, None]
     if reward.radius == 0:  # to every other class

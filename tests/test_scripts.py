@@ -238,7 +238,7 @@ def test_sigterm_saves_and_resumes(call, environment, folder, tmp_path):
     assert_same_run(whole / "last.pt", broken / "last.pt")
 
 
-@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py"])
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py", "train_reward.py batch"])
 def test_two_processes_are_one(script, call, environment, folder, finetuned, tmp_path):
     # Adam turns rounding in tiny gradients into a share of the rate, so the rate is small: the loss
     # divided by each process's own count, say, would still move weights apart by 6e-5
@@ -249,6 +249,8 @@ def test_two_processes_are_one(script, call, environment, folder, finetuned, tmp
         flags += ["--lr", "3e-5"]
     else:
         flags += ["--init", finetuned / "best.pt", "--lr", "3e-6", "--ce-weight", "1"]
+        flags += ["--reward-level", "batch" if script.endswith("batch") else "image"]
+        script = "train_reward.py"
     call(script, *flags, "--batch-size", 8, "--out", tmp_path / "one")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run += [
