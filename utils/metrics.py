@@ -15,7 +15,7 @@ BINS = 15  # of confidence, Guo et al. 2017
 IGNORE = 255  # the label of a pixel that never counts
 
 
-def confusion(preds, labels, num_classes, ignore_index=255):
+def confusion(preds, labels, num_classes, ignore_index=IGNORE):
     """preds, labels (B, H, W) integer -> (B, K, K) int64, rows are labels; ignored pixels never count."""
     batch, k = len(preds), num_classes
     valid = labels != ignore_index
@@ -77,7 +77,7 @@ def _around(masks, reach, join):
     return masks
 
 
-def boundary_maps(preds, labels, num_classes, ignore_index=255, tolerance=1):
+def boundary_maps(preds, labels, num_classes, ignore_index=IGNORE, tolerance=1):
     """(B, H, W) each -> (B, 4, K, H, W) bool: predicted boundary pixels near a true one, predicted, true
     ones near a predicted one, true (Csurka et al., BMVC 2013, with a square neighbourhood). A pixel's
     label reaches 1 + tolerance pixels far."""
@@ -93,7 +93,7 @@ def boundary_maps(preds, labels, num_classes, ignore_index=255, tolerance=1):
     return torch.stack([p & near_t, p, t & near_p, t], 1)
 
 
-def boundary_counts(preds, labels, num_classes, ignore_index=255, tolerance=1):
+def boundary_counts(preds, labels, num_classes, ignore_index=IGNORE, tolerance=1):
     """(B, H, W) each -> (B, K, 4) int64: how many pixels each of `boundary_maps` has."""
     return boundary_maps(preds, labels, num_classes, ignore_index, tolerance).sum((3, 4)).mT
 
@@ -110,7 +110,7 @@ def boundary_f1(counts):
     return boundary_f1_of(*counts.double().unbind(-1))[..., 1:].nanmean(-1)
 
 
-def calibration_counts(probs, labels, ignore_index=255):
+def calibration_counts(probs, labels, ignore_index=IGNORE):
     """probs (B, K, H, W), labels (B, H, W) -> (BINS, 3) float64: pixels, sum of confidence, right."""
     confidence, preds = probs.float().max(1)
     valid = labels != ignore_index

@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-IGNORE = 255
+from utils.metrics import IGNORE
 
 
 def sample(logits, u):
