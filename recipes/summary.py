@@ -1,7 +1,7 @@
 """Mean and standard deviation over seeds of what evaluate.py wrote.
 
-    python recipes/summary.py A/?/test.json                       each figure
-    python recipes/summary.py A/?/test.json -- B/?/test.json      and, seed by seed, A minus B, 95 % interval
+python recipes/summary.py A/?/test.json                       each figure
+python recipes/summary.py A/?/test.json -- B/?/test.json      and, seed by seed, A minus B, 95 % interval
 """
 
 import json
