@@ -1,7 +1,7 @@
 """Score a parser on a split: a table for people, JSON for programs.
 
 Run:    python evaluate.py --init runs/finetune/best.pt --split test --json runs/finetune/test.json
-Needs:  a checkpoint of train_finetune.py or train_reward.py; --data if not the checkpoint's own
+Needs:  a checkpoint of a training script; --data if not the checkpoint's own
 Writes: the JSON file, if one is named
 Expect: one line of figures, a row for each class, and a row for each |yaw| where yaw is known
 

@@ -15,6 +15,7 @@ score is all there is: train_scores.py.
 
 import argparse
 import math
+import sys
 import time
 
 import torch
@@ -27,7 +28,7 @@ from datasets import loading, transforms
 from datasets.faces import IGNORE, meaning
 from models import restore
 from utils import checkpoint, dist, draw, metrics, rng
-from utils.errors import UserError, positive, run
+from utils.errors import UserError, above_zero, positive, run
 from utils.log import RunLog, open_run
 from utils.policy import agreement, credit, divergence, entropy, policy_loss, sample
 from utils.rewards import REWARDS, Reward, build
@@ -56,11 +57,12 @@ def get_parser():
     g.add_argument("--augment", default="flip",
                    help="none, flip (default), randaugment, trivial, or a policy.json")  # fmt: skip
     g = p.add_argument_group("model")
-    g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to start from")
+    g.add_argument("--init", metavar="FILE", required="--resume" not in sys.argv,
+                   help="checkpoint to start from")  # fmt: skip
     g = p.add_argument_group("reward")
     g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT",
-                   help=f"weighted sum of {', '.join(REWARDS)} (default f1), or FILE.py:FUNCTION that "
-                        "takes preds, labels (B, H, W) and returns (B,)")  # fmt: skip
+                   help=f"weighted sum of {', '.join(REWARDS)}, anatomy (default f1) and "
+                        "FILE.py:FUNCTION, which takes preds, labels (B, H, W) and returns (B,)")  # fmt: skip
     g.add_argument("--reward-level", choices=["image", "batch"], default="image",
                    help="score each image by itself (default), or the counts of the whole batch")  # fmt: skip
     g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT",
@@ -70,7 +72,7 @@ def get_parser():
                    help="reinforce: algorithm 2; rloo: leave-one-out; local (default): exact change of "
                         "each pixel; block: change of each block, for any FUNCTION")  # fmt: skip
     g.add_argument("--samples", type=positive, default=8, help="masks an image, of rloo (default 8)")
-    g.add_argument("--temperature", type=float, default=1.0,
+    g.add_argument("--temperature", type=above_zero, default=1.0,
                    help="of the policy: logits are divided by it (default 1)")  # fmt: skip
     g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS",
                    help="entropy per pixel below which its lack is a loss (default 0, off)")  # fmt: skip
@@ -304,7 +306,8 @@ def main(args):
             ce = world * total / dist.total((labels != IGNORE).sum()).clamp_min(1)
             loss = loss + args.ce_weight * ce if args.ce_weight else loss
         if args.entropy_floor or looks:
-            nats = entropy(tempered, labels)
+            total, count = entropy(tempered, labels)
+            nats = world * total / dist.total(count).clamp_min(1)
             loss = loss + F.relu(args.entropy_floor - nats) if args.entropy_floor else loss
         snr = agreement(losses, list(model.parameters())) if looks and not args.compile else math.nan
         optimizer.zero_grad(set_to_none=True)
@@ -318,14 +321,15 @@ def main(args):
         asked = stop.asked(device) if looks else 0
         if looks:
             with torch.no_grad():
-                mask, greedy = sample(tempered, u[:, 0]), logits.argmax(1)
+                mask, greedy = sample(tempered, u[:, 0]), scored(logits.argmax(1), labels)
+                if args.reward_level == "batch":  # beside the most likely masks, not beside drawn ones
+                    greedy = reward.score(dist.total(reward.sums(logits.argmax(1), labels).sum(0)))
                 others = values[:, 1:].mean(1)  # NaN for one sample
-                spread = min(1, values.shape[1] - 1)  # `local` and `block` score one mask
+                spread = values.var(1).mean().sqrt() if values.shape[1] > 1 else math.nan
                 f1 = metrics.f1_per_class(metrics.confusion(mask, labels, num_classes)).nanmean(0)
                 figures = {
-                    "reward/mean": values.mean(),
-                    "reward/std": values.var(1, correction=spread).mean().sqrt(),
-                    "reward/greedy": scored(greedy, labels).mean(), "reward/baseline": others.mean(),
+                    "reward/mean": values.mean(), "reward/std": spread,
+                    "reward/greedy": greedy.mean(), "reward/baseline": others.mean(),
                     "advantage/mean": (values[:, 0] - others).mean(),
                     "advantage/std": (values[:, 0] - others).std(correction=0),
                     "frac_reward_zero_std": 1 - weights.flatten(1).any(1).double().mean(),
@@ -334,8 +338,10 @@ def main(args):
                     **{f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()},
                     **{f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)},
                 }  # fmt: skip
-                values = torch.stack([torch.as_tensor(v, device=device).double() for v in figures.values()])
-                figures = dict(zip(figures, (dist.total(values) / world).tolist(), strict=True))
+                each = torch.stack([torch.as_tensor(v, device=device).double() for v in figures.values()])
+                known = dist.total((~each.isnan()).double())  # processes that have something to say
+                average = (dist.total(each.nan_to_num(0)) / known).tolist()
+                figures = dict(zip(figures, average, strict=True))
             if not math.isfinite(figures["loss"]) or (args.amp != "fp16" and not grad_norm.isfinite()):
                 raise UserError(f"the loss is not finite at step {step}; nothing was saved since the last "
                                 f"checkpoint; lower --lr {args.lr} or use --amp off")  # fmt: skip

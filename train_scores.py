@@ -1,8 +1,9 @@
-"""Reward-tune a face parser where masks are missing: on photos and a score for each mask it submits.
+r"""Reward-tune a face parser where masks are missing: on photos and a score for each mask it submits.
 
 Run:    python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER --reward my.py:score \
             --score-budget 3200 --out runs/scores
-        python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER --reward anatomy --steps 200
+        python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER --reward anatomy \
+            --estimator rloo --steps 80
 Needs:  a checkpoint of train_finetune.py, photos, and a function that judges masks (utils/scorer.py)
 Writes: best.pt (by the score of held-out photos), last.pt, scores.jsonl (every answer, never asked for
         again), args.json, metrics.jsonl and TensorBoard events into --out
@@ -15,6 +16,7 @@ scores say becomes weights of each pixel and class, which go through the augment
 import argparse
 import functools
 import math
+import sys
 import time
 
 import torch
@@ -24,24 +26,28 @@ from tqdm import tqdm
 from datasets import loading, transforms
 from models import restore
 from utils import checkpoint, dist, rng
-from utils.errors import UserError, positive, run
+from utils.errors import UserError, above_zero, positive, run
 from utils.log import RunLog, open_run
-from utils.policy import divergence, entropy, sample
+from utils.policy import against_others, credit_each, divergence, entropy, sample
 from utils.rewards import FREE
 from utils.scorer import Scorer, judge
 
 WARMUP = 0.05  # share of the steps
+COLLAPSE, COLLAPSED = 0.1, 3  # a fall of the held-out score that ends the run; its exit status then
 LOG_EVERY = 10  # steps between two looks at the figures
 OF_FIELD = dict(temperature=2.0, steps=400, lr=5e-4)  # defaults of --estimator field ...
 OF_STEPS = dict(temperature=1.0, samples=8, lr=2e-4)  # ... and of the others
 EVALUATIONS = 5  # of the held-out photos: the start, three on the way, the end
 
 
+NEW = "--resume" not in sys.argv  # a resumed run knows its flags
+
+
 def get_parser():
     p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     g = p.add_argument_group("data")
-    g.add_argument("--unlabelled", metavar="FOLDER", required=True,
+    g.add_argument("--unlabelled", metavar="FOLDER", required=NEW,
                    help="photos, or a data set, whose training photos are taken without masks")  # fmt: skip
     g.add_argument("--val-fraction", type=float, help="share of the people held out to judge the network "
                    "by, where there is no validation split (default: the checkpoint's)")  # fmt: skip
@@ -50,9 +56,9 @@ def get_parser():
     g.add_argument("--augment", default="trivial", help="of photos and weights together: none, flip, "
                    "randaugment, trivial (default), or a policy.json")  # fmt: skip
     g = p.add_argument_group("model")
-    g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to start from")
+    g.add_argument("--init", metavar="FILE", required=NEW, help="checkpoint to start from")
     g = p.add_argument_group("reward")
-    g.add_argument("--reward", nargs="+", required=True, metavar="NAME=WEIGHT", help="weighted sum of "
+    g.add_argument("--reward", nargs="+", required=NEW, metavar="NAME=WEIGHT", help="weighted sum of "
                    f"FILE.py:FUNCTION, see utils/scorer.py, and {', '.join(FREE)}")  # fmt: skip
     g.add_argument("--score-budget", type=positive, metavar="N",
                    help="masks to submit in all, validation included; sets the number of steps")  # fmt: skip
@@ -66,7 +72,7 @@ def get_parser():
     g.add_argument("--cell", type=positive, default=1,
                    help="side of the cells whose pixels are drawn together, pixels; it halves on the "
                         "way down to 1 (default 1)")  # fmt: skip
-    g.add_argument("--temperature", type=float, help="of the policy (default 2 for field, else 1)")
+    g.add_argument("--temperature", type=above_zero, help="of the policy (default 2 for field, else 1)")
     g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT",
                    help="of the divergence from the starting model, nats per pixel (default 0)")  # fmt: skip
     g = p.add_argument_group("optimisation")
@@ -92,30 +98,12 @@ def get_parser():
 # ask(masks) -> (B, C) scores, C = 1 or K. Each returns weights (B, K, H, W), and the scores (B, n, C).
 
 
-def credit(advantages, masks, num_classes):
-    """advantages (B, S, C), S masks (B, H, W) -> (B, K, H, W): each to the class that a pixel was drawn
-    as. With C = K, a pixel hears of its own class alone."""
-    advantages = advantages.float().expand(-1, -1, num_classes)
-    weights = advantages.new_zeros(len(masks[0]), num_classes, *masks[0].shape[1:])
-    for mask, advantage in zip(masks, advantages.unbind(1), strict=True):
-        each = advantage.gather(1, mask.flatten(1)).view(mask.shape)
-        weights.scatter_add_(1, mask[:, None], each[:, None])
-    return weights / len(masks)
-
-
-def against_others(scores, standardise):
-    """(B, S, C): each score minus the mean of the other S - 1; 0 where a class was not scored."""
-    centred = scores - scores.nanmean(1, keepdim=True)
-    scale = scores.std(1, keepdim=True) + 1e-8 if standardise else (scores.shape[1] - 1) / scores.shape[1]
-    return (centred / scale).nan_to_num(0.0)
-
-
 def rloo(logits, draw, ask, samples, standardise, learn=None):
     """Leave-one-out (Kool et al., ICLR workshop 2019): each mask against the others. With two of them, only
     pixels where they differ hear anything: the pair-wise spatial difference of 2505.17905."""
     masks = [draw(k) for k in range(samples)]
     scores = torch.stack([ask(mask) for mask in masks], 1)
-    return credit(against_others(scores, standardise)[:, :learn], masks[:learn], logits.shape[1]), scores
+    return credit_each(against_others(scores, standardise)[:, :learn], masks[:learn], logits.shape[1]), scores
 
 
 reinforce = functools.partial(rloo, learn=1)  # algorithm 2 of 2302.08242: the others are a baseline only
@@ -128,13 +116,13 @@ def block(logits, draw, ask, samples, standardise, side=32):
     height, width = (-(-n // side) for n in first.shape[1:])
     cells = torch.arange(height * width, device=first.device).view(height, width)
     cells = cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[: first.shape[1], : first.shape[2]]
-    differ = F.avg_pool2d((first != second).float(), side, ceil_mode=True).flatten(1)
+    differ = F.avg_pool2d((first != second).float(), side, ceil_mode=True, divisor_override=1).flatten(1)
     scores, weights = [ask(first)], torch.zeros_like(logits)
     for cell in differ.argsort(1, descending=True)[:, : samples - 1].T:
         inside = cells == cell.view(-1, 1, 1)
         scores.append(ask(torch.where(inside, second, first)))
         change = (scores[-1] - scores[0]).nan_to_num(0.0)
-        pair = credit(torch.stack([change, -change], 1), [second, first], logits.shape[1])
+        pair = credit_each(torch.stack([change, -change], 1), [second, first], logits.shape[1])
         weights += pair * inside[:, None]
     scores = torch.stack(scores, 1)
     spread = scores.std(1).nanmean(1)[:, None, None, None].float() + 1e-8 if standardise else 1.0
@@ -169,12 +157,12 @@ def believe(probs, masks, scores, width=4.0):
     eye, silent = torch.eye(n, device=r.device), torch.ones(len(p), dtype=torch.bool, device=r.device)
     for c in range(r.shape[1]):  # one number for all classes, or one for each
         own = slice(None) if r.shape[1] == 1 else slice(c, c + 1)
-        if r[:, c].isnan().any() or r[:, c].abs().max() < 1e-9:
-            continue
-        silent[own] = False
         x = features[:, own].flatten(1)
         gram, fits = x @ x.T, []
-        gram = gram / (scale := gram.diagonal().mean())
+        scale = gram.diagonal().mean()
+        if r[:, c].isnan().any() or r[:, c].abs().max() < 1e-9 or not scale > 0:
+            continue
+        silent[own], gram = False, gram / scale
         for noise in (0.01, 0.03, 0.1, 0.3, 1.0):
             factor = torch.linalg.cholesky(gram + noise * eye)
             alpha = torch.cholesky_solve(r[:, c, None], factor)[:, 0]
@@ -184,7 +172,7 @@ def believe(probs, masks, scores, width=4.0):
         g = blur((alpha @ x).view_as(p[own]), half) / scale.sqrt()
         change[own] = deviation[own] * g * 2 * math.sqrt(2 * math.pi) * half
     if silent.any():  # what the judged classes gain or lose is the others' loss or gain
-        change[silent] = -change.sum(0) * p[silent] / p[silent].sum(0)
+        change[silent] = -change.sum(0) * p[silent] / p[silent].sum(0).clamp_min(1e-12)
     return probs + F.interpolate(change[None], probs.shape[1:], mode="bilinear")[0]
 
 
@@ -204,7 +192,8 @@ def main(args):
     out = open_run(args.out, args.resume)
     last = checkpoint.load(out / "last.pt", "train_scores.py") if args.resume else None
     if last:
-        args = checkpoint.resume_flags(get_parser(), last["args"])
+        free = ("resume", "out", "device", "score_budget")  # more may be asked than was thought
+        args = checkpoint.resume_flags(get_parser(), last["args"], free=free)
     init = checkpoint.load(args.init)
     _, world, device = dist.init(args.device)
     if world > 1:
@@ -216,8 +205,6 @@ def main(args):
         setattr(args, key, init["args"][key])
     amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     policy, means = transforms.load_policy(args.augment), init["data"]
-    if args.samples == 1:
-        raise UserError(f"--samples {args.samples}: masks are compared with one another; give 2 or more")
     stop = dist.Stop()
 
     # ---- data ----
@@ -226,18 +213,20 @@ def main(args):
     val = loading.load(faces, "val", args.size) if args.val_fraction else None
     n_val = len(val) if val else 0
     scorer = Scorer(judge(args.reward, means["classes"]), out / "scores.jsonl", args.score_budget)
-    if not args.steps or not args.samples:  # as many as the budget allows
-        if not args.score_budget:
-            raise UserError("--score-budget: say how many scores may be asked for")
-        known = args.steps and args.eval_every
-        evaluations = 1 + -(-args.steps // args.eval_every) if known else EVALUATIONS
-        spare = args.score_budget - evaluations * n_val
-        args.samples = args.samples or spare // len(train)
-        args.steps = args.steps or max(1, spare // (args.batch_size * args.samples))
-        if args.samples < 2 or spare < args.samples * min(args.batch_size, len(train)):
+    fields, asks = args.estimator == "field", len(train)  # photos to ask about in all
+    if not last:  # a resumed run has these already
+        if not args.score_budget and not (args.steps and args.samples):
+            raise UserError("--score-budget: say how many scores there are, or give --steps and --samples")
+        if args.eval_every and not args.steps:
+            raise UserError("--eval-every: give --steps as well")
+        evaluations = 1 - (-args.steps // args.eval_every) if args.eval_every else EVALUATIONS
+        spare = scorer.left() - evaluations * n_val
+        args.samples = args.samples or int(max(0, spare) // asks)
+        args.steps = args.steps or int(max(0, spare) // (args.batch_size * args.samples))
+        asks = asks if fields else args.steps * args.batch_size
+        if args.samples < 2 or args.steps < 1 or spare < asks * args.samples:
             raise UserError(f"--score-budget {args.score_budget}: too small for {evaluations} validations of "
-                            f"{n_val} photos and masks of {len(train)} others (--limit)")  # fmt: skip
-        args.eval_every = args.eval_every if known else None  # as many as were counted on
+                            f"{n_val} photos and masks of {asks} others (--limit)")  # fmt: skip
     args.eval_every = args.eval_every or -(-args.steps // (EVALUATIONS - 1))
     first = last["step"] if last else 0
     if first >= args.steps:
@@ -263,9 +252,6 @@ def main(args):
         with torch.autocast(device.type, amp_dtype, enabled=args.amp != "off"):
             return net(images)["semantic"].float()
 
-    def asker(rows):
-        return functools.partial(scorer, photos=[train.paths[row] for row in rows])
-
     def dealer(logits, where, side=1):
         """draw(k) -> mask k of each photo, from the tempered policy."""
         shape, where = logits.shape[2:], where.to(device)
@@ -274,17 +260,20 @@ def main(args):
 
     @torch.no_grad()
     def explore():
-        """(N, K, H, W) half: `believe` of every photo, from masks that the starting model draws. A resumed
-        run draws the same ones, whose scores it has."""
-        fields = []
+        """(N, K, H, W) half: `believe` of each photo, from masks of the starting model; None if stopped. It
+        is kept in a file, since another machine might draw other masks."""
+        found = []
         for row in tqdm(range(len(train)), "asking", disable=None):
             logits = forward(train[[row]]["image"], start)
-            draw, ask = dealer(logits, torch.tensor([row])), asker([row])
-            masks = [draw(k) for k in range(args.samples)]
-            scores = torch.cat([ask(mask) for mask in masks])
+            draw = dealer(logits, torch.tensor([row]))
+            masks = torch.cat([draw(k) for k in range(args.samples)])
+            scores = scorer(masks, [train.paths[row]] * len(masks))
             probs = (logits / args.temperature).softmax(1)
-            fields.append(believe(probs[0], torch.cat(masks), scores).half().cpu())
-        return torch.stack(fields).to(device)
+            found.append(believe(probs[0], masks, scores).half().cpu())
+            if stop.signal:
+                return None
+        checkpoint.save(out / "fields.pt", fields=(found := torch.stack(found)))
+        return found
 
     @torch.no_grad()
     def evaluate():
@@ -306,7 +295,7 @@ def main(args):
         checkpoint.save(out / "last.pt", **state)
 
     before = last["before"] if last else evaluate()
-    best, result = last["best"] if last else {"step": 0, "score": before}, before
+    best = last["best"] if last else {"step": 0, "score": before}
     print(f"{faces.name} ({args.unlabelled}): {len(train)} photos to ask about, {n_val} to judge by",
           *faces.notes, sep="\n  ")  # fmt: skip
     print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} "
@@ -318,20 +307,25 @@ def main(args):
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="scores", disable=None)
-    since, done, asked, scores = time.time(), first, 0, torch.full((1, 2, 1), torch.nan)
-    fields = explore() if args.estimator == "field" else None
-    for step, rows in zip(range(first, args.steps), order, strict=True):
+    since, done, asked, collapsed = time.time(), first, 0, False
+    scores = torch.full((1, 2, 1), torch.nan)  # of a step that asks
+    if fields:
+        there = last and (out / "fields.pt").is_file()
+        fields = checkpoint.load(out / "fields.pt")["fields"] if there else explore()
+        asked = stop.signal if fields is None else 0
+    for step, rows in zip(range(first, first if asked else args.steps), order, strict=False):
         photos, where = train[rows]["image"], loading.positions(step, args.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
         with torch.no_grad():
             logits = forward(photos)
             if args.estimator == "field":  # the scores and the network, as it is by now, agree on a mask
-                target = (fields[rows].float() + logits.softmax(1)).argmax(1)
+                target = (fields[rows].to(device).float() + logits.softmax(1)).argmax(1)
                 weights = F.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
             else:
                 side = max(1, args.cell >> int(step / args.steps * (1 + math.log2(args.cell))))
-                draw, ask = dealer(logits, where, side), asker(rows)
+                ask = functools.partial(scorer, photos=[train.paths[row] for row in rows])
+                draw = dealer(logits, where, side)
                 give = logits / args.temperature, draw, ask, args.samples, args.standardise
                 weights, scores = ESTIMATORS[args.estimator](*give)
             rest = policy, args.seed, where, means["flip_pairs"]
@@ -364,12 +358,12 @@ def main(args):
                 "reward/mean": scores.nanmean(),
                 "reward/std": scores.nanmean(2).var(1).mean().sqrt(),
                 "frac_reward_zero_std": 1 - weights.flatten(1).any(1).float().mean(),
-                "scores/asked": scorer.asked, "kl": kl, "entropy": entropy(logits, valid),
+                "scores/asked": scorer.asked, "kl": kl, "entropy": torch.div(*entropy(logits.detach(), valid)),
                 "policy_loss": of_policy.detach(), "loss": loss.detach(), "grad_norm": grad_norm,
                 "lr": optimizer.param_groups[0]["lr"],
                 "time/images_per_sec": LOG_EVERY * args.batch_size / (time.time() - since),
             })  # fmt: skip
-            bar.set_postfix_str(f"score {scores.nanmean():.4f} of {scorer.asked} asked")
+            bar.set_postfix_str(f"loss {loss.item():.3f}, {scorer.asked} scores asked")
             since = time.time()
         if evaluates:
             result = evaluate()
@@ -377,12 +371,13 @@ def main(args):
                 log.scalars(step, **{"val/reward": result})
                 if result > best["score"]:
                     best = {"step": done, "score": result}
+                collapsed = result < before - COLLAPSE
                 tqdm.write(f"step {done}: {scorer.asked} scores asked, val score {result:.4f} "
                            f"({result - before:+.4f}){' *' if best['step'] == done else ''}")  # fmt: skip
             since = time.time()
         if evaluates or asked:
             save(done)
-        if asked:
+        if asked or collapsed:
             break
 
     # ---- finish ----
@@ -391,6 +386,10 @@ def main(args):
     if asked:
         print(f"stopped by signal {asked} after step {done}; --out {out} --resume goes on")
         return 128 + asked
+    if collapsed:
+        print(f"collapsed: val score {before:.4f} -> {result:.4f} by step {done}; stopped. best.pt is step "
+              f"{best['step']}. Try a lower --lr than {args.lr}, or --kl above 0")  # fmt: skip
+        return COLLAPSED
     kept = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
     print(f"{scorer.asked} scores asked for; best.pt: {kept}\n"
           f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED --split test")  # fmt: skip

@@ -33,21 +33,28 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15):
     return faces
 
 
-def open_photos(path, classes, split="train", val_fraction=0.15):
-    """Photos without their masks: `Faces` with the splits `train` and `val`.
+def open_photos(path, classes, val_fraction=0.15):
+    """Photos without their masks: `Faces` with the splits `train` and `val`, where no sample has a label.
 
-    path: a folder of pictures, each taken for a person of its own, or a data set, of which the split
-    and the people `open_data` holds out are taken. Masks are left alone, classes are only names.
+    path: a data set, of which the photos in unlabelled/ are taken where it is your own and has them, else
+    those of `train`; or a folder of pictures, each taken for a person of its own. classes: names.
     """
+    if path == "synthetic":
+        raise UserError("--unlabelled synthetic: need photos in a folder; synthetic faces are labelled")
     plain = pictures(path) if os.path.isdir(path) else {}
-    if plain:
-        samples = [Sample(stem, file, None, stem) for stem, file in plain.items()]
-        faces = Faces("photos", classes, [], [], {split: samples}, None)
-    else:
+    try:
         faces = open_data(path, val_fraction=val_fraction)
-    mine = [s._replace(label=None) for s in faces.splits.get(split, [])]
+    except UserError:
+        if not plain:
+            raise
+        faces = Faces("photos", classes, [], [], {}, None)
+        faces.splits["train"] = [Sample(stem, file, None, stem) for stem, file in plain.items()]
+    own = faces.name == "folder" and "unlabelled" in faces.splits
+    mine = [s._replace(label=None) for s in faces.splits["unlabelled" if own else "train"]]
     held = [s._replace(label=None) for s in faces.splits.get("val", [])]
-    if mine and not held and val_fraction > 0:
+    if not held and val_fraction > 0:
+        if len({s.group for s in mine}) < 2:
+            raise UserError(f"{path}: one person alone cannot be held out; --val-fraction 0 does without")
         mine, held = split_by_group(mine, val_fraction)
     faces.splits = {"train": mine, "val": held}
     return faces

@@ -18,12 +18,15 @@ from utils.errors import UserError
 @functools.cache
 def masks_of(folder, size):
     """Of the data set around a folder of photos: {path: row}, its masks as data, how many classes."""
-    while folder != os.path.dirname(folder):
+    faces = None
+    while folder != os.path.dirname(folder):  # the outermost: a part of a data set may look like another
         try:
             faces = open_faces(folder)
-            break
         except UserError:
-            folder = os.path.dirname(folder)
+            pass
+        folder = os.path.dirname(folder)
+    if faces is None:
+        raise UserError("hidden_masks.py: the photos are of no data set of README.md, so there are no masks")
     samples = [s for split in faces.splits.values() for s in split if s.label is not None]
     rows = {os.path.abspath(s.image): i for i, s in enumerate(samples)}
     return rows, CachedFaces(faces, samples, size), len(faces.classes)

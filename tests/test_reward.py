@@ -144,6 +144,10 @@ def test_a_function_is_a_reward(tmp_path):
     labels, preds = torch.tensor([[[1, 1]], [[0, 0]]]), torch.tensor([[[1, 0]], [[0, 0]]])
     mine = reward_of(2, f"{tmp_path}/mine.py:right", "accuracy=2")
     assert not isinstance(mine, Reward) and mine(preds, labels).tolist() == [2.0, 4.0]
+    with open(tmp_path / "mine.py", "a") as file:
+        file.write("def one(preds, labels):\n    return (preds == labels).double().mean()[None]\n")
+    with pytest.raises(UserError, match="one finite number for each"):  # one scalar for a batch
+        reward_of(2, f"{tmp_path}/mine.py:one")(preds, labels)
     for words in (["f2"], ["f1=x"], [f"{tmp_path}/mine.py:wrong"], [f"{tmp_path}/none.py:f"]):
         with pytest.raises(UserError, match="--reward"):
             reward_of(2, *words)
@@ -173,7 +177,9 @@ def test_divergence_and_entropy():
     )[labels != IGNORE]
     assert count == 15 and torch.allclose(total, expected.sum(), atol=1e-5)
     assert divergence(logits, logits, labels)[0].abs() < 1e-6
-    assert torch.allclose(entropy(torch.zeros(1, 4, 2, 2), labels[1:, :2, :2]), torch.tensor(4.0).log())
+    total, count = entropy(torch.zeros(1, 4, 2, 2), labels[1:, :2, :2])
+    assert count == 4 and torch.allclose(total / 4, torch.tensor(4.0).log())
+    total = divergence(logits, start, labels)[0]
     logits[0, :, 0] += torch.randn(4, 3) * 9  # ignored pixels
     assert torch.allclose(divergence(logits, start, labels)[0], total)
 

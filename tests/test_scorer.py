@@ -61,7 +61,10 @@ def test_one_number_a_class(tmp_path):
     assert np.array_equal(first, rows, equal_nan=True) and np.array_equal(again, rows, equal_nan=True)
 
 
-@pytest.mark.parametrize("answer", ["1.0", "[1.0]", "[float('nan'), 1]", "[float('inf'), 1]", "[[[1]]] * 2"])
+BAD = ["1.0", "[1.0]", "[float('nan'), 1]", "[float('inf'), 1]", "[[[1]]] * 2", "[[1, 2]] * 2", "1 / 0"]
+
+
+@pytest.mark.parametrize("answer", BAD)
 def test_a_bad_answer_is_refused(tmp_path, answer):
     (tmp_path / "mine.py").write_text(f"def score(masks, photos):\n    return {answer}\n")
     function = judge([f"{tmp_path}/mine.py:score"], ["background", "skin", "nose"])

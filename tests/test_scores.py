@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from train_scores import ESTIMATORS, against_others, believe, credit
+from train_scores import ESTIMATORS, believe
 from utils import metrics, rng
-from utils.policy import sample
+from utils.policy import against_others, credit_each, sample
 from utils.rewards import build
 
 K, SIDE = 3, 32
@@ -101,7 +101,7 @@ def test_a_block_is_credited_with_its_own_change():
 def test_classes_hear_of_their_own_scores():
     masks = [torch.tensor([[[0, 1]]]), torch.tensor([[[1, 1]]])]
     scores = torch.tensor([[[torch.nan, 0.25], [torch.nan, 0.75]]])
-    weights = credit(against_others(scores, False), masks, 2)
+    weights = credit_each(against_others(scores, False), masks, 2)
     assert weights[0, 0].tolist() == [[0.0, 0.0]]  # class 0 was not scored
     assert weights[0, 1].tolist() == [[0.25, 0.0]]
 

@@ -163,7 +163,7 @@ def judge(folder, tmp_path_factory):
 def test_tuning_on_scores_alone(estimator, call, folder, finetuned, judge, tmp_path):
     out = tmp_path / "run"
     flags = ["--init", finetuned / "best.pt", "--unlabelled", folder, "--reward", judge, "--device", "cpu"]
-    flags += ["--score-budget", 150, "--batch-size", 4, "--out", out]
+    flags += ["--score-budget", 150, "--batch-size", 4, "--lr", "1e-5", "--out", out]
     flags += ["--limit", 8, "--steps", 6] if estimator == "field" else ["--samples", 4, "--cell", 8]
     done = call("train_scores.py", *flags, "--estimator", estimator)
     answers = (out / "scores.jsonl").read_text().splitlines()
@@ -198,7 +198,6 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
         "--resume",
         "--workers",
         2 - workers,
-        *(["--init", finetuned / "best.pt"] if "reward" in script else []),
     )
     assert_same_run(whole / "last.pt", broken / "last.pt")
     rows = [(whole / "metrics.jsonl").read_text().splitlines() for whole in (whole, broken)]
@@ -216,7 +215,7 @@ def test_no_score_is_asked_for_twice(estimator, call, environment, folder, finet
     call("train_scores.py", *flags, "--out", whole)
     kill_in_the_middle(command("train_scores.py", *flags, "--out", broken), environment, broken)
     assert 0 < weights(broken / "last.pt")["step"] < 40
-    call("train_scores.py", *flags[:6], "--out", broken, "--resume")
+    call("train_scores.py", "--out", broken, "--resume")
     assert_same_run(whole / "last.pt", broken / "last.pt")
     keys = [{json.loads(line)["key"] for line in (out / "scores.jsonl").read_text().splitlines()
              if line.endswith("}")} for out in (whole, broken)]  # fmt: skip
@@ -302,6 +301,7 @@ def test_classes_are_matched_by_name(call, finetuned, tmp_path):
 
 
 ALONE = ["--init", "{best}", "--unlabelled", "{folder}"]
+STEPS = ["--reward", "anatomy", "--estimator", "rloo"]
 MISTAKES = [
     ("train_finetune.py", ["--data", "nowhere"], "nowhere"),
     ("train_finetune.py", ["--data", "{folder}", "--model", "unett"], "unet"),
@@ -321,6 +321,10 @@ MISTAKES = [
     ("train_scores.py", [*ALONE, "--reward", "f1", "--score-budget", "99"], "FILE.py:FUNCTION"),
     ("train_scores.py", [*ALONE, "--reward", "anatomy"], "--score-budget"),
     ("train_scores.py", [*ALONE, "--reward", "anatomy", "--score-budget", "20"], "--limit"),
+    ("train_scores.py", [*ALONE, *STEPS, "--score-budget", "60", "--steps", "40"], "too small"),
+    ("train_scores.py", [*ALONE, *STEPS, "--score-budget", "60"], "too small"),
+    ("train_scores.py", ["--init", "{best}", "--unlabelled", "synthetic", *STEPS], "synthetic"),
+    ("train_scores.py", [*ALONE, *STEPS, "--temperature", "0"], "--temperature"),
     ("evaluate.py", ["--init", "nowhere.pt"], "nowhere.pt"),
     ("predict.py", ["--init", "{best}", "nowhere.jpg"], "nowhere.jpg"),
     ("predict.py", ["--init", "{best}", "{folder}"], "picture"),

@@ -45,7 +45,7 @@ def load(path, script=None):
     `torch.load` does not notice a flipped one. Raises UserError: missing, damaged, foreign."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; train_finetune.py and train_reward.py write them")
+        raise UserError(f"{path}: no such checkpoint; the training scripts write them")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

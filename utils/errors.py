@@ -15,6 +15,17 @@ def positive(text):
     return int(text)
 
 
+def above_zero(text):
+    """For argparse's `type`: a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return value
+
+
 def run(main, args):
     """Call `main(args)`; a `UserError` becomes one line on stderr and exit status 2."""
     try:

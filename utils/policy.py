@@ -27,6 +27,24 @@ def credit(advantage, mask, num_classes):
     return empty.scatter(1, mask[:, None], advantage.expand(mask.shape)[:, None])
 
 
+def credit_each(advantages, masks, num_classes):
+    """advantages (B, S, C), C = 1 or K; S masks (B, H, W) -> (B, K, H, W): the mean over masks, each to the
+    class that a pixel was drawn as. With C = K, a pixel hears of its own class alone."""
+    advantages = advantages.float().expand(-1, -1, num_classes)
+    weights = advantages.new_zeros(len(masks[0]), num_classes, *masks[0].shape[1:])
+    for mask, advantage in zip(masks, advantages.unbind(1), strict=True):
+        each = advantage.gather(1, mask.flatten(1)).view(mask.shape)
+        weights.scatter_add_(1, mask[:, None], each[:, None])
+    return weights / len(masks)
+
+
+def against_others(scores, standardise):
+    """(B, S, C): each score minus the mean of the other S - 1; 0 where a class was not scored."""
+    centred = scores - scores.nanmean(1, keepdim=True)
+    scale = scores.std(1, keepdim=True) + 1e-8 if standardise else (scores.shape[1] - 1) / scores.shape[1]
+    return (centred / scale).nan_to_num(0.0)
+
+
 def policy_loss(logits, weights, labels):
     """(B,): minus the weighted log-probabilities, summed over the pixels that count."""
     per_pixel = (weights.to(logits) * logits.log_softmax(1)).sum(1)
@@ -42,9 +60,9 @@ def divergence(logits, start, labels):
 
 
 def entropy(logits, labels):
-    """Scalar: mean over the pixels that count, in nats; log K where the policy knows nothing."""
+    """(sum, count): entropy over the pixels that count, in nats; log K each where nothing is known."""
     log_p, valid = logits.log_softmax(1), labels != IGNORE
-    return -((log_p.exp() * log_p).sum(1) * valid).sum() / valid.sum().clamp_min(1)
+    return -((log_p.exp() * log_p).sum(1) * valid).sum(), valid.sum()
 
 
 def agreement(losses, params):

@@ -189,10 +189,12 @@ def build(words, classes, class_weights=(), tolerance=1):
     tolerance: of `boundary_f1`, pixels.
     """
     weight_of = parse(class_weights, "--class-weight", classes)
+    if any(weight < 0 for weight in weight_of.values()):
+        raise UserError(f"--class-weight {' '.join(class_weights)}: weights are 0 or more")
     parts, k = {}, len(classes)
     for name in parse(words, "--reward"):
         if name not in REWARDS:
-            parts[name] = free(name, classes) if name in FREE else load(name)
+            parts[name] = free(name, classes) if name in FREE else checked(name)
             continue
         builder, background = REWARDS[name]
         weights = torch.tensor([weight_of.get(c, 1.0) for c in classes], dtype=torch.double)
@@ -203,6 +205,7 @@ def build(words, classes, class_weights=(), tolerance=1):
 
 def free(name, classes):
     """(preds, anything) -> (B,) of a reward that looks at the prediction alone."""
+    FREE[name](torch.zeros(1, 1, 1), classes)  # a class list it cannot judge is refused now
     return lambda preds, _: FREE[name](torch.as_tensor(preds), classes)
 
 
@@ -214,10 +217,27 @@ def load(where):
         raise UserError(f"--reward {where}: not one of {known}, nor FILE.py:FUNCTION of a file that exists")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may do
+        raise UserError(f"--reward {where}: {file} cannot be imported ({error!r})") from error
     if not callable(getattr(module, name, None)):
         raise UserError(f"--reward {where}: {file} has no function {name}")
     return getattr(module, name)
+
+
+def checked(where):
+    """The function of `FILE.py:FUNCTION` as a reward, whose every answer must be one number an image."""
+    function = load(where)
+
+    def reward(preds, labels):
+        values = torch.as_tensor(function(preds, labels), dtype=torch.double, device=preds.device)
+        if values.shape != (len(preds),) or not values.isfinite().all():
+            raise UserError(f"--reward {where}: need one finite number for each of {len(preds)} masks, got "
+                            f"shape {tuple(values.shape)}")  # fmt: skip
+        return values
+
+    return reward
 
 
 def parse(words, flag, known=None):
@@ -227,6 +247,8 @@ def parse(words, flag, known=None):
         found = {name: float(weight) for name, _, weight in pairs}
     except ValueError:
         raise UserError(f"{flag} {' '.join(words)}: write NAME or NAME=WEIGHT") from None
+    if len(found) < len(words):
+        raise UserError(f"{flag} {' '.join(words)}: each name once")
     if known and (strange := sorted(found.keys() - set(known))):
         raise UserError(f"{flag} {' '.join(strange)}: the names are {' '.join(known)}")
     return found

@@ -24,13 +24,23 @@ def judge(words, classes):
     ]
 
     def function(masks, photos):
-        scores = [(weight, np.asarray(score(masks, photos), np.float64)) for weight, score in parts]
-        if any(s.shape[:1] != (len(masks),) or s.ndim > 2 for _, s in scores):
-            shapes = ", ".join(str(s.shape) for _, s in scores)
-            raise UserError(f"--reward {' '.join(words)}: for {len(masks)} masks it gave arrays of shape "
-                            f"{shapes}; need one number for each mask, or one for each class")  # fmt: skip
-        return sum(weight * s.reshape(len(masks), -1) for weight, s in scores)
+        total, shapes = 0.0, {(len(masks),), (len(masks), 1), (len(masks), len(classes))}
+        for weight, score in parts:
+            try:
+                answer = np.asarray(score(masks, photos), np.float64)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a user's scorer, or its server, may do
+                raise UserError(f"--reward {' '.join(words)}: the scorer failed ({error!r}); the answers it "
+                                "gave are kept, --resume goes on with them") from error  # fmt: skip
+            if answer.shape not in shapes:
+                raise UserError(f"--reward {' '.join(words)}: for {len(masks)} masks it gave an array of "
+                                f"shape {answer.shape}; need one number for each mask, or one for each of "
+                                f"the {len(classes)} classes")  # fmt: skip
+            total = total + weight * answer.reshape(len(masks), -1)
+        return total
 
+    function.words = " ".join(words)  # which answers are its own
     return function
 
 
@@ -64,7 +74,8 @@ class Scorer:
     def __call__(self, masks, photos):
         array = masks.to(torch.uint8).cpu().numpy()
         pairs = zip(photos, array, strict=True)
-        keys = [hashlib.sha256(f"{photo}\0".encode() + a.tobytes()).hexdigest() for photo, a in pairs]
+        who = getattr(self.function, "words", "")
+        keys = [hashlib.sha256(f"{who}\0{photo}\0".encode() + a.tobytes()).hexdigest() for photo, a in pairs]
         new = {key: i for i, key in enumerate(keys) if key not in self.known}
         if len(new) > self.left():
             raise UserError(f"--score-budget {self.budget}: {len(new)} more scores would exceed it")
