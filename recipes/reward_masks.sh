@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # 100 more steps with the masks at hand, by one METHOD, from the same starts of five seeds: LAST weights on
 # the test people. The starts: SEEDS="0 1 2 3 4" bash recipes/fasseg_v3.sh FOLDER/V3, and fasseg_v3_16.sh.
-# The rate of each method was chosen from 3e-5, 1e-4, 3e-4, 1e-3 on the validation person, seed 0, 16 labels.
+# Rates are from 3e-5, 1e-4, 3e-4, 1e-3, by the validation person, seed 0: with 16 labels all four were tried
+# for ce, reinforce and local, three for rloo and the mixes with sampling, two (3e-4, 1e-3) for the others;
+# with all labels, all four for local and three for ce; the rest keep what 16 labels chose.
 set -euo pipefail
 usage="usage: bash recipes/reward_masks.sh FOLDER/V3 BUDGET(all|16) METHOD [RATE]"
 data=${1:?$usage} budget=${2:?$usage} method=${3:?$usage}
@@ -22,6 +24,7 @@ case $method in
 esac
 rate=${4:-$rate} script=train_reward.py starts=runs/fasseg_v3_trivial more=
 case $flags in *--loss*) script=train_finetune.py ;; esac
+if [ "$budget $method" = "all ce" ] && [ -z "${4:-}" ]; then rate=1e-4; fi
 if [ "$budget" = 16 ]; then starts=runs/fasseg_v3_16_trivial more="--limit 16"; fi
 for seed in ${SEEDS:-0 1 2 3 4}; do
   out=runs/reward_masks_$budget/$method${4:+_$4}/$seed
