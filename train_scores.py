@@ -6,7 +6,7 @@ Run:    python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER 
             --estimator rloo --steps 80
 Needs:  a checkpoint of train_finetune.py, photos, and a function that judges masks (utils/scorer.py)
 Writes: best.pt (by the score of held-out photos), last.pt, scores.jsonl (every answer, never asked for
-        again), args.json, metrics.jsonl and TensorBoard events into --out
+        again), fields.pt (what they said), args.json, metrics.jsonl and TensorBoard events into --out
 Expect: README.md, "Scores instead of masks"   -> evaluate.py --init runs/scores/best.pt --data LABELLED
 
 The currency is the number of scores asked for. Masks are drawn and judged on the photo as it is. What the
