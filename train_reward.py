@@ -193,6 +193,10 @@ def main(args):
     if needs_sums and not isinstance(reward, Reward):
         raise UserError(f"--reward {' '.join(args.reward)}: --estimator local and --reward-level batch "
                         f"need some of {', '.join(REWARDS)}; --estimator block takes any")  # fmt: skip
+    masks_of = {"rloo": args.samples, "local": 1 if getattr(reward, "radius", 0) == 0 else 2}
+    samples = masks_of.get(args.estimator, 2)  # masks drawn from an image
+    if args.estimator == "rloo" and samples < 2:
+        raise UserError(f"--samples {samples}: rloo compares each mask with the others; give 2 or more")
     first = last["step"] if last else 0
     if first >= args.steps:
         raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
@@ -206,11 +210,6 @@ def main(args):
     # drawn from the very distribution whose log-probability is weighed
     start = restore(init, device).requires_grad_(False)
     model = restore(last or init, device)
-
-    counts = {"rloo": args.samples, "local": 1 if getattr(reward, "radius", 0) == 0 else 2}
-    samples = counts.get(args.estimator, 2)  # masks drawn from an image
-    if args.estimator == "rloo" and samples < 2:
-        raise UserError(f"--samples {samples}: rloo compares each mask with the others; give 2 or more")
 
     # ---- optimizer ----
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -321,9 +320,11 @@ def main(args):
         asked = stop.asked(device) if looks else 0
         if looks:
             with torch.no_grad():
-                mask, greedy = sample(tempered, u[:, 0]), scored(logits.argmax(1), labels)
+                mask, likely = sample(tempered, u[:, 0]), logits.argmax(1)
                 if args.reward_level == "batch":  # beside the most likely masks, not beside drawn ones
-                    greedy = reward.score(dist.total(reward.sums(logits.argmax(1), labels).sum(0)))
+                    greedy = reward.score(dist.total(reward.sums(likely, labels).sum(0)))
+                else:
+                    greedy = reward(likely, labels)
                 others = values[:, 1:].mean(1)  # NaN for one sample
                 spread = values.var(1).mean().sqrt() if values.shape[1] > 1 else math.nan
                 f1 = metrics.f1_per_class(metrics.confusion(mask, labels, num_classes)).nanmean(0)
@@ -340,9 +341,9 @@ def main(args):
                 }  # fmt: skip
                 each = torch.stack([torch.as_tensor(v, device=device).double() for v in figures.values()])
                 known = dist.total((~each.isnan()).double())  # processes that have something to say
-                average = (dist.total(each.nan_to_num(0)) / known).tolist()
+                average = (dist.total(each.masked_fill(each.isnan(), 0)) / known).tolist()
                 figures = dict(zip(figures, average, strict=True))
-            if not math.isfinite(figures["loss"]) or (args.amp != "fp16" and not grad_norm.isfinite()):
+            if not dist.total(loss.detach()).isfinite() or (args.amp != "fp16" and not grad_norm.isfinite()):
                 raise UserError(f"the loss is not finite at step {step}; nothing was saved since the last "
                                 f"checkpoint; lower --lr {args.lr} or use --amp off")  # fmt: skip
             rate = LOG_EVERY * world * args.batch_size / (time.time() - since)

@@ -38,8 +38,6 @@ LOG_EVERY = 10  # steps between two looks at the figures
 OF_FIELD = dict(temperature=2.0, steps=400, lr=5e-4)  # defaults of --estimator field ...
 OF_STEPS = dict(temperature=1.0, samples=8, lr=2e-4)  # ... and of the others
 EVALUATIONS = 5  # of the held-out photos: the start, three on the way, the end
-
-
 NEW = "--resume" not in sys.argv  # a resumed run knows its flags
 
 
@@ -212,7 +210,8 @@ def main(args):
     train = loading.load(faces, "train", args.size, args.seed, args.limit)
     val = loading.load(faces, "val", args.size) if args.val_fraction else None
     n_val = len(val) if val else 0
-    scorer = Scorer(judge(args.reward, means["classes"]), out / "scores.jsonl", args.score_budget)
+    asking = judge(args.reward, means["classes"]), " ".join(args.reward)
+    scorer = Scorer(*asking, out / "scores.jsonl", args.score_budget)
     fields, asks = args.estimator == "field", len(train)  # photos to ask about in all
     if not last:  # a resumed run has these already
         if not args.score_budget and not (args.steps and args.samples):
@@ -333,9 +332,13 @@ def main(args):
         logits = forward(images)
         log_p = (logits if args.estimator == "field" else logits / args.temperature).log_softmax(1)
         loss = of_policy = -(weights * log_p).sum(1).mean()
-        valid = torch.zeros_like(logits[:, 0], dtype=torch.long)
-        if args.kl:
-            loss = loss + args.kl * torch.div(*divergence(logits, forward(images, start), valid))
+        done, every = step + 1, torch.zeros_like(logits[:, 0], dtype=torch.long)  # pixel counts
+        evaluates = done % args.eval_every == 0 or done == args.steps
+        looks = done % LOG_EVERY == 0 or evaluates or stop.signal
+        if args.kl or looks:
+            with torch.set_grad_enabled(bool(args.kl)):
+                kl = torch.div(*divergence(logits, forward(images, start), every))
+            loss = loss + args.kl * kl
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)  # so that the norm is in real units
@@ -344,21 +347,17 @@ def main(args):
         scaler.update()
         bar.update()
 
-        done = step + 1
-        evaluates = done % args.eval_every == 0 or done == args.steps
-        looks = done % LOG_EVERY == 0 or evaluates or stop.signal
         asked = stop.asked(device) if looks else 0
         if looks:
             if not math.isfinite(loss.item()) or (args.amp != "fp16" and not grad_norm.isfinite()):
                 raise UserError(f"the loss is not finite at step {step}; nothing was saved since the last "
                                 f"checkpoint; lower --lr {args.lr} or use --amp off")  # fmt: skip
-            with torch.no_grad():
-                kl = torch.div(*divergence(logits, forward(images, start), valid))
             log.scalars(step, **{
                 "reward/mean": scores.nanmean(),
                 "reward/std": scores.nanmean(2).var(1).mean().sqrt(),
                 "frac_reward_zero_std": 1 - weights.flatten(1).any(1).float().mean(),
-                "scores/asked": scorer.asked, "kl": kl, "entropy": torch.div(*entropy(logits.detach(), valid)),
+                "scores/asked": scorer.asked, "kl": kl.detach(),
+                "entropy": torch.div(*entropy(logits.detach(), every)),
                 "policy_loss": of_policy.detach(), "loss": loss.detach(), "grad_norm": grad_norm,
                 "lr": optimizer.param_groups[0]["lr"],
                 "time/images_per_sec": LOG_EVERY * args.batch_size / (time.time() - since),

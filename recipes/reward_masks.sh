@@ -17,6 +17,7 @@ case $method in
   rloo) rate=3e-5 flags="--estimator rloo --samples 8" ;;
   rloo_ce) rate=3e-4 flags="--estimator rloo --samples 8 --ce-weight 10" ;;
   local) rate=1e-3 flags="--estimator local" ;;
+  local_batch) rate=3e-5 flags="--estimator local --reward-level batch" ;;
   local_ce) rate=1e-3 flags="--estimator local --ce-weight 1" ;;
   local_boundary) rate=1e-3 flags="--estimator local --reward boundary_f1=1" ;;
   local_boundary_ce) rate=1e-3 flags="--estimator local --reward boundary_f1=1 --ce-weight 1" ;;

@@ -25,7 +25,7 @@ def asking(calls, answer=lambda masks: masks.mean((1, 2))[:, None]):
 
 def test_nothing_is_asked_twice(tmp_path):
     calls, masks = [], torch.arange(3).view(3, 1, 1).expand(3, 2, 2)
-    scorer = Scorer(asking(calls), tmp_path / "scores.jsonl", budget=4)
+    scorer = Scorer(asking(calls), "mine", tmp_path / "scores.jsonl", budget=4)
     first = scorer(masks, ["a", "b", "c"])
     assert first.tolist() == [[0.0], [1.0], [2.0]] and first.dtype == torch.double
     assert torch.equal(scorer(masks[[2, 0]], ["c", "a"]), first[[2, 0]]) and scorer.asked == 3
@@ -37,7 +37,7 @@ def test_nothing_is_asked_twice(tmp_path):
 
     with open(tmp_path / "scores.jsonl", "a") as file:
         file.write('{"key": "torn')
-    again = Scorer(asking(calls), tmp_path / "scores.jsonl", budget=5)
+    again = Scorer(asking(calls), "mine", tmp_path / "scores.jsonl", budget=5)
     assert torch.equal(again(masks, ["a", "b", "c"]), first) and again.asked == 4 and len(calls) == 2
     assert again.left() == 1
 
@@ -46,18 +46,18 @@ def test_what_follows_a_torn_line_is_kept(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"key": "x", "score": [1.0]}\n{"key": "torn')
     masks = torch.zeros(1, 2, 2)
-    Scorer(asking([]), path)(masks, ["a"])
+    Scorer(asking([]), "mine", path)(masks, ["a"])
     assert json.loads(path.read_text().splitlines()[2])["score"] == [0.0]
     calls = []
-    assert Scorer(asking(calls), path)(masks, ["a"]).item() == 0 and not calls
+    assert Scorer(asking(calls), "mine", path)(masks, ["a"]).item() == 0 and not calls
 
 
 def test_one_number_a_class(tmp_path):
     rows = np.array([[np.nan, 0.5, 1.0], [np.nan, np.nan, 0.25]])
-    scorer = Scorer(lambda masks, photos: rows, tmp_path / "scores.jsonl")
+    scorer = Scorer(lambda masks, photos: rows, "mine", tmp_path / "scores.jsonl")
     masks = torch.tensor([[[0, 1]], [[1, 1]]])
     first = scorer(masks, ["a", "b"])
-    again = Scorer(None, tmp_path / "scores.jsonl")(masks, ["a", "b"])
+    again = Scorer(None, "mine", tmp_path / "scores.jsonl")(masks, ["a", "b"])
     assert np.array_equal(first, rows, equal_nan=True) and np.array_equal(again, rows, equal_nan=True)
 
 
@@ -68,7 +68,7 @@ BAD = ["1.0", "[1.0]", "[float('nan'), 1]", "[float('inf'), 1]", "[[[1]]] * 2", 
 def test_a_bad_answer_is_refused(tmp_path, answer):
     (tmp_path / "mine.py").write_text(f"def score(masks, photos):\n    return {answer}\n")
     function = judge([f"{tmp_path}/mine.py:score"], ["background", "skin", "nose"])
-    scorer = Scorer(function, tmp_path / "scores.jsonl")
+    scorer = Scorer(function, "mine", tmp_path / "scores.jsonl")
     with pytest.raises(UserError, match="--reward"):
         scorer(torch.tensor([[[0]], [[1]]]), ["a", "b"])
     assert scorer.asked == 0 and not scorer.path.exists()

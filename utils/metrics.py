@@ -66,6 +66,12 @@ def pixel_accuracy(counts):
     return counts.diagonal(dim1=-2, dim2=-1).sum(-1) / counts.sum((-2, -1))
 
 
+def one_hot(ids, valid, num_classes):
+    """ids (B, H, W), valid (B, H, W) bool -> (B, K, H, W) bool, nothing where not valid."""
+    classes = torch.arange(num_classes, device=ids.device).view(-1, 1, 1)
+    return (ids[:, None] == classes) & valid[:, None]
+
+
 def _around(masks, reach, join):
     """(..., H, W) bool: each pixel joined (&= or |=) with those up to `reach` away, rows then columns."""
     for axis in (-2, -1):
@@ -81,11 +87,9 @@ def boundary_maps(preds, labels, num_classes, ignore_index=IGNORE, tolerance=1):
     """(B, H, W) each -> (B, 4, K, H, W) bool: predicted boundary pixels near a true one, predicted, true
     ones near a predicted one, true (Csurka et al., BMVC 2013, with a square neighbourhood). A pixel's
     label reaches 1 + tolerance pixels far."""
-    valid = labels != ignore_index
-    classes = torch.arange(num_classes, device=labels.device).view(-1, 1, 1)
 
     def boundary(ids):
-        mask = (ids[:, None] == classes) & valid[:, None]
+        mask = one_hot(ids, labels != ignore_index, num_classes)
         return mask & ~_around(mask, 1, torch.Tensor.logical_and_)
 
     p, t = boundary(preds), boundary(labels)

@@ -117,9 +117,7 @@ def combine(rewards, weights):
 
 def areas(preds, labels, num_classes):
     """(B, 3K, H, W) bool: right, predicted and labelled, each class by itself."""
-    valid = (labels != metrics.IGNORE)[:, None]
-    classes = torch.arange(num_classes, device=labels.device).view(-1, 1, 1)
-    pred, true = ((ids[:, None] == classes) & valid for ids in (preds, labels))
+    pred, true = (metrics.one_hot(ids, labels != metrics.IGNORE, num_classes) for ids in (preds, labels))
     return torch.cat([pred & true, pred, true], 1)
 
 
@@ -191,8 +189,8 @@ def build(words, classes, class_weights=(), tolerance=1):
     weight_of = parse(class_weights, "--class-weight", classes)
     if any(weight < 0 for weight in weight_of.values()):
         raise UserError(f"--class-weight {' '.join(class_weights)}: weights are 0 or more")
-    parts, k = {}, len(classes)
-    for name in parse(words, "--reward"):
+    wanted, parts, k = parse(words, "--reward"), {}, len(classes)
+    for name in wanted:
         if name not in REWARDS:
             parts[name] = free(name, classes) if name in FREE else checked(name)
             continue
@@ -200,7 +198,7 @@ def build(words, classes, class_weights=(), tolerance=1):
         weights = torch.tensor([weight_of.get(c, 1.0) for c in classes], dtype=torch.double)
         weights[0] *= background
         parts[name] = Reward(*builder(weights, tolerance), k)
-    return combine(list(parts.values()), list(parse(words, "--reward").values())), parts
+    return combine(list(parts.values()), list(wanted.values())), parts
 
 
 def free(name, classes):

@@ -40,20 +40,21 @@ def judge(words, classes):
             total = total + weight * answer.reshape(len(masks), -1)
         return total
 
-    function.words = " ".join(words)  # which answers are its own
     return function
 
 
 class Scorer:
     """scorer(masks, photos) -> (B, C) float64, C = 1 or the number of classes.
 
-    function: what `judge` builds, (B, H, W) uint8 and B paths -> (B, C).
+    function: what `judge` builds, (B, H, W) uint8 and B paths -> (B, C). name: of it, since only answers of
+    its own are taken from memory.
     A mask that was asked about before is answered from memory, which `path` keeps across runs and
     kills: one line of JSON for each answer. asked: how many masks were submitted, ever.
     """
 
-    def __init__(self, function, path, budget=None):
-        self.function, self.path, self.budget, self.known = function, pathlib.Path(path), budget, {}
+    def __init__(self, function, name, path, budget=None):
+        self.function, self.name, self.path, self.budget = function, name, pathlib.Path(path), budget
+        self.known = {}
         text = self.path.read_text() if self.path.is_file() else ""
         self.torn = bool(text) and not text.endswith("\n")
         for line in text.splitlines():
@@ -74,8 +75,9 @@ class Scorer:
     def __call__(self, masks, photos):
         array = masks.to(torch.uint8).cpu().numpy()
         pairs = zip(photos, array, strict=True)
-        who = getattr(self.function, "words", "")
-        keys = [hashlib.sha256(f"{who}\0{photo}\0".encode() + a.tobytes()).hexdigest() for photo, a in pairs]
+        keys = [
+            hashlib.sha256(f"{self.name}\0{photo}\0".encode() + a.tobytes()).hexdigest() for photo, a in pairs
+        ]
         new = {key: i for i, key in enumerate(keys) if key not in self.known}
         if len(new) > self.left():
             raise UserError(f"--score-budget {self.budget}: {len(new)} more scores would exceed it")
