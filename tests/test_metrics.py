@@ -218,6 +218,42 @@ def test_measure_does_not_depend_on_shards():
         torch.testing.assert_close(sum(s[key] for s in shards), whole[key])
 
 
+class First(Data):
+    """Its first images alone."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.images, self.labels = self.images[:n], self.labels[:n]
+
+    def __len__(self):
+        return len(self.images)
+
+
+REWARD = build(["f1"], "abcd")[0]
+JUDGED = {"number": REWARD, "sums": REWARD.sums, "none": None}  # rows of one number, of many, no rows
+
+
+def measure_as(rank, world, meeting, out):
+    """One process of `world`: what it measures of one image, of two and of seven, into a file."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world)
+    found = {(n, name): metrics.measure(predict, First(n), K, 2, rank, world, reward)
+             for n in (1, 2, 7) for name, reward in JUDGED.items()}  # fmt: skip
+    torch.save(found, f"{out}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_without_an_image_count_nothing(tmp_path):
+    out = tmp_path / "found"
+    torch.multiprocessing.spawn(measure_as, (3, tmp_path / "meeting", out), nprocs=3)
+    for rank in range(3):
+        for (n, name), found in torch.load(f"{out}.{rank}").items():
+            whole = metrics.measure(predict, First(n), K, reward=JUDGED[name])
+            assert found.keys() == whole.keys() and ("reward" in found) == (name != "none")
+            for key in whole:
+                torch.testing.assert_close(found[key], whole[key], msg=f"{key} of {n} images, rank {rank}")
+
+
 def test_summary_and_table_with_an_absent_class():
     counts = metrics.measure(predict, Data(), K)
     result = metrics.summary(counts, ["background", "skin", "hair", "hat"])

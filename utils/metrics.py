@@ -166,6 +166,11 @@ def measure(predict, data, num_classes, batch_size=16, rank=0, world=1, reward=N
         edges += boundary_counts(preds, labels, num_classes).sum(0).cpu()
         bins += calibration_counts(logits.softmax(1), labels).cpu()
         rewards += [reward(preds, labels).double().cpu()] if reward else []
+    if reward and not rewards:  # more processes than images: what the others' rows look like
+        batch = data[[0]]
+        logits = predict(batch["image"])
+        like = reward(logits.argmax(1), batch["semantic"].to(logits.device))
+        rewards.append(like[:0].double().cpu())
     more = {"reward": dist.gather_rows(torch.cat(rewards), len(data))} if reward else {}
     return more | {
         "confusion": dist.gather_rows(torch.cat(confusions), len(data)),
