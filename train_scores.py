@@ -66,10 +66,9 @@ def get_parser():
     g.add_argument("--samples", type=positive, help="masks an image and step (default 8; field: an image, "
                    "as the budget allows)")  # fmt: skip
     g.add_argument("--standardise", action="store_true",
-                   help="divide advantages by their deviation over the masks of one image")  # fmt: skip
-    g.add_argument("--cell", type=positive, default=1,
-                   help="side of the cells whose pixels are drawn together, pixels; it halves on the "
-                        "way down to 1 (default 1)")  # fmt: skip
+                   help="divide advantages by their deviation over an image's masks (not field)")  # fmt: skip
+    g.add_argument("--cell", type=positive, default=1, help="side of the cells whose pixels are drawn "
+                   "together, pixels; it halves on the way down to 1 (default 1; not field)")  # fmt: skip
     g.add_argument("--temperature", type=above_zero, help="of the policy (default 2 for field, else 1)")
     g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT",
                    help="of the divergence from the starting model, nats per pixel (default 0)")  # fmt: skip
@@ -204,6 +203,8 @@ def main(args):
     amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     policy, means = transforms.load_policy(args.augment), init["data"]
     stop = dist.Stop()
+    if not last and args.estimator == "field" and (args.standardise or args.cell > 1):
+        raise UserError("--estimator field has no --standardise and no --cell: leave them out, or try rloo")
 
     # ---- data ----
     faces = loading.open_photos(args.unlabelled, means["classes"], val_fraction=args.val_fraction)

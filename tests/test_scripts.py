@@ -302,6 +302,7 @@ def test_classes_are_matched_by_name(call, finetuned, tmp_path):
 
 ALONE = ["--init", "{best}", "--unlabelled", "{folder}"]
 STEPS = ["--reward", "anatomy", "--estimator", "rloo"]
+FIELD = ["--reward", "anatomy", "--score-budget", "99", "--steps", "2"]
 MISTAKES = [
     ("train_finetune.py", ["--data", "nowhere"], "nowhere"),
     ("train_finetune.py", ["--data", "{folder}", "--model", "unett"], "unet"),
@@ -325,6 +326,8 @@ MISTAKES = [
     ("train_scores.py", [*ALONE, *STEPS, "--score-budget", "60"], "too small"),
     ("train_scores.py", ["--init", "{best}", "--unlabelled", "synthetic", *STEPS], "synthetic"),
     ("train_scores.py", [*ALONE, *STEPS, "--temperature", "0"], "--temperature"),
+    ("train_scores.py", [*ALONE, *FIELD, "--standardise"], "--estimator field has no --standardise"),
+    ("train_scores.py", [*ALONE, *FIELD, "--cell", "4"], "and no --cell"),
     ("evaluate.py", ["--init", "nowhere.pt"], "nowhere.pt"),
     ("predict.py", ["--init", "{best}", "nowhere.jpg"], "nowhere.jpg"),
     ("predict.py", ["--init", "{best}", "{folder}"], "picture"),
