@@ -6,7 +6,7 @@ Run:    python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER 
             --estimator rloo --steps 80
 Needs:  a checkpoint of train_finetune.py, photos, and a function that judges masks (utils/scorer.py)
 Writes: best.pt (by the score of held-out photos), last.pt, scores.jsonl (every answer, never asked for
-        again), fields.pt (what they said), args.json, metrics.jsonl and TensorBoard events into --out
+        again), fields.pt (what they said), args.json, metrics.jsonl, TensorBoard events, val.png into --out
 Expect: README.md, "Scores instead of masks"   -> evaluate.py --init runs/scores/best.pt --data LABELLED
 
 The currency is the number of scores asked for. Masks are drawn and judged on the photo as it is. What the
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from datasets import loading, transforms
 from models import restore
-from utils import checkpoint, dist, rng
+from utils import checkpoint, dist, draw, rng
 from utils.errors import UserError, above_zero, positive, run
 from utils.log import RunLog, open_run
 from utils.policy import against_others, credit_each, divergence, entropy, sample
@@ -73,8 +73,7 @@ def get_parser():
     g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT",
                    help="of the divergence from the starting model, nats per pixel (default 0)")  # fmt: skip
     g = p.add_argument_group("optimisation")
-    g.add_argument("--steps", type=positive, help="optimiser steps (default: 400 for field, else as many as "
-                   "the budget allows)")  # fmt: skip
+    g.add_argument("--steps", type=positive, help="optimiser steps (default: field 400, else by the budget)")
     g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
     g.add_argument("--lr", type=float, help="peak rate of AdamW (default 5e-4 for field, else 2e-4)")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm (default 1)")
@@ -91,14 +90,14 @@ def get_parser():
     return p
 
 
-# ---- estimators. logits (B, K, H, W) of photos as they are; draw(k) -> (B, H, W), mask k of each;
+# ---- estimators. logits (B, K, H, W) of photos as they are; deal(k) -> (B, H, W), mask k of each;
 # ask(masks) -> (B, C) scores, C = 1 or K. Each returns weights (B, K, H, W), and the scores (B, n, C).
 
 
-def rloo(logits, draw, ask, samples, standardise, learn=None):
+def rloo(logits, deal, ask, samples, standardise, learn=None):
     """Leave-one-out (Kool et al., ICLR workshop 2019): each mask against the others. With two of them, only
     pixels where they differ hear anything: the pair-wise spatial difference of 2505.17905."""
-    masks = [draw(k) for k in range(samples)]
+    masks = [deal(k) for k in range(samples)]
     scores = torch.stack([ask(mask) for mask in masks], 1)
     return credit_each(against_others(scores, standardise)[:, :learn], masks[:learn], logits.shape[1]), scores
 
@@ -106,10 +105,10 @@ def rloo(logits, draw, ask, samples, standardise, learn=None):
 reinforce = functools.partial(rloo, learn=1)  # algorithm 2 of 2302.08242: the others are a baseline only
 
 
-def block(logits, draw, ask, samples, standardise, side=32):
+def block(logits, deal, ask, samples, standardise, side=32):
     """The S - 1 blocks where two masks differ most are put from the second into the first, one at a time;
     each is credited with the change that it makes (COMA's counterfactual, 1705.08926, for blocks)."""
-    first, second = draw(0), draw(1)
+    first, second = deal(0), deal(1)
     height, width = (-(-n // side) for n in first.shape[1:])
     cells = torch.arange(height * width, device=first.device).view(height, width)
     cells = cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[: first.shape[1], : first.shape[2]]
@@ -253,7 +252,7 @@ def main(args):
             return net(images)["semantic"].float()
 
     def dealer(logits, where, side=1):
-        """draw(k) -> mask k of each photo, from the tempered policy."""
+        """deal(k) -> mask k of each photo, from the tempered policy."""
         shape, where = logits.shape[2:], where.to(device)
         u = lambda k: rng.cells(args.seed, where, shape, side, stream=100 + k)  # noqa: E731
         return lambda k: sample(logits / args.temperature, u(k))
@@ -265,8 +264,8 @@ def main(args):
         found = []
         for row in tqdm(range(len(train)), "asking", disable=None):
             logits = forward(train[[row]]["image"], start)
-            draw = dealer(logits, torch.tensor([row]))
-            masks = torch.cat([draw(k) for k in range(args.samples)])
+            deal = dealer(logits, torch.tensor([row]))
+            masks = torch.cat([deal(k) for k in range(args.samples)])
             scores = scorer(masks, [train.paths[row]] * len(masks))
             probs = (logits / args.temperature).softmax(1)
             found.append(believe(probs[0], masks, scores).half().cpu())
@@ -299,9 +298,8 @@ def main(args):
     print(f"{faces.name} ({args.unlabelled}): {len(train)} photos to ask about, {n_val} to judge by",
           *faces.notes, sep="\n  ")  # fmt: skip
     print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} "
-          f"of {args.batch_size} photos at {args.size} x {args.size}; {args.estimator} on "
-          f"{' + '.join(args.reward)}: {args.samples} masks a photo"
-          f"{'' if args.estimator == 'field' else ' and step'}")  # fmt: skip
+          f"of {args.batch_size} photos at {args.size} x {args.size}; {args.estimator}, {args.samples} masks "
+          f"a photo{'' if fields else ' and step'}, judged by {' + '.join(args.reward)}")  # fmt: skip
     if not last:
         save(0)  # the start is the best so far: a run that only loses ground ends with it
 
@@ -325,9 +323,8 @@ def main(args):
             else:
                 side = max(1, args.cell >> int(step / args.steps * (1 + math.log2(args.cell))))
                 ask = functools.partial(scorer, photos=[train.paths[row] for row in rows])
-                draw = dealer(logits, where, side)
-                give = logits / args.temperature, draw, ask, args.samples, args.standardise
-                weights, scores = ESTIMATORS[args.estimator](*give)
+                given = dealer(logits, where, side), ask, args.samples, args.standardise
+                weights, scores = ESTIMATORS[args.estimator](logits / args.temperature, *given)
             rest = policy, args.seed, where, means["flip_pairs"]
             images, weights = transforms.augment(photos.to(device), weights, *rest)
         logits = forward(images)
@@ -374,6 +371,10 @@ def main(args):
                 collapsed = result < before - COLLAPSE
                 tqdm.write(f"step {done}: {scorer.asked} scores asked, val score {result:.4f} "
                            f"({result - before:+.4f}){' *' if best['step'] == done else ''}")  # fmt: skip
+                with torch.no_grad():
+                    picture = draw.progress(forward, (start, model), val, means["colors"], means["classes"])
+                draw.write(out / "val.png", picture)
+                log.image(step, "val/grid", picture)
             since = time.time()
         if evaluates or asked:
             save(done)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from train_scores import ESTIMATORS, believe
-from utils import metrics, rng
+from utils import draw, metrics, rng
 from utils.policy import against_others, credit_each, sample
 from utils.rewards import build
 
@@ -88,9 +88,9 @@ def test_a_block_is_credited_with_its_own_change():
         asked.append(masks)
         return (masks == labels).double().mean((1, 2))[:, None]
 
-    draw = lambda k: (first, second)[k]  # noqa: E731
+    deal = lambda k: (first, second)[k]  # noqa: E731
     logits = torch.zeros(1, 2, 4, 4)
-    weights, scores = functools.partial(ESTIMATORS["block"], side=2)(logits, draw, ask, 3, False)
+    weights, scores = functools.partial(ESTIMATORS["block"], side=2)(logits, deal, ask, 3, False)
     assert scores[0, :, 0].tolist() == [0.0, 4 / 16, 2 / 16]
     expected = torch.tensor([[4.0, 4, 0, 0], [4, 4, 0, 0], [0, 0, 2, 2], [0, 0, 0, 0]]) / 32
     assert torch.equal(weights[0, 0], expected)
@@ -110,3 +110,31 @@ def test_cells_are_drawn_together():
     u = rng.cells(0, torch.arange(2), (5, 7), 4, stream=1)
     assert u.shape == (2, 5, 7) and (u[:, :4, :4] == u[:, :1, :1]).all() and (u[:, 4, 0] != u[:, 0, 0]).all()
     assert not torch.equal(u, rng.cells(0, torch.arange(2), (5, 7), 4, stream=2))
+
+
+class Photos:
+    """Ten photos of 2 x 2 pixels, each of a grey of its own, and no masks."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, rows):
+        grey = torch.tensor([20 * row for row in rows], dtype=torch.uint8)
+        return {"image": grey.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)}
+
+
+def test_the_picture_shows_what_tuning_changed():
+    """Each of four photos beside the mask of the start, that of now, and what became class 1."""
+    masks = {"start": torch.tensor([[0, 1], [0, 0]]), "now": torch.tensor([[0, 1], [1, 0]])}
+    predict = lambda images, net: F.one_hot(masks[net], 2).movedim(-1, 0).expand(len(images), -1, -1, -1)
+    colors, side = [[1, 2, 3], [200, 100, 50]], 256
+    page = draw.progress(predict, ("start", "now"), Photos(), colors, ["background", "skin"], count=4)
+    assert page.shape[1] == 2 * 4 * side + 6
+    page, table = page[-2 * side - 6 :], torch.tensor(colors)  # below the legend: two rows of two
+    for i, grey in enumerate((0, 40, 100, 140)):  # of photos 0, 2, 5 and 7, spread evenly
+        top, left = i // 2 * (side + 6), i % 2 * (4 * side + 6)
+        panels = page[top : top + side : 128, left : left + 4 * side : 128].reshape(2, 4, 2, 3)
+        change = torch.full((2, 2, 3), grey // 4)
+        change[1, 0] = table[1]
+        expected = [torch.full((2, 2, 3), grey), table[masks["start"]], table[masks["now"]], change]
+        assert panels.tolist() == torch.stack(expected, 1).tolist()

@@ -172,6 +172,7 @@ def test_tuning_on_scores_alone(estimator, call, folder, finetuned, judge, tmp_p
     names = {"scores/asked", "val/reward", "kl", "entropy", "policy_loss", "grad_norm"}
     names |= set() if estimator == "field" else {"reward/mean", "reward/std", "frac_reward_zero_std"}
     assert names <= set().union(*logged)
+    assert Image.open(out / "val.png").width == 2 * 4 * 256 + 6  # two photos a row, four panels each
     init = ["--init", out / "best.pt", "--data", folder, "--split", "val"]
     assert "mean_f1" in call("evaluate.py", *init).stdout
 

@@ -63,9 +63,7 @@ def comparison(images, labels, preds, colors, classes, columns=2, scale=1):
     truth, guess = colorise(labels, colors), colorise(preds, colors)
     labels, preds = np.asarray(labels), np.asarray(preds)
     wrong = ((labels != preds) & (labels != 255))[..., None]
-    error = np.where(wrong, truth, photos // 4)
-    cells = np.concatenate([photos, truth, guess, error], 2).repeat(scale, 1).repeat(scale, 2)
-    return sheet(cells, columns, legend(classes, colors, columns * (cells.shape[2] + 6) - 6))
+    return grid([photos, truth, guess, np.where(wrong, truth, photos // 4)], colors, classes, columns, scale)
 
 
 def validation(predict, data, colors, classes, count=8):
@@ -79,11 +77,30 @@ def validation(predict, data, colors, classes, count=8):
     return comparison(*shown, colors, classes, scale=max(1, 256 // preds.shape[-1]))
 
 
+def progress(predict, nets, data, colors, classes, count=8):
+    """image | mask of the first net | mask of the second | change: `validation` where nobody knows the truth,
+    of the same samples. In the last panel pixels that changed show their new class, others are dim.
+
+    predict: (B, 3, H, W) uint8, net -> logits (B, K, H, W). data[[i, j]] -> {"image"}.
+    """
+    images = data[[i * len(data) // count for i in range(count)]]["image"]
+    before, after = (predict(images, net).argmax(1).byte().cpu().numpy() for net in nets)
+    photos, changed = images.cpu().movedim(1, -1).numpy(), (before != after)[..., None]
+    old, new = colorise(before, colors), colorise(after, colors)
+    panels = [photos, old, new, np.where(changed, new, photos // 4)]
+    return grid(panels, colors, classes, scale=max(1, 256 // after.shape[-1]))
+
+
 def pairs(images, labels, colors, classes, columns=4):
     """image | mask for each sample, under one legend: what a network is fed. images: (B, 3, H, W)
     uint8; labels: (B, H, W) uint8."""
-    cells = [np.asarray(images).transpose(0, 2, 3, 1), colorise(labels, colors)]
-    cells = np.concatenate(cells, 2)
+    panels = [np.asarray(images).transpose(0, 2, 3, 1), colorise(labels, colors)]
+    return grid(panels, colors, classes, columns)
+
+
+def grid(panels, colors, classes, columns=2, scale=1):
+    """Panels (B, H, W, 3) uint8 side by side for each sample, `columns` samples a row, under one legend."""
+    cells = np.concatenate(panels, 2).repeat(scale, 1).repeat(scale, 2)
     return sheet(cells, columns, legend(classes, colors, columns * (cells.shape[2] + 6) - 6))
 
 
