@@ -50,7 +50,9 @@ class Page:
             self.line([(left, down), (left if rows else end, down)], GRID)
             self.text(left - 8, down, words, "rm", 13 if rows else 12)
         if xticks:
-            self.line([(left + 0.5, top), (left + 0.5, foot + 0.5), (end, foot + 0.5)], AXIS)
+            self.line([(left, foot + 0.5), (end, foot + 0.5)], AXIS)
+        if not rows:
+            self.line([(left + 0.5, top), (left + 0.5, foot + 1)], AXIS)
         self.text((left + end) / 2, foot + 36, x, "mm")
         self.text(18, (top + foot) / 2, y, "mm", angle=90)
 
@@ -126,8 +128,8 @@ class Page:
         for level, words in levels:
             y = self.at(0, level)[1]
             self.line([(x0, y), (x1, y)], INK, 1.3, dashed=True)
-            ends = (x1 - 6, "rm"), (x0 + 6, "lm")
-            labels.append((words, [(x, y + down, anchor) for down in (-10, 10) for x, anchor in ends]))
+            starts = np.linspace(x1 - 6 - extent(words), x0 + 6, 9)
+            labels.append((words, [(x, y + down, "lm") for down in (-10, 10) for x in starts]))
         for mark, words in marks:
             x = self.at(mark, 0)[0]
             self.line([(x, y0), (x, y1)], INK, 1.3, dashed=True)

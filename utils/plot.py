@@ -62,7 +62,7 @@ def chart(
         drawn.append((runs, len(good), *look))
         key += [(name, *look)] if runs and name else []
     xlim, ylim = limits(*across) if xlim is None else place(xlim), limits(*upward) if ylim is None else ylim
-    xticks = decades(*xlim) if logx else ticks(*xlim, size[0] // 100)
+    xticks = decades(*xlim) if logx else ticks(*xlim, size[0] // 80)
     page = Page(size, xlim, ylim, xticks, ticks(*ylim, size[1] // 65), title, x, y, key)
     before = page.image.copy()
     for runs, count, color, style, dashed in drawn:
@@ -76,7 +76,8 @@ def chart(
                 for start, end in zip(low[e > 0], high[e > 0], strict=True):
                     page.whisker(start, end, color)
             else:
-                page.area(np.r_[low, high[::-1]], (*color, 45 if e.any() else 0))
+                if e.any():
+                    page.area(np.r_[low, high[::-1]], (*color, 45))
                 page.line(points, color, 2, dashed)
             if loose or style == "line" and count <= 30:
                 for point in points:
@@ -92,7 +93,7 @@ def histogram(values, bins=20, range=None, title="", x="", y="count", levels=(),
     values = np.asarray(values, float)
     counts, edges = np.histogram(values[np.isfinite(values)], bins, range)
     xlim, ylim = (edges[0], edges[-1]), (0, 1.1 * max([1, *counts, *(level for level, _ in levels)]))
-    page = Page(size, xlim, ylim, ticks(*xlim, size[0] // 100), ticks(*ylim, size[1] // 65), title, x, y)
+    page = Page(size, xlim, ylim, ticks(*xlim, size[0] // 80), ticks(*ylim, size[1] // 65), title, x, y)
     for count, *ends in zip(counts, edges, edges[1:], strict=False):
         page.box(page.at(ends, [0, count]) + [[0.5, 0], [-0.5, 0]], PALETTE[5])
     page.references(levels)
