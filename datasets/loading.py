@@ -33,6 +33,18 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15):
     return faces
 
 
+def open_any(path, classes=(), val_fraction=0.0):
+    """`Faces` of a data set, or of a folder of pictures without masks, each taken for a person of its own."""
+    plain = pictures(path) if os.path.isdir(path) else {}
+    try:
+        return open_data(path, val_fraction=val_fraction)
+    except UserError:
+        if not plain:
+            raise
+    samples = [Sample(stem, file, None, stem) for stem, file in plain.items()]
+    return Faces("photos", list(classes), [], [], {"train": samples}, None)
+
+
 def open_photos(path, classes, val_fraction=0.15):
     """Photos without their masks: `Faces` with the splits `train` and `val`, where no sample has a label.
 
@@ -41,14 +53,7 @@ def open_photos(path, classes, val_fraction=0.15):
     """
     if path == "synthetic":
         raise UserError("--unlabelled synthetic: need photos in a folder; synthetic faces are labelled")
-    plain = pictures(path) if os.path.isdir(path) else {}
-    try:
-        faces = open_data(path, val_fraction=val_fraction)
-    except UserError:
-        if not plain:
-            raise
-        faces = Faces("photos", classes, [], [], {}, None)
-        faces.splits["train"] = [Sample(stem, file, None, stem) for stem, file in plain.items()]
+    faces = open_any(path, classes, val_fraction)
     own = faces.name == "folder" and "unlabelled" in faces.splits
     mine = [s._replace(label=None) for s in faces.splits["unlabelled" if own else "train"]]
     held = [s._replace(label=None) for s in faces.splits.get("val", [])]

@@ -224,6 +224,13 @@ POLICIES = {
     },
 }  # fmt: skip
 
+# Every operation but the regularisers, as far as it goes: where ks_test.py --ops begins to search
+WIDE = _ops(
+    shear_x=0.99, shear_y=0.99, translate_x=0.5, translate_y=0.5, rotate=135, zoom=1, stretch=1,
+    brightness=0.99, saturation=0.99, contrast=0.99, sharpness=0.99, hue=0.5, gamma=2, blur=6,
+    noise=0.3, posterise=7, solarise=1, autocontrast=1, equalise=1,
+)  # fmt: skip
+
 
 def load_policy(name):
     """The policy called `name`, or read from a JSON file of the form above."""

@@ -3,7 +3,8 @@
 # the test people. The starts: SEEDS="0 1 2 3 4" bash recipes/fasseg_v3.sh FOLDER/V3, and fasseg_v3_16.sh.
 # Rates are from 3e-5, 1e-4, 3e-4, 1e-3, by the validation person, seed 0: with 16 labels all four were tried
 # for ce, reinforce and local, three for rloo and the mixes with sampling, two (3e-4, 1e-3) for the others;
-# with all labels, all four for local and three for ce; the rest keep what 16 labels chose.
+# with all labels, all four for all but ce (three) and reinforce (what 16 labels chose). local_batch, for
+# which 1e-5 was added, is the setting that never fell.
 set -euo pipefail
 usage="usage: bash recipes/reward_masks.sh FOLDER/V3 BUDGET(all|16) METHOD [RATE]"
 data=${1:?$usage} budget=${2:?$usage} method=${3:?$usage}
@@ -25,7 +26,13 @@ case $method in
 esac
 rate=${4:-$rate} script=train_reward.py starts=runs/fasseg_v3_trivial more=
 case $flags in *--loss*) script=train_finetune.py ;; esac
-if [ "$budget $method" = "all ce" ] && [ -z "${4:-}" ]; then rate=1e-4; fi
+if [ "$budget" = all ] && [ -z "${4:-}" ]; then
+  case $method in
+    ce | reinforce_ce | rloo | local_ce | local_boundary) rate=1e-4 ;;
+    ce_dice | ce_jaccard) rate=3e-5 ;;
+    local_batch) rate=1e-5 ;;
+  esac
+fi
 if [ "$budget" = 16 ]; then starts=runs/fasseg_v3_16_trivial more="--limit 16"; fi
 for seed in ${SEEDS:-0 1 2 3 4}; do
   out=runs/reward_masks_$budget/$method${4:+_$4}/$seed

@@ -104,6 +104,14 @@ def grid(panels, colors, classes, columns=2, scale=1):
     return sheet(cells, columns, legend(classes, colors, columns * (cells.shape[2] + 6) - 6))
 
 
+def words(text, width, height, size=13):
+    """(height, width, 3) uint8: text on paper, in the middle of the left side."""
+    image = Image.new("RGB", (width, height), PAPER)
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(image).text((6, height / 2), text, fill=INK, font=font, anchor="lm")
+    return np.asarray(image)
+
+
 def sheet(cells, columns, header=None):
     """(B, H, W, 3) uint8 -> one picture with `columns` cells a row, below `header` if there is one."""
     batch, height, width, _ = cells.shape

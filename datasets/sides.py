@@ -1,0 +1,126 @@
+"""Photos for a two-sample test: people rather than photos, none twice, none that a parser learned from."""
+
+import hashlib
+import os
+import typing
+
+import torch
+
+from datasets import loading, synthetic
+from datasets.cache import CachedFaces
+from datasets.faces import limit, some
+from utils import checkpoint, features, ks
+from utils.errors import UserError
+
+PHOTOS = 4  # of one person, at most: a split takes one
+
+
+class Side(typing.NamedTuple):
+    """Photos of one side at twice the size that is tested, so that an operation and the resampling after
+    it cost sharpness on either side alike."""
+
+    images: torch.Tensor  # (N, 3, 2 S, 2 S) uint8
+    labels: torch.Tensor  # (N, 2 S, 2 S) uint8, 255 where there are none
+    people: list  # names, comparable between sides
+    ids: list
+    classes: list  # what the labels mean
+
+    def keep(self, rows):
+        people, ids = ([x[i] for i in rows] for x in (self.people, self.ids))
+        return Side(self.images[rows], self.labels[rows], people, ids, self.classes)
+
+    def join(self, other):
+        """One side after the other. Masks that mean something else are left out."""
+        labels = other.labels if other.classes == self.classes else torch.full_like(other.labels, 255)
+        images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, labels])
+        return Side(images, labels, self.people + other.people, self.ids + other.ids, self.classes)
+
+    def digest(self):
+        """sha256 of the names and pixels, in order."""
+        return hashlib.sha256("\n".join(self.ids).encode() + self.images.numpy().tobytes()).hexdigest()
+
+
+def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
+    """(Side, notes): at most 4 n people with at most `PHOTOS` photos of each.
+
+    splits: names, None for all but `test`. yaw: (from, to) of |yaw| in degrees, or None. classes: what
+    synthetic faces are labelled with. seen: {(folder, person)} that are left out.
+    """
+    low, high = yaw or (0, 180)
+    if path == "synthetic":
+        return _synthetic_side(low, high, 4 * n, size, seed, classes), []
+    faces = loading.open_any(path)
+    names = splits or [name for name in faces.splits if name != "test"]
+    if missing := [name for name in names if name not in faces.splits]:
+        raise UserError(f"{path}: no split {missing[0]}; there is {', '.join(faces.splits)}")
+    samples, folder = [s for name in names for s in faces.splits[name]], os.path.realpath(path)
+    if yaw:
+        samples = [s for s in samples if s.yaw is not None and low <= abs(s.yaw) <= high]
+    free = [s for s in samples if (folder, s.group) not in seen]
+    notes = []
+    if gone := {s.group for s in samples} - {s.group for s in free}:
+        notes.append(f"{path}: {len(gone)} people left out, since --init was trained on them")
+    if not free:
+        why = f"in {', '.join(names)}" + (f" with |yaw| {low:g} to {high:g}" if yaw else "")
+        raise UserError(f"{path}: no photo is left" + ("; --init was trained on them" if gone else f" {why}"))
+    people = sorted({s.group for s in free}, key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
+    chosen = []
+    for person in people[: 4 * n]:
+        own = [s for s in free if s.group == person]
+        chosen += limit(own, min(PHOTOS, len(own)), seed)
+    batch = CachedFaces(faces, chosen, 2 * size)[list(range(len(chosen)))]
+    # without named people every photo is somebody else, and equal file names of two folders mean nothing
+    names = [s.group if s.group != s.id else f"{folder}/{s.id}" for s in chosen]
+    return Side(batch["image"], batch["semantic"], names, [s.id for s in chosen], faces.classes), notes
+
+
+def _synthetic_side(low, high, count, size, seed, classes):
+    known = [name for name, scheme in synthetic.SCHEMES.items() if scheme.classes == classes]
+    data = synthetic.SyntheticFaces(10**9, seed, size, known[0] if known else "full")
+    found, first = [], 0
+    while sum(len(b["yaw"]) for b in found) < count:
+        if first > 200 * count:
+            raise UserError(f"no synthetic face in a hundred has |yaw| {low:g} to {high:g}")
+        batch = data[list(range(first, first + 64))]
+        rows = ((batch["yaw"].abs() >= low) & (batch["yaw"].abs() <= high)).nonzero()[:, 0]
+        found.append({k: v[rows] for k, v in batch.items()})
+        first += 64
+    image, label, index = (torch.cat([b[k] for b in found])[:count] for k in ("image", "semantic", "index"))
+    ids = [f"synthetic/{seed}/{i}" for i in index.tolist()]
+    # as they are used, and twice as large: halving them again gives every pixel back
+    image, label = (x.repeat_interleave(2, -1).repeat_interleave(2, -2) for x in (image, label))
+    return Side(image, label, ids, ids, synthetic.SCHEMES[data.scheme].classes)
+
+
+def trained_on(path):
+    """{(folder, person)} of the training photos of a checkpoint and of those that it was started from."""
+    seen = set()
+    while path and os.path.isfile(path):
+        args = checkpoint.load(path)["args"]
+        for key in ("data", "unlabelled"):
+            if args.get(key) and args[key] != "synthetic" and os.path.isdir(args[key]):
+                train = loading.open_any(args[key], (), args.get("val_fraction", 0.0)).splits.get("train", [])
+                train = limit(train, args["limit"], args["seed"]) if args.get("limit") else train
+                seen |= {(os.path.realpath(args[key]), s.group) for s in train}
+        path = args.get("init")
+    return seen
+
+
+def refuse_copies(one, two, drop):
+    """The sides without photos that show twice, or a UserError that names them."""
+    thumbs = [features.thumbnails(side.images).numpy() for side in (one, two) if side]
+    both = ks.copies(thumbs[0], one.people, thumbs[1], two.people) if two else []
+    lines, gone = [f"{one.ids[i]} = {two.ids[j]}" for i, j in both], [set(), {j for _, j in both}]
+    for k, side in enumerate((one, two)[: len(thumbs)]):
+        for i, j in ks.copies(thumbs[k], side.people):
+            lines.append(f"{side.ids[i]} = {side.ids[j]}")
+            gone[k].add(j)
+    if lines and not drop:
+        where = "are on both sides" if both else "show twice, under two names"
+        raise UserError(f"{len(lines)} photos {where}: {some(lines, 4)}; copies are no evidence: remove "
+                        "them, or --drop-copies leaves them out")  # fmt: skip
+    pairs = zip((one, two), gone, strict=True)
+    kept = [side and side.keep([i for i in range(len(side.ids)) if i not in out]) for side, out in pairs]
+    if two and not kept[1].ids:
+        raise UserError("--other: nothing but copies of --real")
+    return *kept, [f"{len(lines)} copies left out: {some(lines, 4)}"] if lines else []
