@@ -61,7 +61,7 @@ def get_parser():
     g.add_argument("--size", type=positive, help="side of the images, pixels (default: of --init, else 128)")
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", help="a parser; people it was trained on are left out")
-    g.add_argument("--model", default="unet", help="encoder where there is no --init (default unet)")
+    g.add_argument("--encoder", default="unet", help="a model, where there is no --init (default unet)")
     g.add_argument("--weights", default="none", help="its weights: none (default), imagenet, coco or a file")
     g = p.add_argument_group("test")
     g.add_argument("--features", nargs="+", choices=["bbsd", "encoder", "pixel", "mask"],
@@ -132,8 +132,8 @@ def verdict(figures, alpha):
     f, n = figures, "{n} people against {n_other}".format(**figures)
     shift, blind = f["shift_seen"], [name for name, share in f["power"].items() if share < ks.SEEN]
     if f["type1_rate"] > CALM:
-        return "BLIND", (f"No verdict: real photos are told from real ones {f['type1_rate']:.0%} of the time; "
-                         "they are not independent: say who is on them.")  # fmt: skip
+        return "BLIND", (f"No verdict: real is told from real in {f['type1_rate']:.0%} of the tests; photos "
+                         "are not independent: say who is on them.")  # fmt: skip
     if f["smallest_p"] > ks.level_of(alpha, f["splits"]):
         return "UNDERPOWERED", (f"No verdict: {n} can never give a p below {f['smallest_p']:.3f}, whatever "
                                 "they look like; more people are needed.")  # fmt: skip
@@ -217,12 +217,20 @@ def composed(ops, scale):
 # ---- what is read off photos
 
 
-def columns_of(kind, table, classes):
-    """[(column, name)] of the numbers that are tested, of the table (rows, d) of one kind."""
-    if kind == "bbsd":
-        return features.bbsd_columns(table.mean(0), classes)
+def choose_columns(found, classes):
+    """[(kind, column, name)] of the numbers that are tested, of the tables (rows, d) of each kind."""
     names = {"pixel": features.PIXEL.split(", "), "mask": [f"mask {c}" for c in classes]}
-    return list(enumerate(names.get(kind, [f"direction {i + 1}" for i in range(table.shape[1])])))
+    columns = [
+        (kind, i, names[kind][i] if kind in names else f"direction {i + 1}")
+        for kind in sorted(found.keys() - {"shown", "bbsd"})
+        for i in range(found[kind].shape[1])
+    ]
+    if "bbsd" in found:  # its places give way to others
+        chosen = features.bbsd_columns(found["bbsd"].mean(0), classes, features.MOST - len(columns))
+        columns = [("bbsd", *column) for column in chosen] + columns
+    if len(columns) > features.MOST:
+        raise UserError(f"--features: {len(columns)} numbers an image; at most {features.MOST}, choose fewer")
+    return columns
 
 
 def contact(photos, ops):
@@ -249,6 +257,7 @@ def main(args):
         raise UserError(f"--alpha {args.alpha}: need a level between 0 and 1")
     if not args.other and (args.other_split or args.other_yaw):
         raise UserError("--other-split and --other-yaw: of which --other?")
+    policy = transforms.load_policy(args.augment) if args.augment else None
     device = dist.init(args.device)[2]
     state = checkpoint.load(args.init) if args.init else None
     kinds = args.features or ["bbsd" if state else "encoder"]
@@ -283,7 +292,7 @@ def main(args):
     # ---- model ----
     names = state["data"]["classes"] if state else real.classes
     torch.manual_seed(0)  # a random encoder is always the same one, whatever --seed
-    net = restore(state, device) if state else build_model(args.model, 2, args.weights).to(device).eval()
+    net = restore(state, device) if state else build_model(args.encoder, 2, args.weights).to(device).eval()
     project, normalise = None, transforms.normalise
     extract = features.extractor(kinds, net, normalise, len(names), device, args.batch_size)
     if "encoder" in kinds:
@@ -298,9 +307,7 @@ def main(args):
         return found
 
     found = read()
-    columns = [(kind, i, name) for kind in kinds for i, name in columns_of(kind, found[kind], names)]
-    if len(columns) > features.MOST:
-        raise UserError(f"--features {' '.join(kinds)}: {len(columns)} numbers; at most {features.MOST}")
+    columns = choose_columns(found, names)
 
     def table(found):
         return np.stack([found[kind][:, i] for kind, i, _ in columns], 1)
@@ -323,7 +330,6 @@ def main(args):
         "smallest_p": ks.smallest_p(n, m, count), "type1_rate": float((p_null <= alpha).mean()),
         "shift_seen": None if math.isinf(shift) else round(shift, 2), "power": power, "ops": {},
     }  # fmt: skip
-    policy = transforms.load_policy(args.augment) if args.augment else None
     ops, chosen, seed = {}, splits, args.seed
     if args.ops and verdict({**figures, "p": 1.0}, alpha)[0] != "UNDERPOWERED":
         plain = render(everyone.images).float() / 255
@@ -348,7 +354,8 @@ def main(args):
     changed, (one, two) = read(policy, seed) if policy else found, chosen[0]
     shown = ks.distances(changed["shown"][one], found["shown"][two])
     shown = dict(zip(features.SHOWN.split(", "), shown.tolist(), strict=True))
-    report = {"schema": 1, **figures, "shown": shown, "sha256": shas, "notes": notes}
+    sides = ["real", "other"] if other else ["augmented", "real"]
+    report = {"schema": 1, **figures, "sides": sides, "shown": shown, "sha256": shas, "notes": notes}
     made = ks_report.pictures(report, table(changed)[one], pool[two], titles, p_null, shares)
     if ops:
         made["faces"] = contact(everyone.images[chosen[0][0][:4]], ops)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -11,33 +10,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, command
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[1]
 TINY = ["--size", "32", "--batch-size", "4", "--model", "unet_gn", "--device", "cpu"]
-
-
-def command(script, *flags):
-    return [sys.executable, str(ROOT / script), *map(str, flags)]
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """One thread, so that sums have one order, and a cache folder of our own."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache)}
-
-
-@pytest.fixture(scope="session")
-def call(environment):
-    def call(script, *flags, status=0):
-        done = subprocess.run(
-            command(script, *flags), env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done
-
-    return call
 
 
 @pytest.fixture(scope="session")

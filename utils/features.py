@@ -28,15 +28,15 @@ def bbsd(probs):
     return torch.cat([probs.mean((2, 3)), entropy[:, None], _centroids(probs).flatten(1)], 1)
 
 
-def bbsd_columns(shares, classes):
-    """Which columns of `bbsd` are tested: [(column, name)], at most `MOST`. shares: (K,) mean share of each
+def bbsd_columns(shares, classes, most=MOST):
+    """Which columns of `bbsd` are tested: [(column, name)], at most `most`. shares: (K,) mean share of each
     class over all images of both sides, so that the choice knows nothing of who is on which side."""
     count = len(classes)
     columns = [(k, f"share {name}") for k, name in enumerate(classes)] + [(count, "entropy")]
     for k in sorted(range(count), key=lambda k: -shares[k]):
-        if shares[k] >= LARGE and len(columns) + 2 <= MOST:
+        if shares[k] >= LARGE and len(columns) + 2 <= most:
             columns += [(count + 1 + 2 * k + i, f"{axis} {classes[k]}") for i, axis in enumerate("xy")]
-    return columns[:MOST]
+    return columns[:most]
 
 
 def mask(labels, num_classes):

@@ -21,7 +21,10 @@ def pictures(report, a, b, names, p_null, shares):
         both = np.sort(np.concatenate([a[:, j], b[:, j]]))
         one, two = ((np.searchsorted(np.sort(x[:, j]), both, "right") / len(x)) for x in (a, b))
         k = np.abs(one - two).argmax()
-        curves = [("A", *ecdf(a[:, j], both[0]), "step"), ("B", *ecdf(b[:, j], both[0]), "step")]
+        curves = [
+            (report["sides"][0], *ecdf(a[:, j], both[0]), "step"),
+            (report["sides"][1], *ecdf(b[:, j], both[0]), "step"),
+        ]
         gap = [(both[k], one[k], two[k], f"D = {d[j]:.2f}")]
         y = "share of the images"
         pages.append(plot.chart(curves, names[j], "", y, gaps=gap, ylim=(0, 1), size=(450, 330)))
