@@ -80,8 +80,9 @@ def shown(images):
 
 
 def encode(maps):
-    """Feature maps [(B, C, h, w)] of a backbone -> (B, sum of 4 C): pooled over the quarters of the image."""
-    return torch.cat([F.adaptive_avg_pool2d(m.float(), 2).flatten(1) for m in maps], 1)
+    """Feature maps [(B, C, h, w)] of a backbone -> (B, sum of 16 C): means over 4 x 4 cells of the image, as
+    means over all of it, or over its quarters, hardly see a translation."""
+    return torch.cat([F.adaptive_avg_pool2d(m.float(), 4).flatten(1) for m in maps], 1)
 
 
 def principal(table, count=8):
@@ -98,8 +99,8 @@ def thumbnails(images, size=16):
 def extractor(kinds, net, normalise, num_classes, device, batch_size):
     """A function of images (N, 3, S, S) uint8 and labels (N, H, W) -> {kind: (N, d)} numpy tables, for each
     of `kinds` (bbsd, encoder, pixel, mask) and `shown`. net: a model of `models`; its softmax and the maps at
-    the ends of its stages are what is read. normalise: of its input."""
-    maps, ends = [], [stage[-1] if isinstance(stage, nn.Sequential) else stage for stage in net.stages]
+    the ends of its last two stages are what is read. normalise: of its input."""
+    maps, ends = [], [stage[-1] if isinstance(stage, nn.Sequential) else stage for stage in net.stages[-2:]]
     for end in ends if "encoder" in kinds else []:
         end.register_forward_hook(lambda module, inputs, output: maps.append(output))
 

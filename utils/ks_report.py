@@ -53,7 +53,10 @@ def _operations(report):
                 curves = [("p", m, p), ("D", m, d)]
                 levels = [(report["alpha"], ""), (report["d_critical"], "")]
                 marks = [(found["m"], found["status"])]
-                tiles.append(plot.chart(curves, title, ylim=(0, 1), levels=levels, marks=marks, size=TILE))
+                ends = (0, 1.03 * m.max())
+                tiles.append(
+                    plot.chart(curves, title, xlim=ends, ylim=(0, 1), levels=levels, marks=marks, size=TILE)
+                )
     values = np.array(full)
     title, marked = "D at full range, framed where it is seldom chance", values > report["d_critical"]
     heat = plot.heatmap(values, rows, list(report["features"]), title, 0, 1, marked=marked, width=1100)
