@@ -3,7 +3,7 @@
 # the test people. The starts: SEEDS="0 1 2 3 4" bash recipes/fasseg_v3.sh FOLDER/V3, and fasseg_v3_16.sh.
 # Rates are from 3e-5, 1e-4, 3e-4, 1e-3, by the validation person, seed 0: with 16 labels all four were tried
 # for ce, reinforce and local, three for rloo and the mixes with sampling, two (3e-4, 1e-3) for the others;
-# with all labels, all four for all but ce (three) and reinforce (what 16 labels chose). local_batch, for
+# with all labels, all four, but three for ce, two for local_boundary_ce, and for reinforce that of 16. local_batch, for
 # which 1e-5 was added, is the setting that never fell.
 set -euo pipefail
 usage="usage: bash recipes/reward_masks.sh FOLDER/V3 BUDGET(all|16) METHOD [RATE]"
@@ -28,8 +28,8 @@ rate=${4:-$rate} script=train_reward.py starts=runs/fasseg_v3_trivial more=
 case $flags in *--loss*) script=train_finetune.py ;; esac
 if [ "$budget" = all ] && [ -z "${4:-}" ]; then
   case $method in
-    ce | reinforce_ce | rloo | local_ce | local_boundary) rate=1e-4 ;;
-    ce_dice | ce_jaccard) rate=3e-5 ;;
+    ce | reinforce_ce | rloo | local_ce) rate=1e-4 ;;
+    ce_dice | ce_jaccard | local_boundary) rate=3e-5 ;;
     local_batch) rate=1e-5 ;;
   esac
 fi
