@@ -52,6 +52,8 @@ def get_parser():
                    "(default 128, or 96 for synthetic faces)")  # fmt: skip
     g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
+    g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: which photos '
+                   "train and which validate, in place of --limit and --val-fraction")  # fmt: skip
     g.add_argument("--augment", help="none, flip (default on synthetic faces), randaugment, "
                    "trivial (default on photos), or a policy.json")  # fmt: skip
     g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE",
@@ -184,6 +186,7 @@ def main(args):
         args = checkpoint.resume_flags(get_parser(), last["args"])
     init = checkpoint.load(args.init) if args.init and not last else None
     rank, world, device = dist.init(args.device)
+    args.ids = loading.which_ids(args.ids, args.data, init and init["args"], args.limit)
     args = checkpoint.inherit(args, init, **INHERITED)
     args = checkpoint.inherit(args, None, **(ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS),
                               device=device.type, amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
@@ -193,10 +196,12 @@ def main(args):
     stop = dist.Stop()
 
     # ---- data ----
-    faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction)
+    faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     made_on = "cpu" if args.workers else device  # where synthetic faces are rendered
-    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on)
-    val = loading.load(faces, "val", args.size, device=device) if args.val_fraction else None
+    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on,
+                         policy.get("allocation"), "ft")  # fmt: skip
+    validates = "val" in faces.splits if args.ids else args.val_fraction
+    val = loading.load(faces, "val", args.size, device=device) if validates else None
     num_classes, means = len(faces.classes), meaning(faces)
     first = last["step"] if last else 0
     if first >= args.steps:
@@ -279,7 +284,7 @@ def main(args):
         images = batch["image"].to(device, non_blocking=True)
         labels = batch["semantic"].to(device, non_blocking=True)
         where = loading.positions(step, args.batch_size, rank, world)
-        drawn = policy, args.seed, where, faces.flip_pairs
+        drawn = transforms.at_step(policy, step), args.seed, where, faces.flip_pairs
         images, labels = transforms.augment(images, labels, *drawn)
         if step == 0 and rank == 0:
             seen = (images * 255).byte().cpu(), labels.cpu()

@@ -345,3 +345,97 @@ def test_the_scan_names_every_faulty_file(call, folder, tmp_path):
     assert "3 of 24" in done.stderr
     for name in ("3.png", "5.png", "7.png"):
         assert name in done.stderr
+
+
+# ---- what a data engine steers: who trains, how strongly, for how long
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def split_of(folder):
+    """What the scripts make of `folder` by themselves, as a file for --ids would say it."""
+    from datasets import loading
+
+    faces = loading.open_data(folder)
+    return {side: [s.id for s in faces.splits[side]] for side in ("train", "val")}
+
+
+def logged(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def stronger(tmp_path, **more):
+    """A policy.json of several operations, half as strong as it may become."""
+    from datasets.transforms import POLICIES
+
+    return write(tmp_path / "policy.json", {**POLICIES["trivial"], "scale": 0.5, "scale_max": 1.0, **more})
+
+
+def test_ids_stay_with_the_chain(call, folder, finetuned, tmp_path):
+    """With the ids of the usual split, the usual run; and whoever goes on from it keeps to them."""
+    sides, flags = split_of(folder), ["--data", folder, "--steps", 12, "--eval-every", 6, *TINY]
+    ids, out = write(tmp_path / "ids.json", sides), tmp_path / "run"
+    done = call("train_finetune.py", *flags, "--augment", "trivial", "--ids", ids, "--out", out)
+    assert "24 of 24 labelled photos; 4 images of 2 people validate" in done.stdout
+    assert_same_run(out / "last.pt", finetuned / "last.pt")
+
+    few = write(tmp_path / "few.json", {"train": sides["train"][:6], "val": sides["train"][6:8]})
+    done = call("train_finetune.py", *flags, "--ids", few, "--val-fraction", 0, "--out", tmp_path / "few")
+    assert "6 train, 2 val" in done.stdout
+    init = ["--init", tmp_path / "few" / "best.pt", "--device", "cpu"]
+    flags = ["--steps", 1, "--batch-size", 4, "--out", tmp_path / "reward"]
+    assert "6 train, 2 val" in call("train_reward.py", *init, *flags).stdout
+    reward = ["--init", tmp_path / "reward" / "best.pt", "--device", "cpu"]
+    for run in (init, reward):
+        assert "2 images of 1 people" in call("evaluate.py", *run, "--split", "val").stdout
+    figures = tmp_path / "given.json"
+    done = call("evaluate.py", *init, "--split", "train", "--ids", ids, "--json", figures)
+    assert "20 images" in done.stdout and json.loads(figures.read_text())["ids"] == str(ids)
+
+    refused = call("train_reward.py", *init, "--limit", 4, "--out", tmp_path / "none", status=2)
+    assert "--limit 4: --ids" in refused.stderr and refused.stderr.count("\n") == 1
+    refused = call("evaluate.py", *init, "--ids", ids, status=2)
+    assert "--split train or val" in refused.stderr and refused.stderr.count("\n") == 1
+    wrong = write(tmp_path / "wrong.json", {"train": sides["train"], "val": sides["train"][:1]})
+    for script, more in {"train_finetune.py": ["--data", folder], "train_reward.py": init}.items():
+        refused = call(script, *more, "--ids", wrong, "--out", tmp_path / "none", status=2)
+        assert "named twice" in refused.stderr and refused.stderr.count("\n") == 1
+    refused = call("evaluate.py", *init, "--ids", wrong, "--split", "val", status=2)
+    assert "named twice" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_without_val_in_the_ids_nobody_validates(call, folder, tmp_path):
+    ids = write(tmp_path / "ids.json", {"train": split_of(folder)["train"][:6]})
+    flags = ["--data", folder, "--steps", 1, "--ids", ids, *TINY]
+    done = call("train_finetune.py", *flags, "--out", tmp_path / "run")
+    assert "6 train, 0 val" in done.stdout and (tmp_path / "run" / "best.pt").is_file()
+    init = ["--init", tmp_path / "run" / "best.pt", "--device", "cpu", "--out", tmp_path / "reward"]
+    assert "no split val" in call("train_reward.py", *init, status=2).stderr
+
+
+def test_a_policy_says_which_trainer_gets_which_photos(call, folder, finetuned, tmp_path):
+    train = split_of(folder)["train"]
+    allocation = {"ft": train[:12], "reward": train[8:], "quarantine": train[8:10]}
+    policy = stronger(tmp_path, allocation=allocation)
+    flags = ["--augment", policy, "--steps", 1, "--batch-size", 4, "--device", "cpu"]
+    done = call("train_finetune.py", "--data", folder, "--size", 32, *flags, "--out", tmp_path / "run")
+    assert "10 train, 4 val" in done.stdout
+    assert "leaves out 10 of 20 training photos (allocation, ft)" in done.stdout
+    flags += ["--init", finetuned / "best.pt"]
+    done = call("train_reward.py", *flags, "--out", tmp_path / "reward")
+    assert "10 train, 4 val" in done.stdout
+    assert "leaves out 10 of 20 training photos (allocation, reward)" in done.stdout
+
+
+def test_a_reward_run_keeps_to_the_schedule(call, finetuned, tmp_path):
+    """Constant where the schedule is, something else where it is not."""
+    flags, found = ["--init", finetuned / "best.pt", "--steps", 4, "--batch-size", 4, "--device", "cpu"], []
+    for i, (scale, schedule) in enumerate([(0.5, None), (1.0, [[0, 0.5]]), (0.5, [[0, 0.5], [2, 1.0]])]):
+        policy = stronger(tmp_path, scale=scale, schedule=schedule)
+        call("train_reward.py", *flags, "--augment", policy, "--out", tmp_path / str(i))
+        found.append(weights(tmp_path / str(i) / "last.pt")["model"])
+    same = [all(torch.equal(found[0][key], other[key]) for key in other) for other in found[1:]]
+    assert same == [True, False]
