@@ -490,12 +490,15 @@ def test_a_schedule_replays_what_control_did(call, folder, controlled, tmp_path)
     assert any(not torch.equal(still["model"][key], moved["model"][key]) for key in moved["model"])
 
 
-def test_a_reward_run_keeps_to_the_schedule(call, finetuned, tmp_path):
+@pytest.mark.parametrize("script", ["train_reward.py", "train_scores.py"])
+def test_a_reward_run_keeps_to_the_schedule(script, call, folder, finetuned, judge, tmp_path):
     """Constant where the schedule is, something else where it is not."""
     flags, found = ["--init", finetuned / "best.pt", "--steps", 4, "--batch-size", 4, "--device", "cpu"], []
+    if script == "train_scores.py":
+        flags += ["--unlabelled", folder, "--reward", judge, "--score-budget", 150, "--limit", 8]
     for i, (scale, schedule) in enumerate([(0.5, None), (1.0, [[0, 0.5]]), (0.5, [[0, 0.5], [2, 1.0]])]):
         policy = stronger(tmp_path, scale=scale, schedule=schedule)
-        call("train_reward.py", *flags, "--augment", policy, "--out", tmp_path / str(i))
+        call(script, *flags, "--augment", policy, "--out", tmp_path / str(i))
         found.append(weights(tmp_path / str(i) / "last.pt")["model"])
     same = [all(torch.equal(found[0][key], other[key]) for key in other) for other in found[1:]]
     assert same == [True, False]
