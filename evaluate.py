@@ -31,6 +31,8 @@ def get_parser():
     g.add_argument("--part-order", choices=["canonical", "farl"],
                    help="which part of CelebAMask-HQ is painted last (default: as in training)")  # fmt: skip
     g.add_argument("--split", default="test", help="train, val, test (default) ...")
+    g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: what --split '
+                   "train and val are (default: as in training)")  # fmt: skip
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
     g = p.add_argument_group("runtime")
@@ -70,7 +72,10 @@ def main(args):
     path = args.data or trained["data"]
     scheme = scheme_of(classes) if path == "synthetic" else None
     order = args.part_order or (trained["part_order"] if path == trained["data"] else "canonical")
-    faces = loading.open_data(path, scheme, order, trained["val_fraction"])
+    ids = loading.which_ids(args.ids, args.data, trained) if args.split in ("train", "val") else None
+    if args.ids and not ids:
+        raise UserError(f"--ids {args.ids}: says who trains and who validates; --split train or val takes it")
+    faces = loading.open_data(path, scheme, order, trained["val_fraction"], ids)
     if faces.classes != classes:
         raise UserError(f"{path} has the classes {' '.join(faces.classes)}; "
                         f"{args.init} was trained on {' '.join(classes)}")  # fmt: skip
@@ -95,7 +100,7 @@ def main(args):
         "miou": metrics.bootstrap(counts["confusion"], data.groups, metrics.miou),
     }
     result |= {"init": args.init, "step": state["step"], "data": path, "split": args.split,
-               "size": trained["size"], **meaning(faces)}  # fmt: skip
+               "ids": ids, "size": trained["size"], **meaning(faces)}  # fmt: skip
     dist.finish()
     if rank:
         return

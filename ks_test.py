@@ -258,6 +258,8 @@ def main(args):
     if not args.other and (args.other_split or args.other_yaw):
         raise UserError("--other-split and --other-yaw: of which --other?")
     policy = transforms.load_policy(args.augment) if args.augment else None
+    if policy and policy.get("schedule"):  # at its strongest
+        policy = {**policy, "scale": max(scale for _, scale in policy["schedule"])}
     device = dist.init(args.device)[2]
     state = checkpoint.load(args.init) if args.init else None
     kinds = args.features or ["bbsd" if state else "encoder"]

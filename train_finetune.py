@@ -23,7 +23,7 @@ from datasets import loading, transforms
 from datasets.faces import IGNORE, meaning
 from models import build_model, carry_over, freeze, keep_frozen_eval
 from utils import checkpoint, dist, draw, metrics
-from utils.errors import UserError, positive, run
+from utils.errors import UserError, above_zero, positive, run
 from utils.log import RunLog, open_run
 
 WARMUP = 0.05  # share of the steps
@@ -52,8 +52,12 @@ def get_parser():
                    "(default 128, or 96 for synthetic faces)")  # fmt: skip
     g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
+    g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: which photos '
+                   "train and which validate, in place of --limit and --val-fraction")  # fmt: skip
     g.add_argument("--augment", help="none, flip (default on synthetic faces), randaugment, "
                    "trivial (default on photos), or a policy.json")  # fmt: skip
+    g.add_argument("--control", type=above_zero, metavar="GAP", help="steer the policy's scale towards a "
+                   "validation F1 this share below the training F1, say 0.2 (default off)")  # fmt: skip
     g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE",
                    help="share of every batch that is synthetic faces (default 0)")  # fmt: skip
     g = p.add_argument_group("model")
@@ -176,6 +180,12 @@ def lr_at(step, steps, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def steer(scale, gap, target, step, most):
+    """One step towards more augmentation where the gap is above its target, towards less where it is below:
+    the control of StyleGAN2-ADA (Karras et al., 2006.06676, sec. 3.1), but clamped at both ends."""
+    return min(max(scale + step * ((gap > target) - (gap < target)), 0.0), most)
+
+
 def main(args):
     # ---- setup ----
     out = open_run(args.out, args.resume)
@@ -184,6 +194,7 @@ def main(args):
         args = checkpoint.resume_flags(get_parser(), last["args"])
     init = checkpoint.load(args.init) if args.init and not last else None
     rank, world, device = dist.init(args.device)
+    args.ids = loading.which_ids(args.ids, args.data, init and init["args"], args.limit)
     args = checkpoint.inherit(args, init, **INHERITED)
     args = checkpoint.inherit(args, None, **(ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS),
                               device=device.type, amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
@@ -193,10 +204,12 @@ def main(args):
     stop = dist.Stop()
 
     # ---- data ----
-    faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction)
+    faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     made_on = "cpu" if args.workers else device  # where synthetic faces are rendered
-    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on)
-    val = loading.load(faces, "val", args.size, device=device) if args.val_fraction else None
+    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on,
+                         policy.get("allocation"), "ft")  # fmt: skip
+    validates = "val" in faces.splits if args.ids else args.val_fraction
+    val = loading.load(faces, "val", args.size, device=device) if validates else None
     num_classes, means = len(faces.classes), meaning(faces)
     first = last["step"] if last else 0
     if first >= args.steps:
@@ -207,6 +220,13 @@ def main(args):
     loader = DataLoader(source, sampler=order, batch_size=None, num_workers=args.workers,
                         pin_memory=args.workers > 0 and device.type == "cuda",
                         worker_init_fn=dist.ignore_signals)  # fmt: skip
+    scale_max = policy.get("scale_max", policy["scale"])
+    if args.control:
+        if not (val and policy["ops"] and scale_max) or policy.get("schedule"):
+            raise UserError(f"--control {args.control}: needs validation, and of --augment {args.augment} "
+                            "operations, a scale_max above 0, and no schedule")  # fmt: skip
+        policy = {**policy, "schedule": last["schedule"] if last else [[0, policy["scale"]]]}
+        clean = loading.Evenly(train, len(val))  # training images, not to be augmented
 
     # ---- model ----
     model = build_model(args.model, num_classes, "none" if last else args.weights)
@@ -258,6 +278,7 @@ def main(args):
 
     def save(step):
         state = dict(script="train_finetune.py", args=vars(args), step=step, best=best,
+                     schedule=policy.get("schedule") or [[0, policy["scale"]]],  # of the policy's scale
                      data={"path": args.data, **means},
                      model=model.state_dict(), ema=average.state_dict() if average else None,
                      optimizer=optimizer.state_dict(), scaler=scaler.state_dict())  # fmt: skip
@@ -279,7 +300,7 @@ def main(args):
         images = batch["image"].to(device, non_blocking=True)
         labels = batch["semantic"].to(device, non_blocking=True)
         where = loading.positions(step, args.batch_size, rank, world)
-        drawn = policy, args.seed, where, faces.flip_pairs
+        drawn = transforms.at_step(policy, step), args.seed, where, faces.flip_pairs
         images, labels = transforms.augment(images, labels, *drawn)
         if step == 0 and rank == 0:
             seen = (images * 255).byte().cpu(), labels.cpu()
@@ -333,6 +354,14 @@ def main(args):
             log.scalars(step, **metrics.scalars("val", result))
             if result["mean_f1"] > best["mean_f1"]:
                 best = {"step": done, "mean_f1": result["mean_f1"]}
+            if args.control:
+                counts = metrics.measure(predict, clean, num_classes, args.batch_size, rank, world)
+                f1 = metrics.mean_f1(counts["confusion"].sum(0)).item()
+                gap, strength = 1 - result["mean_f1"] / f1 if f1 else 0.0, policy["schedule"][-1][1]
+                log.scalars(step, **{"augment/gap": gap, "augment/strength": strength})
+                change = scale_max * 3 * args.eval_every / args.steps  # from end to end in a third of the run
+                if done < args.steps:
+                    policy["schedule"] += [[done, steer(strength, gap, args.control, change, scale_max)]]
             if rank == 0:
                 tqdm.write(f"step {done}: loss {mean_loss:.3f}, val mean F1 {result['mean_f1']:.4f}, "
                            f"mIoU {result['miou']:.4f}{' *' if best['step'] == done else ''}")  # fmt: skip

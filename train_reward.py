@@ -54,6 +54,8 @@ def get_parser():
     g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
     g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
+    g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: which photos '
+                   "train and which validate, in place of --limit and --val-fraction")  # fmt: skip
     g.add_argument("--augment", default="flip",
                    help="none, flip (default), randaugment, trivial, or a policy.json")  # fmt: skip
     g = p.add_argument_group("model")
@@ -171,6 +173,7 @@ def main(args):
         args = checkpoint.resume_flags(get_parser(), last["args"])
     init = checkpoint.load(args.init)
     rank, world, device = dist.init(args.device)
+    args.ids = loading.which_ids(args.ids, args.data, init["args"], args.limit)
     args = checkpoint.inherit(args, init, **INHERITED)
     args = checkpoint.inherit(args, None, device=device.type,
                               amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
@@ -180,12 +183,13 @@ def main(args):
     stop = dist.Stop()
 
     # ---- data ----
-    faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction)
+    faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     if faces.classes != init["data"]["classes"]:
         raise UserError(f"{args.data} has the classes {' '.join(faces.classes)}; {args.init} was "
                         f"trained on {' '.join(init['data']['classes'])}")  # fmt: skip
     made_on = "cpu" if args.workers else device  # where synthetic faces are rendered
-    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on)
+    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on,
+                         policy.get("allocation"), "reward")  # fmt: skip
     val = loading.load(faces, "val", args.size, device=device)
     num_classes, means = len(faces.classes), meaning(faces)
     reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)
@@ -255,11 +259,7 @@ def main(args):
     best = last["best"] if last else {"step": 0, "reward": before["reward"]}
     result = before
     if rank == 0:
-        print(
-            f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val",
-            *faces.notes,
-            sep="\n  ",
-        )
+        print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val", *faces.notes, sep="\n  ")
         print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to "
               f"{args.steps} of {world} x {args.batch_size} images at {args.size} x {args.size}; "
               f"{args.estimator} on {' + '.join(args.reward)}")  # fmt: skip
@@ -275,7 +275,8 @@ def main(args):
         images = batch["image"].to(device, non_blocking=True)
         labels = batch["semantic"].to(device, non_blocking=True)
         where = loading.positions(step, args.batch_size, rank, world)
-        images, labels = transforms.augment(images, labels, policy, args.seed, where, faces.flip_pairs)
+        drawn = transforms.at_step(policy, step), args.seed, where, faces.flip_pairs
+        images, labels = transforms.augment(images, labels, *drawn)
         labels = labels.long()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)

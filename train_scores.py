@@ -325,7 +325,7 @@ def main(args):
                 ask = functools.partial(scorer, photos=[train.paths[row] for row in rows])
                 given = dealer(logits, where, side), ask, args.samples, args.standardise
                 weights, scores = ESTIMATORS[args.estimator](logits / args.temperature, *given)
-            rest = policy, args.seed, where, means["flip_pairs"]
+            rest = transforms.at_step(policy, step), args.seed, where, means["flip_pairs"]
             images, weights = transforms.augment(photos.to(device), weights, *rest)
         logits = forward(images)
         log_p = (logits if args.estimator == "field" else logits / args.temperature).log_softmax(1)

@@ -1,12 +1,14 @@
 """From a `--data` flag to batches: open a data set, take a split of it, and say who is next."""
 
+import collections
+import json
 import os
 
 import torch
 
 from datasets import open_faces, synthetic
 from datasets.cache import CachedFaces
-from datasets.faces import Faces, Sample, limit, pictures, split_by_group
+from datasets.faces import Faces, Sample, limit, pictures, some, split_by_group
 from utils import rng
 from utils.errors import UserError
 
@@ -14,13 +16,18 @@ SYNTHETIC = {"train": 100_000, "val": 128, "test": 256}  # faces in each split
 HELD_OUT = {"train": 0, "val": 7_000_001, "test": 7_000_003}  # added to the seed, so none is shared
 
 
-def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15):
-    """`Faces` of a folder or of `synthetic`, with a validation split: the data set's own, or else
-    `val_fraction` of the people of `train` (always the same ones, whatever the seed)."""
+def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, ids=None):
+    """`Faces` of a folder or of `synthetic`, with a validation split: that of the file `ids`, or else the
+    data set's own, or else `val_fraction` of the people of `train` (always the same ones, whatever the
+    seed)."""
     if path == "synthetic":
+        if ids:
+            raise UserError(f"--ids {ids}: synthetic faces have no ids; --ids is for a folder of photos")
         found = synthetic.SCHEMES[scheme]
         return Faces("synthetic", found.classes, found.colors, found.flip_pairs, {}, None)
     faces = open_faces(path, part_order)
+    if ids:
+        return take_ids(faces, ids)
     train = faces.splits.get("train", [])
     if "val" not in faces.splits and val_fraction > 0 and len({s.group for s in train}) > 1:
         train, val = split_by_group(train, val_fraction)
@@ -31,6 +38,50 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15):
         )
         faces.splits.update(train=train, val=val)
     return faces
+
+
+def take_ids(faces, path):
+    """`faces` with the training and validation photos that a JSON file names, in its order:
+    {"train": [ids], "val": [ids]}, each the `id` of a labelled sample of any split but `test`. Without
+    the key "val" nobody validates. Raises UserError: unknown ids, an id or a person on both sides."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            sides = json.load(file)
+    except OSError as error:
+        raise UserError(f"--ids {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"--ids {path}: not JSON ({error})") from None
+    if not isinstance(sides, dict) or "train" not in sides or not sides.keys() <= {"train", "val"}:
+        raise UserError(f'--ids {path}: need {{"train": [ids], "val": [ids]}} and no other keys')
+    for side, ids in sides.items():
+        if not (isinstance(ids, list) and ids and all(isinstance(i, str) for i in ids)):
+            raise UserError(f"--ids {path}: {side} needs a list of sample ids, at least one")
+    open_to = [s for split, samples in faces.splits.items() if split != "test" for s in samples]
+    labelled = [s for s in open_to if s.label is not None]
+    named, both = {s.id: s for s in labelled}, [i for ids in sides.values() for i in ids]
+    if unknown := [i for i in both if i not in named]:
+        like = f"; ids here are like {some(named, 2)}" if named else ""
+        raise UserError(f"--ids {path}: of no labelled photo outside of test: {some(unknown, 5)}{like}")
+    if twice := [i for i, times in collections.Counter(both).items() if times > 1]:
+        raise UserError(f"--ids {path}: named twice, on one side or on both: {some(twice, 5)}")
+    train, val = ([named[i] for i in sides.get(side, [])] for side in ("train", "val"))
+    if shared := {s.group for s in train} & {s.group for s in val}:
+        raise UserError(f"--ids {path}: people in train and in val alike: {some(sorted(shared), 5)}")
+    faces.notes.append(f"--ids {path}: {len(both)} of {len(labelled)} labelled photos; {len(val)} images of "
+                       f"{len({s.group for s in val})} people validate")  # fmt: skip
+    rest = {split: found for split, found in faces.splits.items() if split not in ("train", "val")}
+    faces.splits = {"train": train} | ({"val": val} if val else {}) | rest
+    return faces
+
+
+def which_ids(ids, data, saved, limit=None):
+    """The file that --ids means: the one given, or that of a checkpoint's flags `saved` (None: there is no
+    checkpoint) where `data` is None or the checkpoint's. Refused beside --limit."""
+    if not ids and saved and (not data or os.path.realpath(data) == os.path.realpath(saved["data"])):
+        ids = saved.get("ids")
+    if ids and limit:
+        raise UserError(f"--limit {limit}: --ids {ids} says already which photos train; give one of the two")
+    return ids
 
 
 def open_any(path, classes=(), val_fraction=0.0):
@@ -65,12 +116,15 @@ def open_photos(path, classes, val_fraction=0.15):
     return faces
 
 
-def load(faces, split, size, seed=0, count=None, device="cpu"):
+def load(faces, split, size, seed=0, count=None, device="cpu", allocation=None, trainer=None):
     """One split as data: `len(data)`, `data[[3, 1]]` -> batch dict, `data.groups`, `data.yaws`.
 
-    count: so many labelled images, spread over people and yaw. Raises UserError if there is none.
+    count: so many labelled images, spread over people and yaw. allocation: a policy's, of which `trainer`
+    (`ft` or `reward`) gets its share, and a line in faces.notes. Raises UserError if there is none.
     """
     if faces.name == "synthetic":
+        if allocation:
+            raise UserError("--augment: its allocation names photos, and synthetic faces have no ids")
         scheme = synthetic.scheme_of(faces.classes)
         if split not in SYNTHETIC:
             raise UserError(f"synthetic faces have the splits {', '.join(SYNTHETIC)}; not {split}")
@@ -83,7 +137,30 @@ def load(faces, split, size, seed=0, count=None, device="cpu"):
         have = ", ".join(f"{k} ({len(v)})" for k, v in faces.splits.items())
         hint = "; --val-fraction 0.15 holds people out, where there are two" if split == "val" else ""
         raise UserError(f"{faces.name} has no split {split}; it has {have}{hint}")
-    return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)
+    samples = limit(samples, count, seed) if count else samples
+    if allocation:
+        mine = set(allocation.get(trainer, [s.id for s in samples])) - set(allocation.get("quarantine", []))
+        kept = [s for s in samples if s.id in mine]
+        out = f"{len(samples) - len(kept)} of {len(samples)} training photos (allocation, {trainer})"
+        if not kept:
+            raise UserError(f"--augment: the policy leaves out {out}; nobody is left")
+        faces.notes.append(f"the policy leaves out {out}")
+        samples = kept
+    return CachedFaces(faces, samples, size)
+
+
+class Evenly:
+    """At most `count` rows of a data set, evenly spaced: always the same ones."""
+
+    def __init__(self, data, count):
+        count = min(count, len(data))
+        self.data, self.rows = data, [i * len(data) // count for i in range(count)]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.data[[self.rows[i] for i in index]]
 
 
 class InMemory:

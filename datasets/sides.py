@@ -99,7 +99,9 @@ def trained_on(path):
         args = checkpoint.load(path)["args"]
         for key in ("data", "unlabelled"):
             if args.get(key) and args[key] != "synthetic" and os.path.isdir(args[key]):
-                train = loading.open_any(args[key], (), args.get("val_fraction", 0.0)).splits.get("train", [])
+                ids = args.get("ids") if key == "data" else None
+                faces = loading.open_any(args[key], (), 0.0 if ids else args.get("val_fraction", 0.0))
+                train = (loading.take_ids(faces, ids) if ids else faces).splits.get("train", [])
                 train = limit(train, args["limit"], args["seed"]) if args.get("limit") else train
                 seen |= {(os.path.realpath(args[key]), s.group) for s in train}
         path = args.get("init")

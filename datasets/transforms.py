@@ -7,7 +7,11 @@ A policy is plain data, so a baseline, a search result and a `policy.json` are t
      "p_identity": 0.07,     # probability that a drawn operation is none
      "levels": [0, 30],      # strength is level / 30 of the bound, level uniform between these two
      "scale": 1.0,           # times every bound
-     "ops": [{"name": "rotate", "m_neg": 135.0, "m_pos": 135.0, "weight": 1.0}, ...]}
+     "ops": [{"name": "rotate", "m_neg": 135.0, "m_pos": 135.0, "weight": 1.0}, ...],
+     # and, if wanted:
+     "scale_max": 1.0,       # how far train_finetune.py --control may raise the scale (default: scale)
+     "schedule": [[0, 0.2], [200, 0.5]],  # from this step on, this scale
+     "allocation": {"ft": [ids], "reward": [ids], "quarantine": [ids]}}  # who trains on which photo
 
 Geometry is composed into one resampling; colour follows in the order drawn. What is drawn is a pure
 function of (seed, position), except CutMix's partner, the previous image of the process's batch.
@@ -250,7 +254,40 @@ def load_policy(name):
             f"--augment {name}: operations {unknown} are unknown or without m_pos; "
             f"known: {', '.join(OPERATIONS)}"
         )
+    if fault := _fault(policy):
+        raise UserError(f"--augment {name}: {fault}")
     return {**policy, "ops": ops}
+
+
+def _fault(policy):
+    """What is wrong with a policy's scale, schedule and allocation, or None."""
+    good = lambda x: type(x) in (int, float) and 0 <= x < math.inf
+    scale, most = policy["scale"], policy.get("scale_max", policy["scale"])
+    if not (good(scale) and good(most) and scale <= most):
+        return f"scale {scale}, scale_max {most}: need numbers, 0 <= scale <= scale_max"
+    if (schedule := policy.get("schedule")) is not None:
+        pairs = isinstance(schedule, list) and all(isinstance(e, list) and len(e) == 2 for e in schedule)
+        steps = [e[0] for e in schedule] if pairs else []
+        if not (steps and steps[0] == 0 and all(type(s) is int and good(x) for s, x in schedule)):
+            return "schedule: need [[step, scale], ...], whole steps from 0 on, scales of 0 or more"
+        if steps != sorted(set(steps)):
+            return f"schedule: the steps {steps} do not rise"
+        if "scale_max" in policy and max(x for _, x in schedule) > most:
+            return f"schedule: rises above scale_max {most}"
+    if (allocation := policy.get("allocation")) is not None:
+        known = {"mode", "ft", "reward", "quarantine"}
+        if not isinstance(allocation, dict) or not allocation.keys() <= known:
+            return 'allocation: need {"ft": [ids], "reward": [ids], "quarantine": [ids]}'
+        for key in ("ft", "reward", "quarantine"):
+            ids = allocation.get(key, [])
+            if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
+                return f"allocation: {key} is no list of sample ids"
+
+
+def at_step(policy, step):
+    """The policy with the scale that holds at `step`: of the last entry of its schedule at or below it."""
+    held = [scale for first, scale in policy.get("schedule") or [] if first <= step]
+    return {**policy, "scale": held[-1]} if held else policy
 
 
 def draw(policy, seed, positions):

@@ -192,7 +192,10 @@ def test_resume_flags():
     free = {"out": "runs/b", "device": "cpu"}
     assert resume("--out runs/b --device cpu") == saved | free
     assert resume("--lr 0.3 --data faces --out runs/b --device cpu") == saved | free
+    parser.add_argument("--ids")  # a flag younger than the run
+    assert resume("--out runs/b --device cpu") == saved | free | {"ids": None}
     for line, flag in (
+        ("--ids a.json", "--ids"),
         ("--lr 0.2", "--lr"),
         ("--batch-size 4", "--batch-size"),
         ("--data x", "x"),

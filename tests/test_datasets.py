@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import celebamask, fasseg, folder, helen, ibugmask, lapa, open_faces
+from datasets import cache, celebamask, fasseg, folder, helen, ibugmask, lapa, loading, open_faces
 from datasets.faces import Sample, limit, meaning, read_image, read_mask, split_by_group
+from datasets.sides import trained_on
+from utils import checkpoint
 from utils.errors import UserError
 
 REAL = pathlib.Path(__file__).parents[1].parent / "shared/data/fasseg"
@@ -535,3 +537,112 @@ def test_split_by_group():
     assert {s.group for s in split_by_group(samples, 1.0)[0]}, "and never all of them"
     assert len({frozenset(s.group for s in split_by_group(samples, 0.34, k)[1]) for k in range(9)}) > 1
     assert "at least two people" in refusal(split_by_group, samples[:10], 0.5)
+
+
+# ---- who trains and who validates
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Two photos of each of three people in train, one of a fourth in val, a fifth in test, and a sixth that
+    nobody labelled."""
+    root, groups = tmp_path / "faces", {}
+    for split, names in {"train": "a1 a2 b1 b2 c1 c2", "val": "d1", "test": "e1"}.items():
+        for name in names.split():
+            photo(root / split / f"images/{name}.png")
+            save(root / split / f"labels/{name}.png", np.ones((2, 6)))
+            groups[name] = name[0]
+    photo(root / "unlabelled/f1.png")
+    (root / "classes.json").write_text(json.dumps({"classes": ["background", "skin"], "groups": groups}))
+    return root
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_ids_say_who_trains_and_who_validates(named, tmp_path):
+    ids = {"train": ["val/d1", "train/c1", "train/a2"], "val": ["train/b2"]}
+    faces = loading.open_data(named, val_fraction=0.5, ids=write(tmp_path / "ids.json", ids))
+    assert ids_of(faces) == ids["train"] and ids_of(faces, "val") == ids["val"]  # in the order of the file
+    assert ids_of(faces, "test") == ["test/e1"] and ids_of(faces, "unlabelled") == ["unlabelled/f1"]
+    assert any("4 of 7 labelled photos; 1 images of 1 people validate" in note for note in faces.notes)
+    alone = write(tmp_path / "alone.json", {"train": ids["train"]})
+    assert list(loading.open_data(named, ids=alone).splits) == ["train", "test", "unlabelled"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        (["train/a1"], "need"),
+        ({"val": ["train/a1"]}, "need"),
+        ({"train": ["train/a1"], "test": ["train/b1"]}, "no other keys"),
+        ({"train": [], "val": ["train/a1"]}, "train needs a list"),
+        ({"train": ["train/a1"], "val": []}, "val needs a list"),
+        ({"train": "train/a1"}, "train needs a list"),
+        ({"train": [["train/a1"]]}, "train needs a list"),
+        (
+            {"train": ["train/a1", "train/z1"], "val": ["train/b1"]},
+            "outside of test: train/z1; ids here are like",
+        ),
+        ({"train": ["train/a1"], "val": ["test/e1"]}, "outside of test: test/e1"),
+        ({"train": ["train/a1"], "val": ["unlabelled/f1"]}, "outside of test: unlabelled/f1"),
+        ({"train": ["train/a1"], "val": ["train/a1"]}, "named twice, on one side or on both: train/a1"),
+        ({"train": ["train/a1", "train/a1"], "val": ["train/b1"]}, "named twice"),
+        ({"train": ["train/a1", "train/b1"], "val": ["train/a2"]}, "people in train and in val alike: a"),
+    ],
+)
+def test_ids_that_cannot_be(named, tmp_path, content, said):
+    path = str(tmp_path / "ids.json") if content is None else write(tmp_path / "ids.json", content)
+    message = refusal(lambda: loading.open_data(named, ids=path))
+    assert said in message and message.startswith(f"--ids {path}: ")
+
+
+def test_which_ids():
+    saved = {"data": "faces", "ids": "a.json"}
+    assert loading.which_ids(None, None, saved) == loading.which_ids(None, "./faces", saved) == "a.json"
+    assert loading.which_ids("b.json", None, saved) == "b.json"
+    assert loading.which_ids(None, "others", saved) is None and loading.which_ids(None, None, None) is None
+    assert loading.which_ids(None, None, {"data": "faces"}, 8) is None  # a checkpoint older than the flag
+    for given in ("b.json", None):
+        assert refusal(loading.which_ids, given, None, saved, 8).startswith("--limit 8: --ids ")
+    assert "synthetic" in refusal(lambda: loading.open_data("synthetic", ids="a.json"))
+
+
+def test_a_policy_allocates_what_the_limit_left(named, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "ROOT", tmp_path / "cache")
+
+    def of(allocation, trainer, count=None):
+        faces = loading.open_data(named)
+        data = loading.load(faces, "train", 4, 0, count, allocation=allocation, trainer=trainer)
+        return data.ids, [note for note in faces.notes if "policy" in note]
+
+    everybody = [f"train/{name}" for name in ("a1", "a2", "b1", "b2", "c1", "c2")]
+    some = {"ft": ["train/c1", "train/a1", "val/d1"], "quarantine": ["train/a1", "train/b2"]}
+    assert of(some, "ft") == (["train/c1"], ["the policy leaves out 5 of 6 training photos (allocation, ft)"])
+    assert of(some, "reward")[0] == [i for i in everybody if i not in some["quarantine"]]
+    assert of(None, "ft") == (everybody, [])
+    four = of(None, "ft", 4)[0]
+    assert of({"quarantine": four[1:2]}, "ft", 4)[0] == [four[0], *four[2:]]  # nobody takes its place
+    assert "nobody is left" in refusal(lambda: of({"ft": []}, "ft"))
+    synthetic = loading.open_data("synthetic")
+    assert "no ids" in refusal(lambda: loading.load(synthetic, "train", 32, allocation={"ft": ["train/a1"]}))
+
+
+def test_a_parser_was_trained_on_the_people_of_its_ids(named, tmp_path):
+    ids = write(tmp_path / "ids.json", {"train": ["val/d1", "train/c1"], "val": ["train/b2"]})
+    args = {"data": str(named), "val_fraction": 0.0, "limit": None, "seed": 0}
+
+    def people(**more):
+        checkpoint.save(tmp_path / "best.pt", args=args | more)
+        return {person for _, person in trained_on(str(tmp_path / "best.pt"))}
+
+    assert people(ids=ids) == {"c", "d"} and people(ids=None) == people() == {"a", "b", "c"}
+
+
+def test_evenly():
+    rows = loading.Evenly(list(range(20)), 4).rows
+    assert rows == [0, 5, 10, 15] and loading.Evenly(list(range(3)), 4).rows == [0, 1, 2]

@@ -132,6 +132,21 @@ def test_every_operation_and_a_policy_that_the_next_script_takes(call, photos, t
     call("ks_test.py", *flags, "--out", tmp_path / "again", status=PASS)
 
 
+def test_a_schedule_is_tested_at_its_strongest(call, photos, tmp_path):
+    """Solarising everything is seen, although the policy begins and ends without it."""
+    ops = [{"name": "solarise", "m_pos": 1.0}]
+    policy = {
+        "flip": 0.0,
+        "levels": [30, 30],
+        "scale": 0.0,
+        "ops": ops,
+        "schedule": [[0, 0.0], [5, 0.7], [9, 0]],
+    }
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    flags = ["--real", photos, "--augment", tmp_path / "policy.json", *QUICK]
+    call("ks_test.py", *flags, "--out", tmp_path / "ks", status=REJECT)
+
+
 def test_a_parser_that_has_seen_the_photos_leaves_them_out(call, environment, tmp_path):
     """bbsd of a parser, on synthetic faces, of which there is no end; on its own training people, refused."""
     flags = ["--data", "synthetic", "--classes", "fasseg", "--steps", 2, "--size", 32, "--device", "cpu"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from train_finetune import LOSSES, lr_at, parse_losses
+from train_finetune import LOSSES, lr_at, parse_losses, steer
 from utils.errors import UserError
 
 K, IGNORE = 4, 255
@@ -196,3 +196,12 @@ def test_lr_at():
     assert lr_at(200, 200, 3e-3) == pytest.approx(0, abs=1e-12)
     for steps in (1, 2):  # the shortest runs train too
         assert lr_at(0, steps, 1.0) == 1.0
+
+
+def test_steer_goes_against_the_gap_and_never_beyond_the_ends():
+    assert steer(0.5, 0.3, 0.2, 0.1, 1.2) == 0.6
+    assert steer(0.5, 0.1, 0.2, 0.1, 1.2) == 0.4
+    assert steer(0.5, 0.2, 0.2, 0.1, 1.2) == 0.5
+    assert steer(1.15, 0.9, 0.2, 0.1, 1.2) == 1.2
+    assert steer(0.05, -2.0, 0.2, 0.1, 1.2) == 0.0
+    assert steer(0.5, math.nan, 0.2, 0.1, 1.2) == 0.5  # nothing to score, nothing to do

@@ -345,3 +345,200 @@ def test_the_scan_names_every_faulty_file(call, folder, tmp_path):
     assert "3 of 24" in done.stderr
     for name in ("3.png", "5.png", "7.png"):
         assert name in done.stderr
+
+
+# ---- what a data engine steers: who trains, how strongly, for how long
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def split_of(folder):
+    """What the scripts make of `folder` by themselves, as a file for --ids would say it."""
+    from datasets import loading
+
+    faces = loading.open_data(folder)
+    return {side: [s.id for s in faces.splits[side]] for side in ("train", "val")}
+
+
+def logged(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def stronger(tmp_path, **more):
+    """A policy.json of several operations, half as strong as it may become."""
+    from datasets.transforms import POLICIES
+
+    return write(tmp_path / "policy.json", {**POLICIES["trivial"], "scale": 0.5, "scale_max": 1.0, **more})
+
+
+def test_ids_stay_with_the_chain(call, folder, finetuned, tmp_path):
+    """With the ids of the usual split, the usual run; and whoever goes on from it keeps to them."""
+    sides, flags = split_of(folder), ["--data", folder, "--steps", 12, "--eval-every", 6, *TINY]
+    ids, out = write(tmp_path / "ids.json", sides), tmp_path / "run"
+    done = call("train_finetune.py", *flags, "--augment", "trivial", "--ids", ids, "--out", out)
+    assert "24 of 24 labelled photos; 4 images of 2 people validate" in done.stdout
+    assert_same_run(out / "last.pt", finetuned / "last.pt")
+
+    few = write(tmp_path / "few.json", {"train": sides["train"][:6], "val": sides["train"][6:8]})
+    done = call("train_finetune.py", *flags, "--ids", few, "--val-fraction", 0, "--out", tmp_path / "few")
+    assert "6 train, 2 val" in done.stdout
+    init = ["--init", tmp_path / "few" / "best.pt", "--device", "cpu"]
+    flags = ["--steps", 1, "--batch-size", 4, "--out", tmp_path / "reward"]
+    assert "6 train, 2 val" in call("train_reward.py", *init, *flags).stdout
+    reward = ["--init", tmp_path / "reward" / "best.pt", "--device", "cpu"]
+    for run in (init, reward):
+        assert "2 images of 1 people" in call("evaluate.py", *run, "--split", "val").stdout
+    figures = tmp_path / "given.json"
+    done = call("evaluate.py", *init, "--split", "train", "--ids", ids, "--json", figures)
+    assert "20 images" in done.stdout and json.loads(figures.read_text())["ids"] == str(ids)
+
+    refused = call("train_reward.py", *init, "--limit", 4, "--out", tmp_path / "none", status=2)
+    assert "--limit 4: --ids" in refused.stderr and refused.stderr.count("\n") == 1
+    refused = call("evaluate.py", *init, "--ids", ids, status=2)
+    assert "--split train or val" in refused.stderr and refused.stderr.count("\n") == 1
+    wrong = write(tmp_path / "wrong.json", {"train": sides["train"], "val": sides["train"][:1]})
+    for script, more in {"train_finetune.py": ["--data", folder], "train_reward.py": init}.items():
+        refused = call(script, *more, "--ids", wrong, "--out", tmp_path / "none", status=2)
+        assert "named twice" in refused.stderr and refused.stderr.count("\n") == 1
+    refused = call("evaluate.py", *init, "--ids", wrong, "--split", "val", status=2)
+    assert "named twice" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_without_val_in_the_ids_nobody_validates(call, folder, tmp_path):
+    ids = write(tmp_path / "ids.json", {"train": split_of(folder)["train"][:6]})
+    flags = ["--data", folder, "--steps", 1, "--ids", ids, *TINY]
+    done = call("train_finetune.py", *flags, "--out", tmp_path / "run")
+    assert "6 train, 0 val" in done.stdout and (tmp_path / "run" / "best.pt").is_file()
+    init = ["--init", tmp_path / "run" / "best.pt", "--device", "cpu", "--out", tmp_path / "reward"]
+    assert "no split val" in call("train_reward.py", *init, status=2).stderr
+
+
+def test_a_policy_says_which_trainer_gets_which_photos(call, folder, finetuned, tmp_path):
+    train = split_of(folder)["train"]
+    allocation = {"ft": train[:12], "reward": train[8:], "quarantine": train[8:10]}
+    policy = stronger(tmp_path, allocation=allocation)
+    flags = ["--augment", policy, "--steps", 1, "--batch-size", 4, "--device", "cpu"]
+    done = call("train_finetune.py", "--data", folder, "--size", 32, *flags, "--out", tmp_path / "run")
+    assert "10 train, 4 val" in done.stdout
+    assert "leaves out 10 of 20 training photos (allocation, ft)" in done.stdout
+    flags += ["--init", finetuned / "best.pt"]
+    done = call("train_reward.py", *flags, "--out", tmp_path / "reward")
+    assert "10 train, 4 val" in done.stdout
+    assert "leaves out 10 of 20 training photos (allocation, reward)" in done.stdout
+
+
+CONTROLLED = ["--steps", 40, "--eval-every", 5, "--control", 0.05, *TINY]
+
+
+@pytest.fixture(scope="session")
+def controlled(call, folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("controlled")
+    flags = ["--data", folder, "--augment", stronger(root), *CONTROLLED, "--out", root / "run"]
+    call("train_finetune.py", *flags)
+    return root
+
+
+def test_control_moves_the_strength_against_the_gap(call, folder, controlled):
+    rows = [row for row in logged(controlled / "run") if "augment/gap" in row]
+    assert [row["step"] for row in rows] == [4, 9, 14, 19, 24, 29, 34, 39]
+    strengths, change = [row["augment/strength"] for row in rows], 1.0 * 3 * 5 / 40
+    assert strengths[0] == 0.5 and len(set(strengths)) > 2
+    for row, now, then in zip(rows, strengths, strengths[1:], strict=False):
+        up = 1 if row["augment/gap"] > 0.05 else -1
+        assert then == pytest.approx(min(max(now + up * change, 0.0), 1.0), abs=1e-6)
+    schedule = weights(controlled / "run" / "last.pt")["schedule"]
+    assert [step for step, _ in schedule] == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert [scale for _, scale in schedule] == pytest.approx(strengths, abs=1e-6)
+
+
+def test_the_gap_is_that_of_training_photos_as_they_are(call, folder, controlled, tmp_path):
+    sides, f1 = split_of(folder), {}
+    ids = write(
+        tmp_path / "ids.json", {"train": sides["train"][::5], "val": sides["val"]}
+    )  # as many: 4 of 20
+    for side in ("train", "val"):
+        flags = ["--init", controlled / "run" / "last.pt", "--ids", ids, "--split", side, "--device", "cpu"]
+        call("evaluate.py", *flags, "--json", tmp_path / side)
+        f1[side] = json.loads((tmp_path / side).read_text())["mean_f1"]
+    last = [row["augment/gap"] for row in logged(controlled / "run") if "augment/gap" in row][-1]
+    assert last == pytest.approx((f1["train"] - f1["val"]) / f1["train"], abs=1e-5) and last != 0
+
+
+def test_a_schedule_replays_what_control_did(call, folder, controlled, tmp_path):
+    """Bit for bit; and without it, another run."""
+    flags = [f for f in CONTROLLED if f not in ("--control", 0.05)]
+    schedule = weights(controlled / "run" / "last.pt")["schedule"]
+    policy = stronger(tmp_path, scale=1.0, schedule=schedule)
+    call("train_finetune.py", "--data", folder, "--augment", policy, *flags, "--out", tmp_path / "run")
+    assert_same_run(controlled / "run" / "last.pt", tmp_path / "run" / "last.pt")
+    assert weights(tmp_path / "run" / "last.pt")["schedule"] == schedule
+    call(
+        "train_finetune.py",
+        "--data",
+        folder,
+        "--augment",
+        stronger(tmp_path),
+        *flags,
+        "--out",
+        tmp_path / "still",
+    )
+    still, moved = (weights(root / "last.pt") for root in (tmp_path / "still", controlled / "run"))
+    assert still["schedule"] == [[0, 0.5]]
+    assert any(not torch.equal(still["model"][key], moved["model"][key]) for key in moved["model"])
+
+
+@pytest.mark.parametrize("script", ["train_reward.py", "train_scores.py"])
+def test_a_reward_run_keeps_to_the_schedule(script, call, folder, finetuned, judge, tmp_path):
+    """Constant where the schedule is, something else where it is not."""
+    flags, found = ["--init", finetuned / "best.pt", "--steps", 4, "--batch-size", 4, "--device", "cpu"], []
+    if script == "train_scores.py":
+        flags += ["--unlabelled", folder, "--reward", judge, "--score-budget", 150, "--limit", 8]
+    for i, (scale, schedule) in enumerate([(0.5, None), (1.0, [[0, 0.5]]), (0.5, [[0, 0.5], [2, 1.0]])]):
+        policy = stronger(tmp_path, scale=scale, schedule=schedule)
+        call(script, *flags, "--augment", policy, "--out", tmp_path / str(i))
+        found.append(weights(tmp_path / str(i) / "last.pt")["model"])
+    same = [all(torch.equal(found[0][key], other[key]) for key in other) for other in found[1:]]
+    assert same == [True, False]
+
+
+def test_a_controlled_run_killed_and_resumed_is_the_run_never_killed(
+    call, environment, folder, controlled, tmp_path
+):
+    flags = [
+        "--data",
+        folder,
+        "--augment",
+        controlled / "policy.json",
+        *CONTROLLED,
+        "--out",
+        tmp_path / "run",
+    ]
+    kill_in_the_middle(command("train_finetune.py", *flags), environment, tmp_path / "run")
+    broken = weights(tmp_path / "run" / "last.pt")
+    assert 0 < broken["step"] < 40 and len(broken["schedule"]) > 1
+    call("train_finetune.py", "--out", tmp_path / "run", "--resume")
+    assert_same_run(controlled / "run" / "last.pt", tmp_path / "run" / "last.pt")
+    whole, broken = (weights(root / "run" / "last.pt") for root in (controlled, tmp_path))
+    assert whole["schedule"] == broken["schedule"]
+    rows = [[row for row in logged(root / "run") if "augment/gap" in row] for root in (controlled, tmp_path)]
+    keys = ("step", "augment/gap", "augment/strength")
+    assert [[row[k] for k in keys] for row in rows[0]] == [[row[k] for k in keys] for row in rows[1]]
+
+
+@pytest.mark.parametrize(
+    "flags, more",
+    [
+        (["--val-fraction", "0"], {}),
+        (["--augment", "flip"], {}),
+        ([], {"schedule": [[0, 0.5]]}),
+        ([], {"scale": 0.0, "scale_max": 0.0}),
+    ],
+)
+def test_control_needs_something_to_steer_by(flags, more, call, folder, tmp_path):
+    given = ["--data", folder, "--augment", stronger(tmp_path, **more), "--control", 0.2, *TINY, *flags]
+    done = call("train_finetune.py", *given, "--out", tmp_path / "run", status=2)
+    assert "--control 0.2: needs validation" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "last.pt").exists()

@@ -14,6 +14,7 @@ from datasets.transforms import (
     FLIP,
     GEOMETRY,
     POLICIES,
+    at_step,
     augment,
     draw,
     flip_labels,
@@ -348,6 +349,27 @@ def test_load_policy(tmp_path):
         (b"{", "not JSON"),
         (b"\x80\x02", "not JSON"),
         (json.dumps({"ops": [op("rotate"), op("spin")]}).encode(), "spin"),
+        *[
+            (json.dumps({"ops": [], **wrong}).encode(), says)
+            for wrong, says in [
+                ({"scale": "1"}, "scale 1, scale_max 1: need numbers"),
+                ({"scale": -0.1}, "scale -0.1"),
+                ({"scale": math.nan}, "scale nan"),
+                ({"scale": 1.0, "scale_max": 0.5}, "0 <= scale <= scale_max"),
+                ({"schedule": []}, "schedule: need"),
+                ({"schedule": [0.5]}, "schedule: need"),
+                ({"schedule": [[0, 0.5, 1]]}, "schedule: need"),
+                ({"schedule": [[10, 0.5]]}, "whole steps from 0 on"),
+                ({"schedule": [[0, 0.5], [1.5, 1]]}, "whole steps from 0 on"),
+                ({"schedule": [[0, 0.5], [9, -1]]}, "scales of 0 or more"),
+                ({"schedule": [[0, 0.5], [9, 1], [9, 0]]}, r"the steps \[0, 9, 9\] do not rise"),
+                ({"schedule": [[0, 1], [9, 3]], "scale_max": 2}, "rises above scale_max 2"),
+                ({"allocation": ["a"]}, "allocation: need"),
+                ({"allocation": {"finetune": ["a"]}}, "allocation: need"),
+                ({"allocation": {"reward": "a"}}, "reward is no list"),
+                ({"allocation": {"quarantine": [1]}}, "quarantine is no list"),
+            ]
+        ],
     ],
 )
 def test_load_policy_refuses(tmp_path, content, says):
@@ -377,3 +399,12 @@ def test_weights_go_where_labels_go(name):
     assert right.float().mean() > (0.9 if name == "rotate" else 0.9999)
     assert (~valid).any() == (name in ("erase", "rotate"))
     assert (weights.sum(1)[~valid] < (0.76 if name == "rotate" else 1e-9)).all()
+
+
+def test_a_schedule_holds_from_each_step_to_the_next(tmp_path):
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps({**EVERYTHING, "scale": 0.9, "schedule": [[0, 0.2], [200, 0.5], [201, 0]]}))
+    policy = load_policy(str(path))
+    scales = [at_step(policy, step)["scale"] for step in (0, 1, 199, 200, 201, 10**6)]
+    assert scales == [0.2, 0.2, 0.2, 0.5, 0, 0]
+    assert at_step(EVERYTHING, 7) == EVERYTHING and policy["scale"] == 0.9

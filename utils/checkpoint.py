@@ -81,9 +81,10 @@ def resume_flags(parser, saved, argv=None, free=("resume", "out", "device", "wor
     parser.set_defaults(**dict.fromkeys(saved, absent))
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not absent}
     for key, value in given.items():
-        if key not in free and value != saved[key]:
+        began = saved.get(key, parser.get_default(key))  # a flag may be younger than the run
+        if key not in free and value != began:
             raise UserError(
-                f"--{key.replace('_', '-')} {value}: the run in {saved['out']} began with {saved[key]} "
+                f"--{key.replace('_', '-')} {value}: the run in {saved['out']} began with {began} "
                 "and --resume goes on unchanged; a new stage needs --init and another --out"
             )
     return argparse.Namespace(**{**saved, **given})
