@@ -139,6 +139,17 @@ def test_energy_sees_what_moves_jointly():
     assert test["p"] > 0.05 >= test["p_energy"]
 
 
+def test_equal_distances_are_told_apart_by_one_feature_not_by_all():
+    """Small samples tie in their largest distance. Where one of 24 features moves, the others are noise."""
+    seen = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        a, b = np.sqrt(0.5) * (rng.normal(size=(2, 16, 1)) + rng.normal(size=(2, 16, 24)))
+        a[:, 3] += 1.5
+        seen.append(ks.two_sample(a, b, rng, 199)["p"] <= 0.05)
+    assert np.mean(seen) > 0.68  # .74; with the sum of all areas .625
+
+
 def test_copies_are_found_and_other_people_are_not():
     thumbs = np.random.default_rng(0).normal(size=(5, 16, 16))
     thumbs[3] = thumbs[1] * 1.2 + 0.3  # resaved, brighter

@@ -26,14 +26,14 @@ def _ranks(features):
 
 
 def _distances(order, last, side):
-    """For the rows where `side` (..., N) holds against the others: KS distances (..., d) and the areas
-    between the two ECDFs over the ranks (...), summed over features. Both times n m, so whole numbers, and
-    equal ones compare equal."""
+    """For the rows where `side` (..., N) holds against the others: KS distances (..., d) and the area
+    between the two ECDFs over the ranks, the largest of all features (...). Both times n m, so whole
+    numbers, and equal ones compare equal."""
     n = int(side.reshape(-1, side.shape[-1])[0].sum())
     whole = np.int32 if side.shape[-1] < 40_000 else np.int64  # n m must fit
     climb = np.where(side, side.shape[-1] - n, -n).astype(whole)[..., order].cumsum(-2, dtype=whole)
     apart = np.abs(np.where(last, climb, 0))
-    return apart.max(-2), apart.sum((-2, -1), dtype=np.int64)
+    return apart.max(-2), apart.sum(-2, dtype=np.int64).max(-1)
 
 
 def distances(a, b):
@@ -46,7 +46,7 @@ def two_sample(a, b, rng, permutations=499):
     """One test of (n, d) against (m, d): {"d": (d,), "p", "p_energy", "null": (permutations,)}.
 
     p = (1 + how many permutations reach the largest distance) / (1 + permutations), never 0 (Phipson and
-    Smyth, 2010); among equal largest distances, of which small samples have many, the area between the
+    Smyth, 2010); among equal largest distances, of which small samples have many, the largest area between
     ECDFs decides, so that p is uniform rather than conservative. null: the largest distances. p_energy: the
     same for the energy distance (Szekely and Rizzo, 2004) of standardised features, which sees what moves in
     several of them jointly. rng: numpy Generator.
