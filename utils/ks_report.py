@@ -78,7 +78,7 @@ def markdown(report, made):
     lines += [f"- {note}" for note in r["notes"]] + [""] * bool(r["notes"])
     facts = {
         "people a side": f"{r['n']} against {r['n_other']}, one photo of each, {r['splits']} splits",
-        "p": f"{r['p']:.3f} ({r['permutations']} permutations a split; twice the median of the splits)",
+        "p": f"{r['p']:.3f} ({r['permutations']} permutations a split; combined over the splits)",
         'confidence against "drawn alike"': f"{r['confidence']:.3f}; accepted below {1 - r['alpha']:g}",
         "largest distance": f"{r['d_max']:.2f}, `{r['feature']}`; chance seldom gives {r['d_critical']:.2f}",
         "true distances": f"with 95 % confidence all below {r['d_upper']:.2f}",
