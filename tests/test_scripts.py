@@ -496,6 +496,7 @@ def test_a_reward_run_keeps_to_the_schedule(script, call, folder, finetuned, jud
     flags, found = ["--init", finetuned / "best.pt", "--steps", 4, "--batch-size", 4, "--device", "cpu"], []
     if script == "train_scores.py":
         flags += ["--unlabelled", folder, "--reward", judge, "--score-budget", 150, "--limit", 8]
+        flags += ["--lr", "1e-5"]
     for i, (scale, schedule) in enumerate([(0.5, None), (1.0, [[0, 0.5]]), (0.5, [[0, 0.5], [2, 1.0]])]):
         policy = stronger(tmp_path, scale=scale, schedule=schedule)
         call(script, *flags, "--augment", policy, "--out", tmp_path / str(i))
