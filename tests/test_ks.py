@@ -129,7 +129,7 @@ def test_a_planted_shift_is_seen_the_better_the_more_people_there_are():
         splits = ks.draw_splits(persons(2 * n), persons(2 * n), n, n, 9, 0)
         seen[n], shares = ks.smallest_shift(table, splits, 0, 199)
         assert shares[-1] >= shares[0] and len(shares) == len(ks.SHIFTS)
-    assert 0.3 < seen[100] < 0.9 < 1.4 < seen[10]
+    assert 0.3 < seen[100] < 1.0 < 1.4 < seen[10]
 
 
 def test_the_upper_bound_holds_for_a_known_distance():

@@ -175,7 +175,8 @@ def gate(a, b, splits, seed, permutations=499, alpha=0.05):
 
 
 def null_p(table, people, n, seed, runs=200, permutations=499):
-    """p of `runs` tests of real against real, n people a side: (runs,), uniform if all is well."""
+    """p of `runs` tests of real against real, n people a side: (runs,). Uniform if the test is right; that
+    photos of one person go under several names it cannot find, since sides are drawn at random."""
     halves = [split(people, people, n, n, np.random.default_rng([seed, r, 2])) for r in range(runs)]
     return np.array([
         two_sample(table[a], table[b], np.random.default_rng([seed, r, 3]), permutations)["p"]
@@ -184,19 +185,22 @@ def null_p(table, people, n, seed, runs=200, permutations=499):
 
 
 def smallest_shift(table, splits, seed, permutations=499, alpha=0.05):
-    """The smallest of `SHIFTS`, planted in any one feature of one side, that is seen in `SEEN` of the
-    splits; inf if none is. table: (rows, d), the same for both sides, so that nothing else differs.
-    Returns it and the share seen at each of `SHIFTS`."""
-    level, spread, seen = level_of(alpha, len(splits)), table.std(0), np.zeros(len(SHIFTS))
+    """The smallest of `SHIFTS`, planted in one feature of one side, that is seen in `SEEN` of the splits
+    whichever feature that varies it is; inf if none is. table: (rows, d), the same for both sides, so that
+    nothing else differs. Returns it and the share of splits that see each of `SHIFTS` in the feature
+    where it is seen least. Splits of one table are what they are: other people may be seen otherwise."""
+    level, spread = level_of(alpha, len(splits)), table.std(0)
     moving = spread > 0
+    seen = np.zeros((len(SHIFTS), moving.sum()))
     for r, (rows, others) in enumerate(splits):
         test = two_sample(table[rows], table[others], np.random.default_rng([seed, r, 1]), permutations)
         threshold = critical(test["null"], level)
         for i, shift in enumerate(SHIFTS):
             d = distances(table[rows], table[others] + shift * spread)[moving]
-            seen[i] += (d > threshold).mean() / len(splits) if d.size else 0
-    enough = np.flatnonzero(seen >= SEEN - 1e-9)
-    return float(SHIFTS[enough[0]]) if enough.size else math.inf, seen
+            seen[i] += (d > threshold) / len(splits)
+    least = seen.min(1) if moving.any() else np.zeros(len(SHIFTS))
+    enough = np.flatnonzero(least >= SEEN - 1e-9)
+    return float(SHIFTS[enough[0]]) if enough.size else math.inf, least
 
 
 # ---- copies

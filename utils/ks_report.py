@@ -31,7 +31,7 @@ def pictures(report, a, b, names, p_null, shares):
     made = {"ecdf": draw.sheet(np.stack(pages), 2)}
     even = [(len(p_null) / 20, "if all is well")]
     made["null"] = plot.histogram(p_null, 20, (0, 1), "real against real", "p", "tests", levels=even)
-    curve = [("a shift of one feature", ks.SHIFTS, shares)]
+    curve = [("a shift of the feature where it is seen least", ks.SHIFTS, shares)]
     x, y = "planted shift, standard deviations", "share of the splits that see it"
     levels = [(ks.SEEN, "four in five")]
     made["power"] = plot.chart(curve, "what would have been seen", x, y, ylim=(0, 1), levels=levels)
