@@ -8,7 +8,8 @@ Expect: benchmarks/ks_calibration.md
 
 Both get the same features and the same pairs of sides, and answer yes or no at .05; a rate is the share of
 the trials with a yes. KSDrift is as it comes: asymptotic p, Bonferroni or FDR over the features. Ours is
-max-T by permutation (499), people and not rows, in one split and in 15 combined by twice the median p.
+max-T by permutation (499), people and not rows, in one split and in 15 combined by twice the
+median p, looked at after each.
 
 level  both sides are drawn alike: more than 5 % is false alarm. With K copies of an image, or many photos
        of a person, KSDrift is given every row, since it knows no groups; ours is told whose row is whose
@@ -37,7 +38,7 @@ from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from ks_test import columns_of, render  # noqa: E402
+from ks_test import choose_columns, render  # noqa: E402
 from utils import checkpoint, features, ks  # noqa: E402
 from utils.errors import UserError, positive, run  # noqa: E402
 
@@ -209,7 +210,7 @@ def photographs(args, notes):
     net = restore(state, "cpu")
     extract = features.extractor(["bbsd"], net, transforms.normalise, len(classes), "cpu", 16)
     found = extract(render(side.images), side.labels)["bbsd"]
-    columns = [i for i, _ in columns_of("bbsd", found, classes)]
+    columns = [i for _, i, _ in choose_columns({"bbsd": found}, classes)]
     faces = loading.open_any(str(root / "V3"))
     samples = [s for split in faces.splits.values() for s in split]
     photos = CachedFaces(faces, samples, 2 * FASSEG_SIZE)
