@@ -42,7 +42,7 @@ def person(draw):
     p.mouth_y, p.mouth_w, p.smile = draw(0.51, 0.58), draw(0.17, 0.23), draw(-0.02, 0.05)
     p.upper, p.lower = draw(0.045, 0.065), draw(0.055, 0.085)
     p.gap = torch.where(draw.chance(0.35), draw(0.06, 0.16), 0.0)
-    p.hat, p.brim = draw.chance(0.1), draw()
+    p.hat, p.brim = draw.chance(0.07), draw()
     style = draw()  # bald, short, long, big, bun, long again
     p.bald, p.long = style < 0.05, ((style > 0.34) & (style < 0.74)) | (style > 0.94)
     p.big, p.bun = (
@@ -57,7 +57,7 @@ def person(draw):
     p.forehead, p.side, p.arch = draw(-0.74, -0.45), draw(0.05, 0.4), draw(0, 0.8)
     p.fringe = torch.where(draw.chance(0.2) & ~p.hat, draw(-0.42, -0.2), -9.0)
     p.part = draw(-0.3, 0.3)
-    p.glasses = draw.chance(0.15)
+    p.glasses = draw.chance(0.12)
     p.beard = torch.where(draw.chance(0.25), draw(0.15, 0.95), 0.0)
     p.collar, p.hide = draw(0.36, 0.58), draw.chance(0.07)
     return p
@@ -224,9 +224,9 @@ def paint_mouth(p, draw, s, skin, pixel):
     outer = torch.maximum(torch.maximum(top - s.y, s.y - bottom), wide)
     teeth = torch.maximum(inner, s.y - roof - 0.055 * bend)
     near = face & (a.abs() < 1)
-    lips = skin * torch.stack([draw(0.82, 1.0), draw(0.5, 0.75), draw(0.55, 0.8)], 1)
+    lips = skin * torch.stack([draw(0.82, 1.0), draw(0.55, 0.8), draw(0.6, 0.85)], 1)
     lay(s.albedo, edge(outer, 1.5 * pixel) * face, lips)
-    lay(s.albedo, edge((s.y - seam).abs() - 0.008, pixel) * (near & (p.gap == 0)), lips * 0.45)
+    lay(s.albedo, edge((s.y - seam).abs() - 0.008, pixel) * (near & (p.gap == 0)), lips * 0.55)
     lay(s.albedo, edge(inner, pixel) * (near & (p.gap > 0)), lips * 0.2)
     lay(s.albedo, edge(teeth, pixel) * (near & (p.gap > 0) & draw.chance(0.75)), 0.88)
     s.label.masked_fill_(near & (s.y > top) & (s.y < roof), ID.u_lip)
@@ -237,7 +237,7 @@ def paint_mouth(p, draw, s, skin, pixel):
 def paint(p, draw, depth, label, frame, u, v, fine, cloud):
     """The scene: label, albedo (B, 3, S, S), height, gloss, x, y, z and noise (B, S, S)."""
     skin = draw.tone(SKIN_TONES)
-    hair = draw.tone(HAIR_TONES, torch.where(skin[:, 1] < 0.4, 0.4, draw(0.4, 1)))  # dark with dark skin
+    hair = draw.tone(HAIR_TONES, torch.where(skin[:, 1] < 0.4, 0.4, draw(0.2, 1)))  # dark with dark skin
     table = torch.stack([skin] * len(FULL), 2)  # (B, 3, 17, 1, 1)
     table[:, :, ID.hair], table[:, :, ID.cloth] = hair, draw.rgb(0.05, 0.9) * draw(0.2, 1)[:, None]
     table[:, :, ID.hat] = draw.rgb(0.05, 0.9)
@@ -246,16 +246,16 @@ def paint(p, draw, depth, label, frame, u, v, fine, cloud):
     s = types.SimpleNamespace(label=label, fine=fine, cloud=cloud)
     s.albedo = table.flatten(2).gather(2, index).view(*cloud[:, :3].shape)
     s.x, s.y, s.z = turn_back(frame, u, v, depth)
-    s.height = depth + 0.004 * cloud[:, 3] + 0.0006 * fine
+    s.height = depth + 0.003 * cloud[:, 3] + 0.0003 * fine
 
     # Strands lie in planes through the head, so hair falls from the parting to the sides.
     hairy = label == ID.hair
     plane = s.z + 0.6 * (s.x - p.part).abs() + 0.2 * s.y + 0.14 * cloud[:, 2]
     strand = torch.sin(83 * plane) + torch.sin(151 * plane) + torch.sin(29 * plane)
     s.height += hairy * ((0.003 + 0.02 * p.curl) * strand)
-    grain = torch.where(hairy, 0.06 * strand + 0.1 * (fine - 0.5), 0.06 * (cloud[:, 1] + fine - 0.5))
+    grain = torch.where(hairy, 0.1 * strand + 0.1 * (fine - 0.5), 0.04 * (cloud[:, 1] + fine - 0.5))
     s.albedo *= 1 + grain[:, None]
-    s.gloss = torch.where(hairy, 0.15 + 0.06 * strand, torch.where(label == ID.cloth, 0.02, 0.25))
+    s.gloss = torch.where(hairy, 0.3 + 0.12 * strand, torch.where(label == ID.cloth, 0.02, 0.25))
 
     pixel = (u[:, :, -1:] - u[:, :, :1]) / u.shape[2] / 2 + (v[:, -1:] - v[:, :1]) / v.shape[1] / 2
     paint_skin(p, draw, crop(s, frame, v, -0.9, 1.0), skin, hair, pixel)
@@ -267,9 +267,9 @@ def paint(p, draw, depth, label, frame, u, v, fine, cloud):
 def backdrop(draw, cloud, u, v):
     """(B, 3, S, S): studio grey or a colour, with a gradient and sometimes blobs."""
     grey = draw(0.6, 0.9)[:, None] * (1 + draw.rgb(-0.04, 0.04))
-    color = torch.where(draw.chance(0.8)[:, None], grey, draw.rgb(0.1, 0.95))
+    color = torch.where(draw.chance(0.9)[:, None], grey, draw.rgb(0.1, 0.95))
     slope = draw(-0.15, 0.15) * u + draw(-0.15, 0.15) * v
-    blobs = torch.where(draw.chance(0.2), draw(0.1, 0.4), 0.02)
+    blobs = torch.where(draw.chance(0.12), draw(0.1, 0.4), 0.02)
     return color + slope[:, None] + blobs[:, None] * (cloud[:, :1] + 0.3 * cloud[:, :3])
 
 
