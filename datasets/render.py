@@ -196,13 +196,15 @@ def light(draw, s, du, dv):
 
 def camera(draw, image, fine):
     """What a photo adds: exposure, cast, gamma, saturation, a light blur, sensor noise."""
-    image = image.clamp(1e-3, 1.2) * draw(0.85, 1.1)[:, None] * (1 + draw.rgb(-0.05, 0.05))
-    image = torch.exp(image.log_() * draw(0.7, 1.2)[:, None])
+    image = image.clamp(1e-3, 1.2) * draw(0.85, 1.05)[:, None] * (1 + draw.rgb(-0.05, 0.05))
+    warm = draw(-0.03, 0.14)
+    image = image * torch.stack([1 + warm, torch.ones_like(warm), 1 - warm], 1)
+    image = torch.exp(image.log_() * draw(1.0, 1.5)[:, None])
     grey = image.mean(1, keepdim=True)
-    saturation = torch.where(draw.chance(0.3), draw(0.0, 0.6), draw(0.8, 1.2))
+    saturation = torch.where(draw.chance(0.3), draw(0.0, 0.8), draw(0.7, 1.3))
     image = grey + saturation[:, None] * (image - grey)
-    soft = torch.where(draw.chance(0.75), draw(0.4, 1.0), 0.0)[:, None]
+    soft = torch.where(draw.chance(0.9), draw(0.4, 1.0), 0.0)[:, None]
     wide = F.pad(image, (1, 1, 1, 1), mode="replicate")
     wide = wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]
     wide = (wide[..., :-2, :] + 2 * wide[..., 1:-1, :] + wide[..., 2:, :]) / 16
-    return image + soft * (wide - image) + (draw(0.0, 0.04) * (fine - 0.5))[:, None]
+    return image + soft * (wide - image) + (draw(0.0, 0.02) * (fine - 0.5))[:, None]

@@ -92,13 +92,14 @@ def faces(seed, positions, size, scheme="full"):
         "body": rotation(p.yaw * draw(0.5, 1), 0 * p.yaw, 0.3 * p.roll),
         "camera": rotation(0 * p.yaw, 0 * p.yaw, draw(-1.6, 1.6)),
     }
-    # Half the height and width of the view; photos are often portraits, stretched to a square.
-    half_v = 0.9 + 0.4 * draw() ** 2 + 0.5 * p.hair  # mostly tight around the head
-    reach = 0.64 + p.hair + 0.26 * p.yaw.sin().abs()
-    half_u = torch.maximum(half_v / draw(0.9, 1.45), reach * draw(0.88, 1.05))
+    # Half the height and width of the view: the box of the head, stretched to a square, or a looser one.
+    loose = torch.where(draw.chance(0.15), draw(0.1, 0.5), 0.0)
+    half_v = draw(0.88, 1.02) + 0.5 * p.hair + loose
+    reach = 0.61 + 0.8 * p.hair + 0.24 * p.yaw.sin().abs()
+    half_u = reach * draw(0.82, 1.03) + loose
     grid = (torch.arange(size, device=positions.device) + 0.5) * (2 / size) - 1
-    u = grid.view(1, 1, -1) * half_u + draw(-0.07, 0.07) - 0.06 * p.yaw.sin()
-    v = grid.view(1, -1, 1) * half_v + draw(-0.06, 0.12) - 0.3 * p.hair
+    u = grid.view(1, 1, -1) * half_u + draw(-0.05, 0.05) - 0.02 * p.yaw.sin()
+    v = grid.view(1, -1, 1) * half_v + draw(-0.01, 0.09) - 0.4 * p.hair
 
     fine = uniform(seed, positions, size * size, stream=1).view(-1, size, size)
     cloud = clouds(seed, positions, size, stream=2)
