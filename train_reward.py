@@ -179,7 +179,7 @@ def main(args):
                               amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
     args.model = init["args"]["model"]  # so that this run's checkpoints say what they hold
     amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
-    policy = transforms.load_policy(args.augment)
+    policy = transforms.real_like(transforms.load_policy(args.augment))
     stop = dist.Stop()
 
     # ---- data ----

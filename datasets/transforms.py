@@ -284,6 +284,11 @@ def _fault(policy):
                 return f"allocation: {key} is no list of sample ids"
 
 
+def real_like(policy):
+    """The policy without regularisers: what they make is no photo, so no reward should be earned on it."""
+    return {**policy, "ops": [op for op in policy["ops"] if op["name"] not in REGULARISERS]}
+
+
 def at_step(policy, step):
     """The policy with the scale that holds at `step`: of the last entry of its schedule at or below it."""
     held = [scale for first, scale in policy.get("schedule") or [] if first <= step]

@@ -13,7 +13,8 @@ SCRIPTS = {
 }
 RECIPE_FLAGS = {"--steps", "--lr", "--augment", "--out", "--eval-every", "--init", "--data"}
 RECIPE_FLAGS |= {"--reward", "--estimator", "--samples", "--temperature"}  # of each script's own kind
-SECTIONS = ["setup", "data", "model", "optimizer", "resume", "train", "test", "finish"]
+SECTIONS = ["setup", "data", "model", "optimizer", "resume", "train", "test", "gate", "search", "allocate"]
+SECTIONS += ["finish"]
 
 
 def flags(tree):

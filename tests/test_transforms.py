@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from datasets import transforms
 from datasets.faces import IGNORE
 from datasets.transforms import (
     COLOUR,
@@ -408,3 +409,9 @@ def test_a_schedule_holds_from_each_step_to_the_next(tmp_path):
     scales = [at_step(policy, step)["scale"] for step in (0, 1, 199, 200, 201, 10**6)]
     assert scales == [0.2, 0.2, 0.2, 0.5, 0, 0]
     assert at_step(EVERYTHING, 7) == EVERYTHING and policy["scale"] == 0.9
+
+
+def test_what_is_no_photo_earns_no_reward():
+    ops = [{"name": n, "m_neg": 0.0, "m_pos": 0.5, "weight": 1.0} for n in ("cutmix", "rotate", "erase")]
+    kept = transforms.real_like({**transforms.FLIP, "num_ops": 1, "ops": ops})
+    assert [op["name"] for op in kept["ops"]] == ["rotate"] and kept["flip"] == 0.5 and len(ops) == 3

@@ -1,0 +1,388 @@
+r"""The data engine: how to augment these few faces, which of them serve the reward, and which look wrong.
+
+Run:    python augment.py --data FOLDER --limit 16 --out runs/augment         gate, search, allocate
+        python augment.py --data FOLDER --policy FILE --preview               what a policy does, as a picture
+        python augment.py --data FOLDER --policy FILE --materialise 500 DIR   ... and as pairs on disk
+Needs:  labelled faces of two people at the very least; the test split is never read
+Writes: policy.json, engine_report.md, moves.jsonl, arms.jsonl (every run), pictures, TensorBoard events
+Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py --augment OUT/policy.json
+
+1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
+2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command, on
+   folds by person. An arm's score is its gain over "none" on held-out people, minus one standard error.
+3. Control: as an arm, the strength follows the gap between training and held-out score during the run.
+4. Allocate: out-of-fold predictions say which masks contradict the network confidently (quarantine), and on
+   which photos drawn masks disagree; arms then decide what to tune on rewards, if anything.
+Killed, the same command goes on: every finished run is a line of arms.jsonl and is not run again.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import shutil
+
+import torch
+
+from datasets import loading, transforms
+from datasets.cache import CachedFaces
+from datasets.faces import limit
+from datasets.pairs import preview, write_pairs
+from models import restore
+from utils import checkpoint, dist, draw, engine, metrics, plot, runs
+from utils.engine import ETA, gain, quarantine, signals, survivors, winner
+from utils.errors import UserError, positive, run
+from utils.log import RunLog
+
+FINETUNE, REWARD, CONTROL = "train_finetune.py", "train_reward.py", "0.2"
+
+
+def get_parser():
+    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    g = p.add_argument_group("data")
+    g.add_argument("--data", help="folder of labelled faces")
+    g.add_argument("--limit", type=positive, help="labelled images, spread over people, "
+                   "nested by --seed (default all)")  # fmt: skip
+    g.add_argument("--gate-on", metavar="FOLDER", help="photos of the same kind for the gate, which needs "
+                   "some forty people (default: all photos of --data but test)")  # fmt: skip
+    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE",
+                   help="of every batch, as one more arm (default 0, none)")  # fmt: skip
+    g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels (default 96)")
+    g = p.add_argument_group("model")
+    g.add_argument("--model", help="unet (default), or another of README.md")
+    g = p.add_argument_group("search")
+    g.add_argument("--steps", type=positive, default=450, help="of the longest runs; others take a third and "
+                   "a ninth (default 450)")  # fmt: skip
+    g.add_argument("--folds", type=positive, default=3, help="of the people (default 3)")
+    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
+    g.add_argument("--arms", nargs="+", metavar="ARM", help="to search, besides none (default all): "
+                   "randaugment trivial full half geometric photometric cutmix controlled")  # fmt: skip
+    g.add_argument("--no-gate", action="store_true", help="search without asking how far operations may go")
+    g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
+    g = p.add_argument_group("a policy that is there")
+    g.add_argument("--policy", metavar="FILE", help="look at it, instead of searching")
+    g.add_argument("--preview", action="store_true", help="draw what it does to these faces")
+    g.add_argument("--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs")
+    g = p.add_argument_group("runtime")
+    g.add_argument("--seed", type=int, default=0, help="labels, folds, every run (default 0)")
+    g.add_argument("--jobs", type=positive, default=1, help="runs at a time (default 1)")
+    g.add_argument("--amp", choices=["off", "bf16", "fp16"],
+                   help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
+    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    g = p.add_argument_group("output")
+    g.add_argument("--out", default="runs/augment", help="run folder (default runs/augment)")
+    return p
+
+
+# ---- the arms
+
+
+def scaled(ops, scale, cutmix=False):
+    """A policy of one operation an image, uniform up to `scale` times its bounds."""
+    ops = [{**op, "weight": 1.0} for op in ops]
+    if cutmix:  # a regulariser: half of the images, and never of reward tuning
+        box = {"name": "cutmix", "m_neg": 0.0, "m_pos": 0.5 / scale}  # half of a side, whatever the scale
+        ops.append({**box, "weight": float(len(ops))})
+    return {**transforms.FLIP, "schema": 1, "num_ops": 1, "p_identity": 0.1, "scale": scale, "ops": ops}
+
+
+def make_arms(gated, synthetic, names):
+    """{name: {"policy", "flags", "gated", "what"}}. gated: the policy of ks_test.py --ops, or None, where the
+    gate cannot tell; then operations go as far as they can, and the scale alone restrains them."""
+    base = gated or {"ops": transforms.WIDE, "scale": 1.0}
+    top, known = base["scale"], bool(gated)
+    geometry = [op for op in base["ops"] if op["name"] in transforms.GEOMETRY]
+    colour = [op for op in base["ops"] if op["name"] not in transforms.GEOMETRY]
+    named = {
+        "none": (transforms.POLICIES["none"], [], True, "no augmentation; never cut"),
+        "randaugment": (transforms.POLICIES["randaugment"], [], False, "as published"),
+        "trivial": (transforms.POLICIES["trivial"], [], False, "as published"),
+        "full": (scaled(base["ops"], top), [], known, "all operations, full scale"),
+        "half": (scaled(base["ops"], top / 2), [], known, "all operations, half scale"),
+        "geometric": (scaled(geometry, top / 2), [], known, "geometry alone, half scale"),
+        "photometric": (scaled(colour, top / 2), [], known, "colour alone, half scale"),
+        "cutmix": (scaled(base["ops"], top / 2, cutmix=True), [], False, "half scale, CutMix on every other"),
+    }
+    policy, what = (
+        {**scaled(base["ops"], top / 2), "scale_max": top},
+        "strength follows the gap to held-out people",
+    )
+    named["controlled"] = (policy, ["--control", CONTROL], known, what)
+    if synthetic:
+        flags = ["--synthetic", str(synthetic)]
+        named["synthetic"] = (scaled(base["ops"], top / 2), flags, known, "half scale, and synthetic faces")
+    named = {
+        name: arm for name, arm in named.items() if arm[0]["ops"] or name == "none"
+    }  # a gate may pass none
+    if unknown := set(names or []) - named.keys():
+        raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(named)}")
+    keys = ("policy", "flags", "gated", "what")
+    chosen = {"none", *(names or named)}
+    return {name: dict(zip(keys, arm, strict=True)) for name, arm in named.items() if name in chosen}
+
+
+# ---- files
+
+
+def write_json(out, name, what):
+    path = out / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(what, indent=1) + "\n")
+    return path
+
+
+def begin(out, flags):
+    """Make the run folder, or go on in it: with the same flags, else it is refused."""
+    free = ("jobs", "device", "out", "policy", "preview", "materialise")
+    told = {k: v for k, v in flags.items() if k not in free}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+    if (out / "policy.json").is_file():
+        raise UserError(f"--out {out}: holds a policy.json already; name another")
+    if (out / "search.json").is_file():
+        before = json.loads((out / "search.json").read_text())
+        for key, value in told.items():
+            if before.get(key) != value:
+                raise UserError(f"--{key.replace('_', '-')} {value}: the search in {out} began with "
+                                f"{before.get(key)}; name another --out")  # fmt: skip
+    write_json(out, "search.json", told)
+
+
+# ---- the gate and the folds
+
+
+def run_gate(real, size, seed, folder):
+    """(policy or None, one line about it): ks_test.py --ops on every photo that there is but test."""
+    if not (folder / "ks_report.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        flags = ["--real", real, "--ops", "--drop-copies", "--size", size, "--seed", seed, "--out", folder]
+        status, error = runs.call("ks_test.py", flags)
+        if status == 2:
+            raise UserError(f"the gate: {error.removeprefix('error: ')}")
+    report = json.loads((folder / "ks_report.json").read_text())
+    policy = json.loads((folder / "policy.json").read_text()) if report["status"] == "PASS" else None
+    return policy, f"{report['status']}: {report['verdict']}"
+
+
+def folds_of(samples, count):
+    """[(train ids, held-out ids)]: whole people, dealt out so that folds hold about as many photos."""
+    people = {}
+    for s in samples:
+        people.setdefault(s.group, []).append(s.id)
+    if len(people) < 2:
+        raise UserError("the labelled photos show one person; folds by person need two at the least")
+    held = [[] for _ in range(min(count, len(people)))]
+    for person in sorted(people, key=lambda p: (-len(people[p]), p)):
+        min(held, key=len).extend(people[person])
+    return [([s.id for s in samples if s.id not in fold], fold) for fold in held], people
+
+
+def job_of(run, script, train, held, policy, steps, flags, write, keep=False):
+    """A run of a training script on the photos `train`, scored on those held out; see utils/runs.py."""
+    arm, fold = run.split("/")[1:]
+    ids = write(f"jobs/{run}/ids.json", {"train": train, "val": held})
+    policy = write(f"jobs/{run}/policy.json", policy)
+    looks = max(1, steps // 10) if "--control" in flags else steps
+    flags = [*flags, "--ids", ids, "--augment", policy, "--steps", steps, "--eval-every", looks]
+    return {"run": run, "script": script, "flags": flags, "held": held, "arm": arm, "fold": int(fold),
+            "steps": steps, "keep": keep}  # fmt: skip
+
+
+def rows_of(stage, steps, scores, gains, kept):
+    """A row of the table for each arm: {"stage", "steps", "arm", "f1", "gain", "se", "kept"}."""
+    return [
+        {"stage": stage, "steps": steps, "arm": arm, "f1": sum(scores[arm].values()) / len(scores[arm]),
+         "gain": g, "se": se, "kept": arm in kept}
+        for arm, (g, se) in gains.items()
+    ]  # fmt: skip
+
+
+def show(rows):
+    """One rung as lines: who stays, who is cut, and why."""
+    rows = sorted(rows, key=lambda r: r["se"] - r["gain"])
+    lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   after {rows[0]['steps']} steps"]
+    for r in rows:
+        fate = "stays" if r["kept"] else "cut"
+        lines.append(f"{r['arm']:<14}{r['f1']:7.3f}{r['gain']:+9.3f}{r['gain'] - r['se']:+9.3f}   {fate}")
+    return "\n".join(lines)
+
+
+def say(moves, photo, start, end, signal, values, why):
+    step = len(moves)
+    moves.append({"step": step, "id": photo, "from": start, "to": end, "signal": signal,
+                  "value": round(values[signal], 4), "why": why})  # fmt: skip
+
+
+def main(args):
+    # ---- setup ----
+    out, device = pathlib.Path(args.out), dist.init(args.device)[2]
+    size, write = args.size or 96, functools.partial(write_json, out)
+    if not args.data:
+        raise UserError("--data FOLDER: of whose faces?")
+    if bool(args.policy) != bool(args.preview or args.materialise):
+        raise UserError("--policy FILE: with --preview or --materialise N DIR, which need it")
+    if not args.policy:
+        begin(out, vars(args))
+
+    # ---- data ----
+    faces = loading.open_any(args.data)
+    labelled = [s for s in faces.splits.get("train", []) if s.label is not None]  # the test split stays shut
+    if not labelled:
+        raise UserError(f"{args.data}: no labelled training photos")
+    labelled = limit(labelled, args.limit, args.seed) if args.limit else labelled
+    data, row_of = CachedFaces(faces, labelled, size), {s.id: i for i, s in enumerate(labelled)}
+    if args.policy:
+        policy = transforms.load_policy(args.policy)
+        if args.preview:
+            out.mkdir(parents=True, exist_ok=True)
+            draw.write(out / "preview.png", preview(data, faces, policy, args.seed))
+            print(f"wrote:   {out}/preview.png")
+        if args.materialise:
+            count, folder = args.materialise
+            if not count.isdecimal():
+                raise UserError(f"--materialise {count} {folder}: need a number and a folder")
+            write_pairs(data, faces, policy, args.seed, int(count), folder)
+            print(f"wrote:   {count} pairs; next: python train_finetune.py --data {folder}")
+        return 0
+    folds, people = folds_of(labelled, args.folds)
+    ledger, log = runs.Ledger(out / "arms.jsonl"), RunLog(out, vars(args))
+    every = ["--data", args.data, "--size", size, "--seed", args.seed, "--batch-size", args.batch_size,
+             "--device", device.type, *(["--amp", args.amp] if args.amp else [])]  # fmt: skip
+    fresh = [*every, *(["--model", args.model] if args.model else [])]
+
+    def predict(folder, ids):
+        """logits (B, K, S, S) and labels (B, S, S) of photos, by the last weights in a run folder."""
+        model, batch = restore(checkpoint.load(folder / "last.pt"), device), data[[row_of[i] for i in ids]]
+        with torch.no_grad():
+            pieces = [
+                model(transforms.normalise(x.to(device)))["semantic"].float()
+                for x in batch["image"].split(16)
+            ]
+        return torch.cat(pieces), batch["semantic"].to(device)
+
+    def finish(job, folder):
+        logits, labels = predict(folder, job["held"])
+        f1 = metrics.mean_f1(metrics.confusion(logits.argmax(1), labels, len(faces.classes))).nan_to_num(0.0)
+        for name in ("best.pt", *([] if job["keep"] else ["last.pt"])):
+            (folder / name).unlink(missing_ok=True)
+        return {k: job[k] for k in ("arm", "fold", "steps")} | {
+            "f1": dict(zip(job["held"], f1.tolist(), strict=True))
+        }
+
+    def compare(jobs, baseline):
+        """{arm: {photo: F1}} of jobs over all folds, and {arm: (gain, standard error)} over the baseline."""
+        threads = max(1, (os.cpu_count() or 1) // args.jobs)
+        rows, scores = runs.run_all(jobs, out / "runs", ledger, finish, args.jobs, threads), {}
+        for row in rows:
+            scores.setdefault(row["arm"], {}).update(row["f1"])
+        return scores, {arm: gain(f1, scores[baseline], people) for arm, f1 in scores.items() if baseline}
+
+    # ---- gate ----
+    real = args.gate_on or args.data
+    gated, verdict = (None, "not asked") if args.no_gate else run_gate(real, size, args.seed, out / "gate")
+    print(f"gate:    {verdict}")
+    arms = make_arms(gated, args.synthetic, args.arms)
+
+    # ---- search ----
+    alive, table = list(arms), []
+    for rung, steps in enumerate(max(1, args.steps // ETA**k) for k in (2, 1, 0)):
+        jobs = [job_of(f"{rung}/{name}/{k}", FINETUNE, *fold, arms[name]["policy"], steps,
+                       fresh + arms[name]["flags"], write, keep=rung == 2)
+                for name in alive for k, fold in enumerate(folds)]  # fmt: skip
+        scores, gains = compare(jobs, "none")
+        alive = survivors(gains) if rung < 2 else [winner(gains)]
+        rows = rows_of(f"rung {rung + 1}", steps, scores, gains, alive)
+        log.scalars(rung, **{f"gain/{row['arm']}": row["gain"] for row in rows})
+        print(show(rows))
+        table += rows
+    best = alive[0]
+    chosen = arms[best]
+
+    # ---- allocate ----
+    found, moves = {}, []
+    for k, (_, held) in enumerate(folds):
+        logits, labels = predict(out / f"runs/2/{best}/{k}", held)
+        columns = signals(logits, labels, args.seed, torch.tensor([row_of[i] for i in held]))
+        found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
+    suspects = quarantine({i: f["contradiction"] for i, f in found.items()})
+    kept = [i for i in row_of if i not in suspects]
+    routed = sorted(kept, key=lambda i: -found[i]["spread"])[: (len(kept) + 1) // 2]
+    shares = {
+        "ft": (kept, kept),
+        "shared": (kept, kept),
+        "routed": (kept, routed),
+        "disjoint": (kept[::2], kept[1::2]),
+    }
+    mode, extra = "ft", max(1, args.steps // ETA)
+    if not args.no_allocation:
+        plain = [f for f in chosen["flags"] if f not in ("--control", CONTROL)]
+        halves, jobs = [], []
+        for k, (train, held) in enumerate(folds):
+            start, halfway = (out / f"runs/{r}/{k}/last.pt" for r in (f"2/{best}", "half/disjoint"))
+            mine = {arm: [[i for i in ids if i in train] for ids in pair] for arm, pair in shares.items()}
+            first = (FINETUNE, mine["disjoint"][0], held, chosen["policy"])
+            halves.append(job_of(f"half/disjoint/{k}", *first, args.steps, fresh + plain, write, keep=True))
+            for arm, (_, ids) in mine.items():
+                init = ["--init", halfway if arm == "disjoint" else start, "--lr", "1e-3"]
+                script = FINETUNE if arm == "ft" else REWARD
+                flags = [*every, *init, *(plain if arm == "ft" else ["--ce-weight", "1"])]
+                jobs.append(
+                    job_of(f"extra/{arm}/{k}", script, ids, held, chosen["policy"], extra, flags, write)
+                )
+        compare(halves, None)
+        scores, gains = compare(jobs, "ft")
+        mode = winner(gains, "ft")
+        rows = rows_of("allocate", extra, scores, gains, [mode])
+        print(show(rows))
+        table += rows
+
+    # ---- finish ----
+    for i in row_of:
+        f = found[i]
+        if i in suspects:
+            why = "the network, which has not seen it, is sure of other classes than the mask: look at it"
+            say(moves, i, "labelled", "quarantine", "contradiction", f, why)
+        elif mode in ("routed", "disjoint") and i in shares[mode][1]:
+            say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
+    ft, reward = shares[mode]
+    plan = {}
+    if "--control" in chosen["flags"]:  # what the folds did on average, for runs that hold nobody out
+        held = [checkpoint.load(out / f"runs/2/{best}/{k}/last.pt")["schedule"] for k in range(len(folds))]
+        plan["schedule"] = [[row[0][0], sum(s for _, s in row) / len(row)] for row in zip(*held, strict=True)]
+    policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed,
+              "allocation": {"mode": mode, "ft": ft, "reward": reward, "quarantine": suspects},
+              "gate": {"verdict": verdict, "gated": chosen["gated"]},
+              "search": {"arm": best, "flags": chosen["flags"], "steps": args.steps,
+                         "folds": len(folds)}}  # fmt: skip
+    write("policy.json", policy)
+    (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
+    names = [f"{r['stage']}: {r['arm']}" for r in table]
+    values, errors = ([r[k] for r in table] for k in ("gain", "se"))
+    title = "gain on held-out people, over none or ft, and one standard error"
+    made = {
+        "gains": plot.bars(names, values, errors, title),
+        "faces": preview(data, faces, policy, args.seed),
+    }
+    if suspects:
+        rows = [row_of[i] for i in suspects][:16]
+        batch = data[rows]
+        made["quarantine"] = draw.pairs(batch["image"], batch["semantic"], faces.colors, faces.classes)
+    for name, picture in made.items():
+        draw.write(out / f"{name}.png", picture)
+        log.image(0, f"engine/{name}", picture)
+    log.close()
+    (out / "engine_report.md").write_text(engine.markdown(policy, arms, table, found, moves, made))
+    print(
+        f"policy:  {best}, allocation {mode}, {len(suspects)} photos to look at; see {out}/engine_report.md"
+    )
+    limits = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""
+    plain = " ".join(["", *(f for f in chosen["flags"] if f not in ("--control", CONTROL))])
+    print(f"next:    python train_finetune.py --data {args.data}{limits} --augment {out}/policy.json{plain}")
+
+
+if __name__ == "__main__":
+    run(main, get_parser().parse_args())

@@ -1,0 +1,49 @@
+"""Augmented photos and masks as other tools want them: on disk."""
+
+import json
+import pathlib
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import transforms
+from utils import draw
+from utils.errors import UserError
+
+
+def augmented(data, flip_pairs, policy, seed, rows, first=0):
+    """Photos (B, 3, S, S) and masks (B, S, S), uint8, of some rows of a data set, as a run with this seed
+    sees them at its positions first, first + 1, ..."""
+    batch, where = data[rows], torch.arange(first, first + len(rows))
+    images, labels = transforms.augment(batch["image"], batch["semantic"], policy, seed, where, flip_pairs)
+    return (images * 255).round().byte(), labels
+
+
+def preview(data, faces, policy, seed, count=6, times=5):
+    """A row for each of a few faces, as a picture: as it is, then several times as the policy changes it."""
+    rows = [i * len(data) // count for i in range(min(count, len(data)))]
+    seen = [augmented(data, faces.flip_pairs, policy, seed, rows, len(rows) * t)[0] for t in range(times)]
+    cells = torch.stack([data[rows]["image"], *seen], 1).flatten(0, 1).permute(0, 2, 3, 1).numpy()
+    return draw.sheet(cells, times + 1)
+
+
+def write_pairs(data, faces, policy, seed, count, folder):
+    """`count` augmented pairs, the photos in turn, as a data set in a new folder: images/, labels/ (palette
+    PNGs, 255 where a pixel came from outside the photo), classes.json, which keeps who is on each."""
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; name another folder")
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    groups = {}
+    for n in tqdm(range(count), "writing pairs", disable=None):
+        row = n % len(data)
+        image, label = augmented(data, faces.flip_pairs, policy, seed, [row], n)
+        name = f"{n:06d}"
+        Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(folder / f"images/{name}.png")
+        draw.index_mask(label[0].numpy(), faces.colors).save(folder / f"labels/{name}.png")
+        groups[name] = data.groups[row]
+    pairs = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
+    what = {"classes": faces.classes, "flip_pairs": pairs, "groups": groups}
+    (folder / "classes.json").write_text(json.dumps(what) + "\n")

@@ -1,0 +1,10 @@
+"""A script for tests of utils/runs.py: writes its first word into --out, or fails."""
+
+import pathlib
+import sys
+
+if sys.argv[1] == "fail":
+    sys.exit(print("it was asked to", file=sys.stderr) or 3)
+out = pathlib.Path(sys.argv[3])
+out.mkdir(parents=True)
+(out / "said").write_text(sys.argv[1])

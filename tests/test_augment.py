@@ -1,0 +1,156 @@
+"""augment.py as its users run it: a search killed and going on, what it never reads, what it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+from PIL import Image
+
+from datasets import loading, synthetic, transforms
+from datasets.cache import CachedFaces
+from datasets.pairs import augmented, write_pairs
+
+QUICK = ["--size", "32", "--steps", "9", "--folds", "2", "--no-gate", "--arms", "trivial", "--device", "cpu"]
+QUICK += ["--model", "unet_gn", "--batch-size", "4", "--jobs", "2"]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """Four people, two photos of each to train on, and a test split that cannot be read."""
+    root = tmp_path_factory.mktemp("faces")
+    batch = synthetic.faces(0, torch.arange(8), 32, "fasseg")
+    groups = {}
+    for split in ("train", "test"):
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True)
+    for i in range(8):
+        pixels = batch["image"][i].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(root / f"train/images/{i}.png")
+        Image.fromarray(batch["semantic"][i].numpy()).save(root / f"train/labels/{i}.png")
+        groups[str(i)] = f"person {i // 2}"
+    (root / "test/images/a.png").write_bytes(b"sealed")
+    (root / "test/labels/a.png").write_bytes(b"sealed")
+    classes = {"classes": synthetic.SCHEMES["fasseg"].classes, "groups": groups}
+    (root / "classes.json").write_text(json.dumps(classes))
+    return root
+
+
+def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_split(
+    call, environment, faces, tmp_path
+):
+    """E4, E7."""
+    flags = ["--data", faces, *QUICK, "--no-allocation"]
+    call("augment.py", *flags, "--out", tmp_path / "straight")
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command("augment.py", *flags, "--out", tmp_path / "killed"), env=environment, **quiet
+    )
+    ledger, began = tmp_path / "killed/arms.jsonl", time.time()
+    while not (ledger.is_file() and ledger.read_text().count("\n") >= 5):
+        assert process.poll() is None and time.time() - began < 200
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = ledger.read_text()
+    assert not (tmp_path / "killed/policy.json").exists()
+    done = call("augment.py", *flags, "--out", tmp_path / "killed", "--batch-size", 5, status=2)
+    assert "--batch-size 5: the search in" in done.stderr
+    call("augment.py", *flags, "--out", tmp_path / "killed")
+    assert ledger.read_text().startswith(before[: before.rindex("\n") + 1])  # nothing was run again
+    policies = [(tmp_path / name / "policy.json").read_text() for name in ("straight", "killed")]
+    assert policies[0] == policies[1]
+
+    out, policy = tmp_path / "straight", json.loads(policies[0])
+    rows = [json.loads(line) for line in open(out / "arms.jsonl")]
+    assert {row["arm"] for row in rows} == {"none", "trivial"} and len(rows) == 12
+    held = [photo for row in rows[:2] for photo in row["f1"]]
+    assert len(set(held)) == len(held) == 8 and not [photo for photo in held if photo.startswith("test")]
+    assert sorted(policy["allocation"]["ft"]) == sorted(set(held) - {*policy["allocation"]["quarantine"]})
+    words = (out / "engine_report.md").read_text()
+    assert "## Rung 3: 9 steps" in words and "train/" in words and "(gains.png)" in words
+    done = call("augment.py", *flags, "--out", out, status=2)
+    assert "holds a policy.json already" in done.stderr
+    flags = [
+        "--data",
+        faces,
+        "--augment",
+        out / "policy.json",
+        "--steps",
+        2,
+        "--size",
+        32,
+        "--val-fraction",
+        0,
+    ]
+    call("train_finetune.py", *flags, "--device", "cpu", "--out", tmp_path / "run")
+
+
+def test_a_policy_is_replayed_bit_for_bit(faces, tmp_path):
+    """E5: through the file, and onto disk."""
+    found = loading.open_any(str(faces))
+    data = CachedFaces(found, found.splits["train"], 32)
+    policy = transforms.POLICIES["trivial"]
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    read = transforms.load_policy(str(tmp_path / "policy.json"))
+    for first in (0, 100):
+        one, two = (augmented(data, found.flip_pairs, p, 3, [0, 1, 2], first) for p in (policy, read))
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    for name in ("a", "b"):
+        write_pairs(data, found, read, 3, 10, tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == 21
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    again = loading.open_any(str(tmp_path / "a"))
+    assert again.classes == found.classes and {s.group for s in again.splits["train"]} == {*data.groups}
+    with pytest.raises(loading.UserError, match="is there already"):
+        write_pairs(data, found, read, 3, 1, tmp_path / "a")
+
+
+def test_photo_and_mask_move_together():
+    """E6: a mask painted as a photo, warped as one, agrees with the mask that was warped as a mask."""
+    labels = synthetic.faces(1, torch.arange(16), 64, "fasseg")["semantic"]
+    shades = torch.linspace(0, 255, 6).round().byte()
+    images = shades[labels.long()][:, None].expand(-1, 3, -1, -1)
+    policy = transforms.load_policy("trivial")
+    policy = {**policy, "ops": [op for op in policy["ops"] if op["name"] in transforms.GEOMETRY]}
+    moved, masks = transforms.augment(images, labels, policy, 0, torch.arange(16), [])
+    painted = (moved[:, 0] * 5).round()
+    same = torch.nn.functional.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0] == masks
+    same &= -torch.nn.functional.max_pool2d(-masks[:, None].float(), 3, 1, 1)[:, 0] == masks
+    inside = same & (masks != 255)
+    assert (painted == masks)[inside].float().mean() >= 0.99 and inside.float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], "--data FOLDER: of whose faces?"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--data", "FACES", "--preview"], "--policy FILE: with --preview or --materialise"),
+        (
+            ["--data", "FACES", "--no-gate", "--arms", "luck"],
+            "--arms luck: there is none randaugment trivial",
+        ),
+        (
+            ["--data", "FACES", "--policy", "trivial", "--materialise", "many", "x"],
+            "need a number and a folder",
+        ),
+    ],
+)
+def test_mistakes_take_one_line(call, faces, tmp_path, flags, words):
+    flags = [faces if flag == "FACES" else flag for flag in flags]
+    done = call("augment.py", *flags, "--size", 32, "--out", tmp_path / "out", status=2)
+    assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_preview_is_drawn(call, faces, tmp_path):
+    flags = ["--data", faces, "--policy", "trivial", "--preview", "--size", 32, "--out", tmp_path]
+    call("augment.py", *flags)
+    picture = np.asarray(Image.open(tmp_path / "preview.png"))
+    assert picture.shape[1] == 6 * 38 - 6 and picture.std() > 20

@@ -1,0 +1,105 @@
+"""What the data engine decides by: gains on held-out people, and out-of-fold predictions of each photo."""
+
+import math
+
+import numpy as np
+import torch
+
+from utils import metrics, rng
+from utils.policy import sample
+
+ETA = 3  # a rung keeps a third of the arms, and makes their runs three times as long
+CONFIDENT = 0.9  # probability from which a prediction that contradicts its label counts against the label
+SUSPECT = 3.5, 0.05  # robust deviations above the others (Iglewicz and Hoaglin, 1993), and at least so much
+ALLOCATIONS = {
+    "ft": "the same extra steps of fine-tuning on all photos",
+    "shared": "reward tuning on the photos that were fine-tuned on",
+    "routed": "reward tuning on the half whose drawn masks disagree most",
+    "disjoint": "fine-tuning on one half, reward tuning on the other",
+}
+MASKS = 8  # drawn of each photo, out of fold, to see what is undecided
+
+
+def gain(scores, baseline, people):
+    """(mean, standard error) over people of what an arm wins on held-out photos. scores: {id: F1}."""
+    change = [np.mean([scores[i] - baseline[i] for i in ids]) for ids in people.values()]
+    return float(np.mean(change)), float(np.std(change, ddof=1) / math.sqrt(len(change)))
+
+
+def survivors(gains):
+    """Who goes on: "none", and the third of the others with the best gain minus one standard error."""
+    others = sorted((n for n in gains if n != "none"), key=lambda n: gains[n][1] - gains[n][0])
+    return ["none", *others[: math.ceil(len(others) / ETA)]]
+
+
+def winner(gains, safe="none"):
+    """The arm with the best gain minus one standard error, if that is above zero; else the safe one."""
+    best = max((n for n in gains if n != safe), key=lambda n: gains[n][0] - gains[n][1])
+    return best if gains[best][0] > gains[best][1] else safe
+
+
+def signals(logits, labels, seed, positions):
+    """Of photos that the network has not learned from, (B,) each: mean and spread of the F1 of drawn masks,
+    and `contradiction`, the mean over classes of the share of its pixels that the network gives to another
+    one with probability `CONFIDENT` (after Northcutt et al., 1911.00068: only out-of-sample ones count)."""
+    num_classes, shape = logits.shape[1], logits.shape[2:]
+    f1 = []
+    for k in range(MASKS):
+        u = rng.uniform(seed, positions, shape.numel(), stream=70 + k).view(-1, *shape).to(logits.device)
+        counts = metrics.confusion(sample(logits, u), labels, num_classes)
+        f1.append(metrics.mean_f1(counts))
+    f1, (sure, preds) = torch.stack(f1).nan_to_num(0.0), logits.softmax(1).max(1)
+    against = (preds != labels) & (sure >= CONFIDENT)
+    of_class = torch.stack([(labels == k) for k in range(num_classes)], 1)
+    share = (of_class & against[:, None]).sum((2, 3)) / of_class.sum((2, 3)).clamp_min(1)
+    seen = of_class.any(3).any(2)
+    return {"mean": f1.mean(0), "spread": f1.std(0), "contradiction": (share * seen).sum(1) / seen.sum(1)}
+
+
+def quarantine(contradiction):
+    """Ids whose masks stand out. contradiction: {id: share}."""
+    values = np.array(list(contradiction.values()))
+    middle = np.median(values)
+    spread = 1.4826 * np.median(abs(values - middle)) + 1e-6
+    return [i for i, v in contradiction.items() if v > SUSPECT[1] and (v - middle) / spread > SUSPECT[0]]
+
+
+def markdown(policy, arms, table, found, moves, made):
+    """The report as a page: what was decided, from which figures. arms: {name: {"what", "gated", ...}};
+    table: rows {"stage", "steps", "arm", "f1", "gain", "se", "kept"}; found: {photo: signals}; moves: rows
+    {"id", "to", "why", ...}; made: names of pictures."""
+    searched, allocation = policy["search"], policy["allocation"]
+    lines = [f"# {policy['kind']}, allocation {allocation['mode']}", ""]
+    lines += [f"Gate: {policy['gate']['verdict']}", ""]
+    what, folds = arms[policy["kind"]]["what"], searched["folds"]
+    lines += [f"The policy is `{policy['kind']}`, {what}: chosen on {folds} folds of people by the gain over"]
+    lines += ["`none` minus one standard error.", ""]
+    for stage in dict.fromkeys(row["stage"] for row in table):
+        rows = sorted((r for r in table if r["stage"] == stage), key=lambda r: r["se"] - r["gain"])
+        lines += [f"## {stage.capitalize()}: {rows[0]['steps']} steps", ""]
+        lines += [
+            "| arm | gated | mean F1 of a photo | gain | minus 1 se | | what |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for r in rows:
+            arm = arms.get(r["arm"], {"gated": "", "what": ALLOCATIONS.get(r["arm"], "")})
+            gated = {True: "yes", False: "no"}.get(arm["gated"], "")
+            figures = f"{r['f1']:.3f} | {r['gain']:+.3f} | {r['gain'] - r['se']:+.3f}"
+            fate = "stays" if r["kept"] else f"cut: {_why(r, rows)}"
+            lines.append(f"| {r['arm']} | {gated} | {figures} | {fate} | {arm['what']} |")
+        lines.append("")
+    lines += ["## Photos, as networks see them that have not learned from them", ""]
+    lines += ["| photo | F1 of drawn masks | spread | contradiction | |", "|---|---|---|---|---|"]
+    to = {m["id"]: f"{m['to']}: {m['why']}" for m in moves}
+    for photo, f in sorted(found.items(), key=lambda kv: -kv[1]["contradiction"]):
+        figures = f"{f['mean']:.3f} | {f['spread']:.3f} | {f['contradiction']:.3f}"
+        lines.append(f"| {photo} | {figures} | {to.get(photo, '')} |")
+    return "\n".join([*lines, "", *(f"![{name}]({name}.png)" for name in made), ""])
+
+
+def _why(row, rows):
+    """Why an arm was cut, in words."""
+    if row["gain"] <= row["se"]:
+        return "its gain is within one standard error of nothing"
+    best = max(r["gain"] - r["se"] for r in rows)
+    return f"{best - row['gain'] + row['se']:.3f} behind the best"

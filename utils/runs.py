@@ -1,0 +1,71 @@
+"""Runs of scripts as commands, several at a time, each done once: its result is a line of a file."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+HERE = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Ledger:
+    """{run: result} kept in a file, one JSON object with `run` a line; a torn last line is dropped."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        self.path.write_text("".join(whole))
+        self.rows = {row["run"]: row for row in map(json.loads, whole)}
+
+    def add(self, row):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[row["run"]] = row
+
+
+def call(script, flags, threads=None):
+    """Run `python script flags` to its end; (exit status, stderr). threads: of its CPU arithmetic."""
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    command = [sys.executable, str(HERE / script), *map(str, flags)]
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    return done.returncode, done.stderr.strip()
+
+
+def run_all(jobs, folder, ledger, finish, at_once=1, threads=1):
+    """Do the jobs that the ledger lacks, `at_once` of them at a time.
+
+    jobs: dicts with `run` (a name), `script` and `flags`; the script writes into folder/run. finish(job,
+    path) -> its result, a dict for the ledger, called here, one after the other.
+    """
+    left = [job for job in jobs if job["run"] not in ledger.rows]
+
+    def start(job):
+        out = pathlib.Path(folder) / job["run"]
+        shutil.rmtree(out, ignore_errors=True)  # what a killed run left
+        status, error = call(job["script"], [*job["flags"], "--out", out], threads)
+        if status:
+            raise UserError(f"{job['script']} of {out} ended with {status}: {error[-300:]}")
+        return job, out
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        waiting = [pool.submit(start, job) for job in left]
+        try:
+            for future in tqdm(concurrent.futures.as_completed(waiting), "runs", len(left), disable=None):
+                job, out = future.result()
+                ledger.add({"run": job["run"], **finish(job, out)})
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [ledger.rows[job["run"]] for job in jobs]
