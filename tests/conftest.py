@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from utils.errors import run
+
 torch.set_num_threads(1)
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -33,3 +35,17 @@ def call(environment):
         return done
 
     return call
+
+
+@pytest.fixture
+def complaint(capsys):
+    """What a script says of a mistake, on stderr, in this process, since starting one takes seconds."""
+
+    def complaint(script, *flags):
+        parser = script.get_parser()
+        with pytest.raises(SystemExit) as stopped:
+            run(script.main, parser.parse_args([str(flag) for flag in flags]))
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    return complaint

@@ -12,6 +12,7 @@ import torch
 from conftest import command
 from PIL import Image
 
+import augment
 from datasets import loading, synthetic, transforms
 from datasets.cache import CachedFaces
 from datasets.pairs import augmented, write_pairs
@@ -143,10 +144,10 @@ def test_photo_and_mask_move_together():
         ),
     ],
 )
-def test_mistakes_take_one_line(call, faces, tmp_path, flags, words):
+def test_mistakes_take_one_line(complaint, faces, tmp_path, flags, words):
     flags = [faces if flag == "FACES" else flag for flag in flags]
-    done = call("augment.py", *flags, "--size", 32, "--out", tmp_path / "out", status=2)
-    assert words in done.stderr and done.stderr.count("\n") == 1
+    said = complaint(augment, *flags, "--size", 32, "--out", tmp_path / "out")
+    assert words in said and said.count("\n") == 1
 
 
 def test_a_preview_is_drawn(call, faces, tmp_path):

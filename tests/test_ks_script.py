@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import ks_test
+
 FASSEG = ROOT.parent / "shared/data/fasseg"
 QUICK = ["--features", "pixel", "--size", "32", "--permutations", "199", "--splits", "5", "--device", "cpu"]
 PASS, REJECT, MISTAKE, UNKNOWN = 0, 1, 2, 3
@@ -185,16 +187,16 @@ def test_a_parser_that_has_seen_the_photos_leaves_them_out(call, environment, tm
         (["--augment", "nothing.json"], "--augment nothing.json: no such file"),
     ],
 )
-def test_mistakes_take_one_line(call, photos, tmp_path, flags, words):
-    done = call("ks_test.py", "--real", photos, "--size", 32, *flags, "--out", tmp_path / "x", status=MISTAKE)
-    assert words in done.stderr and done.stderr.count("\n") == 1
+def test_mistakes_take_one_line(complaint, photos, tmp_path, flags, words):
+    said = complaint(ks_test, "--real", photos, "--size", 32, *flags, "--out", tmp_path / "x")
+    assert words in said and said.count("\n") == 1
     assert not (tmp_path / "x/ks_report.json").exists()
 
 
-def test_a_report_is_never_overwritten(call, photos, tmp_path):
+def test_a_report_is_never_overwritten(complaint, photos, tmp_path):
     (tmp_path / "ks_report.json").write_text("{}")
-    done = call("ks_test.py", "--real", photos, "--ops", "--out", tmp_path, status=MISTAKE)
-    assert "holds a report already" in done.stderr and (tmp_path / "ks_report.json").read_text() == "{}"
+    said = complaint(ks_test, "--real", photos, "--ops", "--out", tmp_path)
+    assert "holds a report already" in said and (tmp_path / "ks_report.json").read_text() == "{}"
 
 
 needs_fasseg = pytest.mark.skipif(not FASSEG.is_dir(), reason="FASSEG is not beside the project")
