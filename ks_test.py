@@ -141,8 +141,9 @@ def verdict(figures, alpha):
         return "UNDERPOWERED", (f"No verdict: {n} can never give a p below {f['smallest_p']:.3f}, whatever "
                                 "they look like; more people are needed.")  # fmt: skip
     if f["p"] <= alpha:
+        chance = f"; chance seldom gives {f['d_critical']:.2f}" if f["d_max"] > f["d_critical"] else ""
         return "REJECT", (f"Told apart at {alpha:g} with {n}: most by `{f['feature']}`, with distributions "
-                          f"{f['d_max']:.2f} apart; chance seldom gives {f['d_critical']:.2f}.")  # fmt: skip
+                          f"{f['d_max']:.2f} apart{chance}.")  # fmt: skip
     if shift is None or shift > WEAK:
         size = "of 3" if shift is None else f"just below {shift:.2f}"
         return "UNDERPOWERED", (f"No verdict: with {n}, a shift {size} standard deviations in one feature is "
