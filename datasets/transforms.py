@@ -22,7 +22,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from datasets.faces import IGNORE
 from utils import rng
@@ -139,7 +138,15 @@ def _posterise(images, m):
 
 
 def _equalise(images, m):
+    from torchvision.transforms.v2 import functional as TF  # here: it takes a second to import
+
     return TF.equalize((images * 255).round().to(torch.uint8)).float() / 255
+
+
+def _autocontrast(images, m):
+    from torchvision.transforms.v2 import functional as TF
+
+    return TF.autocontrast(images)
 
 
 COLOUR = {
@@ -152,7 +159,7 @@ COLOUR = {
     "blur": _blur,
     "posterise": _posterise,  # bits dropped
     "solarise": lambda images, m: torch.where(images >= 1 - m, 1 - images, images),
-    "autocontrast": lambda images, m: TF.autocontrast(images),
+    "autocontrast": _autocontrast,
     "equalise": _equalise,
 }
 

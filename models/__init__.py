@@ -10,10 +10,7 @@ import re
 from pathlib import Path
 
 import torch
-import torchvision
 
-from models.fpn import FPN
-from models.torchvision_seg import STAGE_ENDS, TorchvisionSegmenter
 from models.unet import UNet
 from utils.errors import UserError
 
@@ -28,26 +25,16 @@ def build_model(name, num_classes, weights="none"):
     weights: `none`; `imagenet` (the backbone's, by torchvision); `coco` (a segmentation network's,
     by torchvision); or a file with a state dict of the whole model or of its backbone.
     """
-    backbones = torchvision.models.list_models(module=torchvision.models)
-    if name in ("unet", "unet_gn"):
+    ours = name in ("unet", "unet_gn")
+    if ours:
         model = UNet(num_classes, norm="group" if name == "unet_gn" else "batch")
-    elif name in STAGE_ENDS:
-        model = TorchvisionSegmenter(name, num_classes)
-    elif name.startswith("fpn_") and name.removeprefix("fpn_") in backbones:
-        model = FPN(num_classes, backbone=name.removeprefix("fpn_"))
     else:
-        names = ["unet", "unet_gn", *STAGE_ENDS]
-        near = difflib.get_close_matches(name, [*names, *(f"fpn_{b}" for b in backbones)])
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(
-            f"no model is called {name}: choose {', '.join(names)}, or fpn_BACKBONE with a "
-            f"torchvision backbone, such as fpn_resnet18.{hint}"
-        )
+        model = from_torchvision(name, num_classes)
 
-    if weights == "imagenet" and not isinstance(model, UNet):
+    if weights == "imagenet" and not ours:
         backbone = name.split("_", 1)[1]  # fpn_resnet18, deeplabv3_resnet50, lraspp_mobilenet_...
         fill(model.backbone, torchvision_weights(backbone), f"imagenet weights of {backbone}")
-    elif weights == "coco" and isinstance(model, TorchvisionSegmenter):
+    elif weights == "coco" and not ours and not name.startswith("fpn_"):
         fill(model, torchvision_weights(name), f"coco weights of {name}")
     elif weights in ("imagenet", "coco"):
         raise UserError(f"{name} has no {weights} weights: choose none or a file")
@@ -56,6 +43,27 @@ def build_model(name, num_classes, weights="none"):
         whole = any(k in model.state_dict() for k in state if not k.startswith(HEADS))
         fill(model if whole else model.backbone, state, weights)
     return model
+
+
+def from_torchvision(name, num_classes):
+    """A model with a torchvision backbone. Imported here, since it takes a second that `unet` can spare."""
+    import torchvision
+
+    from models.fpn import FPN
+    from models.torchvision_seg import STAGE_ENDS, TorchvisionSegmenter
+
+    backbones = torchvision.models.list_models(module=torchvision.models)
+    if name in STAGE_ENDS:
+        return TorchvisionSegmenter(name, num_classes)
+    if name.startswith("fpn_") and name.removeprefix("fpn_") in backbones:
+        return FPN(num_classes, backbone=name.removeprefix("fpn_"))
+    names = ["unet", "unet_gn", *STAGE_ENDS]
+    near = difflib.get_close_matches(name, [*names, *(f"fpn_{b}" for b in backbones)])
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
+        f"no model is called {name}: choose {', '.join(names)}, or fpn_BACKBONE with a "
+        f"torchvision backbone, such as fpn_resnet18.{hint}"
+    )
 
 
 def restore(state, device):
@@ -67,7 +75,9 @@ def restore(state, device):
 
 def torchvision_weights(name):
     """torchvision's best state dict for its model `name`: from its cache folder, else fetched."""
-    entry = torchvision.models.get_model_weights(name).DEFAULT
+    from torchvision.models import get_model_weights
+
+    entry = get_model_weights(name).DEFAULT
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file = folder / entry.url.rsplit("/", 1)[1]
     if not file.exists():
