@@ -5,7 +5,7 @@ Run:    python augment.py --data FOLDER --limit 16 --out runs/augment         ga
         python augment.py --data FOLDER --policy FILE --materialise 500 DIR   ... and as pairs on disk
 Needs:  labelled faces of two people at the very least; the test split is never read
 Writes: policy.json, engine_report.md, moves.jsonl, arms.jsonl (every run), pictures, TensorBoard events
-Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py --augment OUT/policy.json
+Expect: README.md, "The scripts"         -> train_finetune.py, train_reward.py --augment OUT/policy.json
 
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
 2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command, on
@@ -105,17 +105,14 @@ def make_arms(gated, synthetic, names):
         "photometric": (scaled(colour, top / 2), [], known, "colour alone, half scale"),
         "cutmix": (scaled(base["ops"], top / 2, cutmix=True), [], False, "half scale, CutMix on every other"),
     }
-    policy, what = (
-        {**scaled(base["ops"], top / 2), "scale_max": top},
-        "strength follows the gap to held-out people",
-    )
-    named["controlled"] = (policy, ["--control", CONTROL], known, what)
+    half = scaled(base["ops"], top / 2)
+    what = "strength follows the gap to held-out people"
+    named["controlled"] = ({**half, "scale_max": top}, ["--control", CONTROL], known, what)
     if synthetic:
         flags = ["--synthetic", str(synthetic)]
-        named["synthetic"] = (scaled(base["ops"], top / 2), flags, known, "half scale, and synthetic faces")
-    named = {
-        name: arm for name, arm in named.items() if arm[0]["ops"] or name == "none"
-    }  # a gate may pass none
+        named["synthetic"] = (half, flags, known, "half scale, and synthetic faces")
+    # a gate may have passed no operation of a kind
+    named = {name: arm for name, arm in named.items() if arm[0]["ops"] or name == "none"}
     if unknown := set(names or []) - named.keys():
         raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(named)}")
     keys = ("policy", "flags", "gated", "what")

@@ -132,11 +132,8 @@ def verdict(figures, alpha):
     f, n = figures, "{n} people against {n_other}".format(**figures)
     shift, blind = f["shift_seen"], [name for name, share in f["power"].items() if share < ks.SEEN]
     if f["type1_rate"] > CALM:
-        rate = f"{f['type1_rate']:.0%}"
-        return (
-            "BLIND",
-            f"No verdict: real photos against real ones are rejected in {rate} of the tests: it is off.",
-        )
+        return "BLIND", ("No verdict: real photos against real ones are rejected in "
+                         f"{f['type1_rate']:.0%} of the tests: it is off.")  # fmt: skip
     if f["smallest_p"] > ks.level_of(alpha, f["splits"]):
         return "UNDERPOWERED", (f"No verdict: {n} can never give a p below {f['smallest_p']:.3f}, whatever "
                                 "they look like; more people are needed.")  # fmt: skip

@@ -63,10 +63,11 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
     if not free:
         why = f"in {', '.join(names)}" + (f" with |yaw| {low:g} to {high:g}" if yaw else "")
         raise UserError(f"{path}: no photo is left" + ("; --init was trained on them" if gone else f" {why}"))
-    people = sorted({s.group for s in free}, key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
+    rows = ks.by_person([s.group for s in free])
+    people = sorted(rows, key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
     chosen = []
     for person in people[: 4 * n]:
-        own = [s for s in free if s.group == person]
+        own = [free[i] for i in rows[person]]
         chosen += limit(own, min(PHOTOS, len(own)), seed)
     batch = CachedFaces(faces, chosen, 2 * size)[list(range(len(chosen)))]
     # without named people every photo is somebody else, and equal file names of two folders mean nothing

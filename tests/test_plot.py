@@ -223,13 +223,6 @@ def test_bars_point_both_ways(pages):
     assert not (np.abs(row.astype(int) - SKY).max(-1) < 60).any()
 
 
-def test_column_pads_with_paper():
-    page = plot.column([np.zeros((10, 30, 3), np.uint8), np.ones((5, 50, 3), np.uint8)], gap=4)
-    assert page.shape == (19, 50, 3) and page.dtype == np.uint8
-    assert (page[:10, :30] == 0).all() and (page[14:] == 1).all()
-    assert (page[:14, 30:] == PAPER).all() and (page[10:14] == PAPER).all()
-
-
 def test_two_calls_are_identical():
     rng = np.random.default_rng(0)
     xs, ys = np.sort(rng.random(300)), np.arange(300) / 300

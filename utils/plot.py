@@ -163,11 +163,3 @@ def bars(names, values, errors=None, title="", x="", form="+.3f", width=900):
     zero = math.floor(page.at(0, 0)[0]) + 0.5
     page.line([(zero, page.frame[1]), (zero, page.frame[3])])
     return page.picture()
-
-
-def column(pictures, gap=16):
-    """[(h, w, 3) uint8] of any sizes -> (H, W, 3) uint8: one below the other on paper."""
-    width = max(p.shape[1] for p in pictures)
-    padding = [((0, gap), (0, width - p.shape[1]), (0, 0)) for p in pictures]
-    cells = [np.pad(p, pad, constant_values=PAPER[0]) for p, pad in zip(pictures, padding, strict=True)]
-    return np.concatenate(cells)[:-gap]
