@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from datasets import loading, transforms
 from datasets.faces import IGNORE, meaning
-from models import build_model, carry_over, freeze, keep_frozen_eval
+from models import PREPROCESS, build_model, carry_over, freeze, keep_frozen_eval
 from utils import checkpoint, dist, draw, metrics
 from utils.errors import UserError, above_zero, positive, run
 from utils.log import RunLog, open_run
@@ -30,7 +30,7 @@ WARMUP = 0.05  # share of the steps
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 10  # steps between two looks at the loss, the loop's only waits for a GPU
 INHERITED = dict(data="synthetic", classes="full", part_order="canonical", val_fraction=0.15,
-                 size=None, model="unet")  # fmt: skip
+                 size=None, model="unet", preprocess="none")  # fmt: skip
 # what is not given: on synthetic faces, new and varied as they are, a recipe of four minutes
 ON_SYNTHETIC = dict(size=96, steps=800, augment="flip", loss=["ce=1", "dice=1"])
 ON_PHOTOS = dict(size=128, steps=1000, augment="trivial", loss=["ce=1"])
@@ -63,6 +63,8 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--model", help="unet (default), unet_gn, fpn_BACKBONE, deeplabv3_resnet50, "
                    "deeplabv3_resnet101, lraspp_mobilenet_v3_large")  # fmt: skip
+    g.add_argument("--preprocess", choices=["none", *PREPROCESS],
+                   help="what the model does to every photo before all else (default none)")  # fmt: skip
     g.add_argument("--weights", default="none", help="none (default), imagenet, coco, or a file")
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from; classes match by name")
     g.add_argument("--freeze", default="none", metavar="WHAT",
@@ -229,7 +231,7 @@ def main(args):
         clean = loading.Evenly(train, len(val))  # training images, not to be augmented
 
     # ---- model ----
-    model = build_model(args.model, num_classes, "none" if last else args.weights)
+    model = build_model(args.model, num_classes, "none" if last else args.weights, args.preprocess)
     fresh = []
     if init:
         if init["args"]["model"] != args.model:

@@ -177,7 +177,8 @@ def main(args):
     args = checkpoint.inherit(args, init, **INHERITED)
     args = checkpoint.inherit(args, None, device=device.type,
                               amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
-    args.model = init["args"]["model"]  # so that this run's checkpoints say what they hold
+    for key in ("model", "preprocess"):  # so that this run's checkpoints say what they hold
+        setattr(args, key, init["args"].get(key, "none"))
     amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     policy = transforms.real_like(transforms.load_policy(args.augment))
     stop = dist.Stop()

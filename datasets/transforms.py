@@ -40,6 +40,12 @@ def normalise(images):
     return (images - mean) / std
 
 
+def denormalise(images):
+    """The inverse of `normalise`: (B, 3, H, W) float in [0, 1]."""
+    mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (MEAN, STD))
+    return images * std + mean
+
+
 # ---- geometry: (B,) signed magnitudes -> (B, 2, 3) matrices from output to input, in [-1, 1]
 
 

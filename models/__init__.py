@@ -11,19 +11,38 @@ from pathlib import Path
 
 import torch
 
+from datasets.transforms import denormalise, normalise
 from models.unet import UNet
 from utils.errors import UserError
 
 HEADS = ("fc.", "classifier.", "head.")  # may be absent from a file, or of other classes
 
 
-def build_model(name, num_classes, weights="none"):
+def _grey_world(images):
+    """Each channel's mean becomes that of all three (Buchsbaum, 1980): the light's colour is taken out."""
+    pixels = denormalise(images)
+    means = pixels.mean((2, 3), keepdim=True)
+    return normalise((pixels * means.mean(1, keepdim=True) / means.clamp_min(1e-3)).clamp(0, 1))
+
+
+def _standardise(images):
+    """Each channel to mean 0 and standard deviation 1 within the photo."""
+    std, mean = torch.std_mean(images, (2, 3), keepdim=True)
+    return (images - mean) / std.clamp_min(1e-3)
+
+
+PREPROCESS = {"grey-world": _grey_world, "standardise": _standardise}
+
+
+def build_model(name, num_classes, weights="none", preprocess="none"):
     """The model called `name`, on the CPU and in training mode.
 
     name: `unet`, `unet_gn` (GroupNorm), `fpn_` and a torchvision backbone, or one of torchvision's
     three segmentation networks.
     weights: `none`; `imagenet` (the backbone's, by torchvision); `coco` (a segmentation network's,
     by torchvision); or a file with a state dict of the whole model or of its backbone.
+    preprocess: `none`, or one of `PREPROCESS`, which the model does to every photo that it is given, in
+    training and after: it is part of it, so no caller can forget it.
     """
     ours = name in ("unet", "unet_gn")
     if ours:
@@ -42,6 +61,8 @@ def build_model(name, num_classes, weights="none"):
         state = read_state(weights)
         whole = any(k in model.state_dict() for k in state if not k.startswith(HEADS))
         fill(model if whole else model.backbone, state, weights)
+    if preprocess != "none":
+        model.register_forward_pre_hook(lambda _, images: PREPROCESS[preprocess](*images))
     return model
 
 
@@ -68,7 +89,8 @@ def from_torchvision(name, num_classes):
 
 def restore(state, device):
     """The model of a checkpoint (a dict with `args`, `data` and `model`) on a device, in eval mode."""
-    model = build_model(state["args"]["model"], len(state["data"]["classes"]))
+    how = state["args"].get("preprocess", "none")
+    model = build_model(state["args"]["model"], len(state["data"]["classes"]), preprocess=how)
     model.load_state_dict(state["model"])
     return model.to(device, memory_format=torch.channels_last).eval()
 

@@ -70,7 +70,7 @@ def inherit(args, init, **defaults):
     filled = copy.copy(args)
     for key, value in defaults.items():
         if getattr(args, key) is None:
-            setattr(filled, key, init["args"][key] if init else value)
+            setattr(filled, key, init["args"].get(key, value) if init else value)
     return filled
 
 
