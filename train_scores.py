@@ -197,7 +197,7 @@ def main(args):
     args = checkpoint.inherit(args, init, val_fraction=None)
     args = checkpoint.inherit(args, None, **(OF_FIELD if args.estimator == "field" else OF_STEPS),
                               device=device.type, amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
-    for key in ("model", "preprocess", "size", "data", "classes", "part_order"):  # what this run's checkpoints are of
+    for key in ("model", "preprocess", "size", "data", "classes", "part_order"):  # of its checkpoints
         setattr(args, key, init["args"].get(key, "none"))
     amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
     policy, means = transforms.load_policy(args.augment), init["data"]

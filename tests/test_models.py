@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from models import build_model, fill, freeze, keep_frozen_eval
+from datasets.transforms import normalise
+from models import build_model, fill, freeze, keep_frozen_eval, restore
 from utils.errors import UserError
 
 torch.set_num_threads(1)  # on a busy machine, threads over tiny tensors wait for one another
@@ -125,6 +126,25 @@ def test_loss_falls_on_one_batch():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+# ---- preprocessing ----
+
+
+@pytest.mark.parametrize("how", ["grey-world", "standardise"])
+def test_preprocessing_takes_out_the_light_wherever_the_model_is_restored(how):
+    photos = torch.rand(2, 3, 32, 32, generator=torch.manual_seed(0)) * 0.5 + 0.2
+    tinted = photos * torch.tensor([1.1, 1.0, 0.8]).view(3, 1, 1)
+    model = build_model("unet_gn", 3, preprocess=how)
+    args, data = {"model": "unet_gn", "preprocess": how}, {"classes": ["a", "b", "c"]}
+    restored = restore({"args": args, "data": data, "model": model.state_dict()}, "cpu")
+    older = restore({"args": {"model": "unet_gn"}, "data": data, "model": model.state_dict()}, "cpu")
+    change = [
+        (net(normalise(photos))["semantic"] - net(normalise(tinted))["semantic"]).abs().max()
+        for net in (restored, older)
+    ]
+    # the grey world keeps the brightness, which the tint changes a little
+    assert change[0] < (1e-4 if how == "standardise" else 0.35 * change[1])
 
 
 # ---- freezing ----
