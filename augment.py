@@ -4,7 +4,8 @@ Run:    python augment.py --data FOLDER --limit 16 --out runs/augment         ga
         python augment.py --data FOLDER --policy FILE --preview               what a policy does, as a picture
         python augment.py --data FOLDER --policy FILE --materialise 500 DIR   ... and as pairs on disk
 Needs:  labelled faces of two people at the very least; the test split is never read
-Writes: policy.json, engine_report.md, moves.jsonl, arms.jsonl (every run), pictures, TensorBoard events
+Writes: policy.json, engine_report.md, moves.jsonl, photos.json (how each looks to a network that has not
+        learned from it), arms.jsonl (every run), pictures, TensorBoard events
 Expect: README.md, "The scripts"         -> train_finetune.py, train_reward.py --augment OUT/policy.json
 
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
@@ -31,7 +32,7 @@ from datasets.faces import limit
 from datasets.pairs import preview, write_pairs
 from models import restore
 from utils import checkpoint, dist, draw, engine, metrics, plot, runs
-from utils.engine import ETA, gain, quarantine, signals, survivors, winner
+from utils.engine import ETA, gain, quarantine, rows_of, show, signals, survivors, winner
 from utils.errors import UserError, positive, run
 from utils.log import RunLog
 
@@ -46,7 +47,8 @@ def get_parser():
     g.add_argument("--limit", type=positive, help="labelled images, spread over people, "
                    "nested by --seed (default all)")  # fmt: skip
     g.add_argument("--gate-on", metavar="FOLDER", help="photos of the same kind for the gate, which needs "
-                   "some forty people (default: all photos of --data but test)")  # fmt: skip
+                   "some forty people, or the --out of a ks_test.py --ops (default: all photos of --data "
+                   "but test)")  # fmt: skip
     g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE",
                    help="of every batch, as one more arm (default 0, none)")  # fmt: skip
     g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels (default 96)")
@@ -57,8 +59,8 @@ def get_parser():
                    "a ninth (default 450)")  # fmt: skip
     g.add_argument("--folds", type=positive, default=3, help="of the people (default 3)")
     g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
-    g.add_argument("--arms", nargs="+", metavar="ARM", help="to search, besides none (default all): "
-                   "randaugment trivial full half geometric photometric cutmix controlled")  # fmt: skip
+    g.add_argument("--arms", nargs="+", metavar="ARM", help="to search, besides none: policy files, or some "
+                   f"of {' '.join(ARMS)} (default all of these)")  # fmt: skip
     g.add_argument("--no-gate", action="store_true", help="search without asking how far operations may go")
     g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
     g = p.add_argument_group("a policy that is there")
@@ -78,6 +80,21 @@ def get_parser():
 
 # ---- the arms
 
+ARMS = {
+    "none": "no augmentation; never cut",
+    "randaugment": "as published",
+    "trivial": "as published",
+    "full": "all operations, full scale",
+    "half": "all operations, half scale",
+    "quarter": "all operations, a quarter of the scale",
+    "geometric": "geometry alone, full scale",
+    "photometric": "colour alone, full scale",
+    "cutmix": "full scale, CutMix on every other",
+    "controlled": "strength follows the gap to held-out people",
+    "grey-world": "full scale; the light's colour is taken out of every photo, before and after training",
+    "standardise": "full scale; every channel of every photo to mean 0, variance 1",
+}
+
 
 def scaled(ops, scale, cutmix=False):
     """A policy of one operation an image, uniform up to `scale` times its bounds."""
@@ -90,34 +107,40 @@ def scaled(ops, scale, cutmix=False):
 
 def make_arms(gated, synthetic, names):
     """{name: {"policy", "flags", "gated", "what"}}. gated: the policy of ks_test.py --ops, or None, where the
-    gate cannot tell; then operations go as far as they can, and the scale alone restrains them."""
-    base = gated or {"ops": transforms.WIDE, "scale": 1.0}
-    top, known = base["scale"], bool(gated)
-    geometry = [op for op in base["ops"] if op["name"] in transforms.GEOMETRY]
-    colour = [op for op in base["ops"] if op["name"] not in transforms.GEOMETRY]
-    named = {
-        "none": (transforms.POLICIES["none"], [], True, "no augmentation; never cut"),
-        "randaugment": (transforms.POLICIES["randaugment"], [], False, "as published"),
-        "trivial": (transforms.POLICIES["trivial"], [], False, "as published"),
-        "full": (scaled(base["ops"], top), [], known, "all operations, full scale"),
-        "half": (scaled(base["ops"], top / 2), [], known, "all operations, half scale"),
-        "geometric": (scaled(geometry, top / 2), [], known, "geometry alone, half scale"),
-        "photometric": (scaled(colour, top / 2), [], known, "colour alone, half scale"),
-        "cutmix": (scaled(base["ops"], top / 2, cutmix=True), [], False, "half scale, CutMix on every other"),
+    gate cannot tell; then operations go half as far as they can at full scale."""
+    ops, top = (gated["ops"], gated["scale"]) if gated else (transforms.WIDE, 0.5)
+    full, known = scaled(ops, top), bool(gated)
+    geometry = [op for op in ops if op["name"] in transforms.GEOMETRY]
+    colour = [op for op in ops if op["name"] not in transforms.GEOMETRY]
+    arms = {
+        "none": (transforms.POLICIES["none"], [], True),
+        "randaugment": (transforms.POLICIES["randaugment"], [], False),
+        "trivial": (transforms.POLICIES["trivial"], [], False),
+        "full": (full, [], known),
+        "half": (scaled(ops, top / 2), [], known),
+        "quarter": (scaled(ops, top / 4), [], known),
+        "geometric": (scaled(geometry, top), [], known),
+        "photometric": (scaled(colour, top), [], known),
+        "cutmix": (scaled(ops, top, cutmix=True), [], False),
+        "controlled": ({**scaled(ops, top / 2), "scale_max": top}, ["--control", CONTROL], known),
+        "grey-world": (full, ["--preprocess", "grey-world"], known),
+        "standardise": (full, ["--preprocess", "standardise"], known),
     }
-    half = scaled(base["ops"], top / 2)
-    what = "strength follows the gap to held-out people"
-    named["controlled"] = ({**half, "scale_max": top}, ["--control", CONTROL], known, what)
+    what = dict(ARMS)
     if synthetic:
-        flags = ["--synthetic", str(synthetic)]
-        named["synthetic"] = (half, flags, known, "half scale, and synthetic faces")
+        arms["synthetic"] = (full, ["--synthetic", str(synthetic)], known)
+        what["synthetic"] = f"full scale; synthetic faces are {synthetic:.0%} of each batch"
+    for file in [name for name in names or [] if name.endswith(".json")]:
+        arms[file], what[file] = (transforms.load_policy(file), [], False), "of a file"
     # a gate may have passed no operation of a kind
-    named = {name: arm for name, arm in named.items() if arm[0]["ops"] or name == "none"}
-    if unknown := set(names or []) - named.keys():
-        raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(named)}")
-    keys = ("policy", "flags", "gated", "what")
-    chosen = {"none", *(names or named)}
-    return {name: dict(zip(keys, arm, strict=True)) for name, arm in named.items() if name in chosen}
+    arms = {name: arm for name, arm in arms.items() if arm[0]["ops"] or name == "none"}
+    if unknown := set(names or []) - arms.keys():
+        raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(arms)}, or FILE.json")
+    title = lambda name: pathlib.Path(name).stem  # of a file; its path would not do for a folder of runs
+    keys, chosen = ("policy", "flags", "gated", "what"), {"none", *(names or arms)}
+    if len({title(name) for name in chosen}) < len(chosen):
+        raise UserError(f"--arms {' '.join(sorted(chosen))}: two have one name")
+    return {title(n): dict(zip(keys, (*arms[n], what[n]), strict=True)) for n in arms if n in chosen}
 
 
 # ---- files
@@ -153,7 +176,10 @@ def begin(out, flags):
 
 
 def run_gate(real, size, seed, folder):
-    """(policy or None, one line about it): ks_test.py --ops on every photo that there is but test."""
+    """(policy or None, one line about it): ks_test.py --ops on every photo that there is but test; or what
+    it found before."""
+    if (pathlib.Path(real) / "ks_report.json").is_file():
+        folder = pathlib.Path(real)
     if not (folder / "ks_report.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         flags = ["--real", real, "--ops", "--drop-copies", "--size", size, "--seed", seed, "--out", folder]
@@ -161,6 +187,8 @@ def run_gate(real, size, seed, folder):
         if status == 2:
             raise UserError(f"the gate: {error.removeprefix('error: ')}")
     report = json.loads((folder / "ks_report.json").read_text())
+    if not report["ops"]:
+        raise UserError(f"--gate-on {folder}: was not written by ks_test.py --ops")
     policy = json.loads((folder / "policy.json").read_text()) if report["status"] == "PASS" else None
     return policy, f"{report['status']}: {report['verdict']}"
 
@@ -187,25 +215,6 @@ def job_of(run, script, train, held, policy, steps, flags, write, keep=False):
     flags = [*flags, "--ids", ids, "--augment", policy, "--steps", steps, "--eval-every", looks]
     return {"run": run, "script": script, "flags": flags, "held": held, "arm": arm, "fold": int(fold),
             "steps": steps, "keep": keep}  # fmt: skip
-
-
-def rows_of(stage, steps, scores, gains, kept):
-    """A row of the table for each arm: {"stage", "steps", "arm", "f1", "gain", "se", "kept"}."""
-    return [
-        {"stage": stage, "steps": steps, "arm": arm, "f1": sum(scores[arm].values()) / len(scores[arm]),
-         "gain": g, "se": se, "kept": arm in kept}
-        for arm, (g, se) in gains.items()
-    ]  # fmt: skip
-
-
-def show(rows):
-    """One rung as lines: who stays, who is cut, and why."""
-    rows = sorted(rows, key=lambda r: r["se"] - r["gain"])
-    lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   after {rows[0]['steps']} steps"]
-    for r in rows:
-        fate = "stays" if r["kept"] else "cut"
-        lines.append(f"{r['arm']:<14}{r['f1']:7.3f}{r['gain']:+9.3f}{r['gain'] - r['se']:+9.3f}   {fate}")
-    return "\n".join(lines)
 
 
 def say(moves, photo, start, end, signal, values, why):
@@ -298,6 +307,7 @@ def main(args):
         table += rows
     best = alive[0]
     chosen = arms[best]
+    plain = [f for f in chosen["flags"] if f not in ("--control", CONTROL)]  # without anybody to steer by
 
     # ---- allocate ----
     found, moves = {}, []
@@ -316,7 +326,6 @@ def main(args):
     }
     mode, extra = "ft", max(1, args.steps // ETA)
     if not args.no_allocation:
-        plain = [f for f in chosen["flags"] if f not in ("--control", CONTROL)]
         halves, jobs = [], []
         for k, (train, held) in enumerate(folds):
             start, halfway = (out / f"runs/{r}/{k}/last.pt" for r in (f"2/{best}", "half/disjoint"))
@@ -353,9 +362,10 @@ def main(args):
     policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed,
               "allocation": {"mode": mode, "ft": ft, "reward": reward, "quarantine": suspects},
               "gate": {"verdict": verdict, "gated": chosen["gated"]},
-              "search": {"arm": best, "flags": chosen["flags"], "steps": args.steps,
+              "search": {"arm": best, "flags": plain, "steps": args.steps,
                          "folds": len(folds)}}  # fmt: skip
     write("policy.json", policy)
+    write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
     names = [f"{r['stage']}: {r['arm']}" for r in table]
     values, errors = ([r[k] for r in table] for k in ("gain", "se"))
@@ -376,9 +386,9 @@ def main(args):
     print(
         f"policy:  {best}, allocation {mode}, {len(suspects)} photos to look at; see {out}/engine_report.md"
     )
-    limits = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""
-    plain = " ".join(["", *(f for f in chosen["flags"] if f not in ("--control", CONTROL))])
-    print(f"next:    python train_finetune.py --data {args.data}{limits} --augment {out}/policy.json{plain}")
+    limits = ["--limit", str(args.limit), "--seed", str(args.seed)] if args.limit else []
+    more = " ".join([*limits, "--val-fraction 0", "--augment", f"{out}/policy.json", *plain])
+    print(f"next:    python train_finetune.py --data {args.data} {more}")
 
 
 if __name__ == "__main__":

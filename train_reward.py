@@ -50,7 +50,8 @@ def get_parser():
     g.add_argument("--part-order", choices=["canonical", "farl"],
                    help="which part of CelebAMask-HQ is painted last")  # fmt: skip
     g.add_argument("--val-fraction", type=float,
-                   help="share of the people held out where the data has no validation split")  # fmt: skip
+                   help="share of the people held out where the data has no validation split; 0: nobody, "
+                        "and the training photos take their place")  # fmt: skip
     g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
     g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
@@ -191,7 +192,8 @@ def main(args):
     made_on = "cpu" if args.workers else device  # where synthetic faces are rendered
     train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on,
                          policy.get("allocation"), "reward")  # fmt: skip
-    val = loading.load(faces, "val", args.size, device=device)
+    nobody = not (args.val_fraction or args.ids) and args.data != "synthetic"  # held out
+    val = train if nobody else loading.load(faces, "val", args.size, device=device)
     num_classes, means = len(faces.classes), meaning(faces)
     reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)
     needs_sums = args.estimator == "local" or args.reward_level == "batch"
@@ -256,9 +258,8 @@ def main(args):
             checkpoint.save(out / "best.pt", **kept)
         checkpoint.save(out / "last.pt", **state)
 
-    before = last["before"] if last else evaluate()
+    result = before = last["before"] if last else evaluate()
     best = last["best"] if last else {"step": 0, "reward": before["reward"]}
-    result = before
     if rank == 0:
         print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val", *faces.notes, sep="\n  ")
         print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to "

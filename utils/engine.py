@@ -38,6 +38,25 @@ def winner(gains, safe="none"):
     return best if gains[best][0] > gains[best][1] else safe
 
 
+def rows_of(stage, steps, scores, gains, kept):
+    """A row of the table for each arm: {"stage", "steps", "arm", "f1", "gain", "se", "kept"}."""
+    return [
+        {"stage": stage, "steps": steps, "arm": arm, "f1": sum(scores[arm].values()) / len(scores[arm]),
+         "gain": g, "se": se, "kept": arm in kept}
+        for arm, (g, se) in gains.items()
+    ]  # fmt: skip
+
+
+def show(rows):
+    """One rung as lines: who stays, who is cut, and why."""
+    rows = sorted(rows, key=lambda r: r["se"] - r["gain"])
+    lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   after {rows[0]['steps']} steps"]
+    for r in rows:
+        fate = "stays" if r["kept"] else "cut"
+        lines.append(f"{r['arm']:<14}{r['f1']:7.3f}{r['gain']:+9.3f}{r['gain'] - r['se']:+9.3f}   {fate}")
+    return "\n".join(lines)
+
+
 def signals(logits, labels, seed, positions):
     """Of photos that the network has not learned from, (B,) each: mean and spread of the F1 of drawn masks,
     and `contradiction`, the mean over classes of the share of its pixels that the network gives to another

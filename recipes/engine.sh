@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The data engine, what needs no search, and a search among RandAugments of the same cost, on N labels of FASSEG
+# V3, one label draw. A search sees the labelled people only; then each arm is one run on all N labels, its LAST
+# weights on the test people. GATE is the same for all draws, and needs photos, not labels:
+#   python ks_test.py --real PHOTOS --ops --drop-copies --size 96 --out runs/gate
+# ARMS="..." does some of the arms, in this order; what is there already is not done again. After that:
+#   python recipes/engine_table.py runs/engine
+set -euo pipefail
+usage="usage: bash recipes/engine.sh FOLDER/V3 GATE N DRAW"
+data=${1:?$usage} gate=${2:?$usage} n=${3:?$usage} draw=${4:?$usage}
+steps=${STEPS:-600} out=${OUT:-runs/engine}/$n/$draw
+every=(--data "$data" --limit "$n" --seed "$draw" --size 96 --batch-size 8 --amp bf16)
+
+search() { # NAME FLAGS...: its policy without the allocation, so that all photos serve, is NAME.json
+  if [ ! -f "$out/$1/policy.json" ]; then
+    python augment.py "${every[@]}" --steps "${SEARCH:-300}" --out "$out/$1" "${@:2}"
+  fi
+  python -c 'import json, sys; p = json.load(sys.stdin); del p["allocation"]; print(json.dumps(p))' \
+    < "$out/$1/policy.json" > "$out/$1.json"
+}
+
+flags_of() { python -c 'import json, sys; print(*json.load(sys.stdin)["search"]["flags"])' < "$1"; }
+
+final() { # ARM SCRIPT STEPS FLAGS...
+  local run=$out/final/$1
+  if [ -f "$run/test.json" ]; then return; fi
+  rm -rf "$run"
+  python "$2" "${every[@]}" --val-fraction 0 --steps "$3" --eval-every "$3" --out "$run" "${@:4}"
+  python evaluate.py --init "$run/last.pt" --data "$data" --split test --json "$run/test.json"
+}
+
+full() { final "$1" train_finetune.py "$steps" --augment "${@:2}"; }
+
+mkdir -p "$out"
+python - "$out" "$gate/policy.json" <<'PY'
+import json, sys
+from pathlib import Path
+sys.path.insert(0, ".")
+from augment import scaled
+from datasets.transforms import POLICIES
+out, gate = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+(out / "gate_only.json").write_text(json.dumps(scaled(gate["ops"], gate["scale"])))
+for n in 1, 2, 3:  # RandAugment's two knobs
+    for m in 3, 9, 15, 21:
+        policy = {**POLICIES["randaugment"], "num_ops": n, "levels": [m, m]}
+        (out / f"{n}_{m}.json").write_text(json.dumps(policy))
+PY
+arms=${ARMS:-none flip randaugment trivial gate_only engine engine_synthetic allocation randaugment_tuned ungated}
+more=$((steps / 3))
+for arm in $arms; do
+  # shellcheck disable=SC2046
+  case $arm in
+    gate_only) full $arm "$out/gate_only.json" ;;
+    engine)
+      search engine --gate-on "$gate"
+      full $arm "$out/engine.json" $(flags_of "$out/engine.json") ;;
+    engine_synthetic) full $arm "$out/engine.json" $(flags_of "$out/engine.json") --synthetic 0.25 ;;
+    allocation) # a third more steps: as the engine would, and plainly
+      policy=$out/engine/policy.json plain=$(flags_of "$out/engine.json")
+      full allocated "$policy" $plain
+      final engine_more train_finetune.py $more --init "$out/final/engine/last.pt" --lr 1e-3 \
+        --augment "$out/engine.json" $plain
+      if grep -q '"mode": "ft"' "$policy"; then script=train_finetune.py; else script=train_reward.py plain="--ce-weight 1"; fi
+      final $arm $script $more --init "$out/final/allocated/last.pt" --lr 1e-3 --augment "$policy" $plain ;;
+    randaugment_tuned | ungated)
+      only=()
+      if [ $arm = randaugment_tuned ]; then only=(--arms "$out"/?_*.json); fi
+      search $arm --no-gate --no-allocation "${only[@]}"
+      full $arm "$out/$arm.json" $(flags_of "$out/$arm.json") ;;
+    *) full "$arm" "$arm" ;;
+  esac
+done

@@ -1,0 +1,94 @@
+"""What recipes/engine.sh measured: each arm over label draws, and paired differences with 95 % intervals.
+
+python recipes/engine_table.py runs/engine [--write benchmarks/engine]     also copies what it was made from
+
+F1 is mean F1 on the test people; an interval is Student's, over draws; steps count all training steps that an
+arm took, its search included, in multiples of one run on all labels.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from scipy import stats
+
+ARMS = {  # {arm: (what it is, the search that it needed)}
+    "none": ("no augmentation", None),
+    "flip": ("flip", None),
+    "randaugment": ("RandAugment, N = 2, M = 9", None),
+    "trivial": ("TrivialAugment, wide", None),
+    "gate_only": ("all operations up to what the gate accepts, no search", None),
+    "randaugment_tuned": ("RandAugment, N and M searched", "randaugment_tuned"),
+    "ungated": ("engine without gate", "ungated"),
+    "engine": ("engine", "engine"),
+    "engine_synthetic": ("engine + synthetic faces, 25 %", "engine"),
+    "engine_more": ("engine, a third more steps of fine-tuning", "engine"),
+    "allocation": ("engine + allocation + its tuning, a third more steps", "engine"),
+}
+AGAINST = "flip", "trivial", "randaugment_tuned", "engine"
+
+
+def interval(change):
+    half = stats.sem(change) * stats.t.ppf(0.975, len(change) - 1) if len(change) > 1 else float("nan")
+    return f"{statistics.mean(change):+.3f} ± {half:.3f}"
+
+
+def steps_of(folder):
+    """Training steps of a search: of the runs in its arms.jsonl."""
+    return sum(json.loads(line)["steps"] for line in open(folder / "arms.jsonl"))
+
+
+def main(args):
+    root, rows, raw = Path(args.root), {}, []
+    for path in sorted(root.glob("*/*/final/*/test.json")):
+        n, draw, _, arm, _ = path.relative_to(root).parts
+        if arm not in ARMS:
+            continue
+        result, search = json.loads(path.read_text()), ARMS[arm][1]
+        taken = json.loads((path.parent / "args.json").read_text())["steps"]
+        full = json.loads((root / n / draw / "final/none/args.json").read_text())["steps"]
+        if arm in ("engine_more", "allocation"):
+            taken += full
+        taken += steps_of(root / n / draw / search) if search else 0
+        worst = min(v["f1"] for k, v in result["per_class"].items() if k != "background")
+        policy = json.loads((root / n / draw / f"{search}.json").read_text())["kind"] if search else arm
+        row = {"n": int(n), "draw": int(draw), "arm": arm, "policy": policy, "runs": round(taken / full, 2)}
+        row |= {"mean_f1": result["mean_f1"], "miou": result["miou"], "worst_f1": worst}
+        raw.append(row)
+        rows.setdefault(int(n), {}).setdefault(arm, {})[int(draw)] = row
+    for n, arms in sorted(rows.items()):
+        print(f"\n{n} labels\n")
+        print(
+            "| arm | mean F1 | mIoU | worst class | cost | "
+            + " | ".join(f"against {a}" for a in AGAINST)
+            + " |"
+        )
+        print("|---|" + "---|" * (4 + len(AGAINST)))
+        for arm in [a for a in ARMS if a in arms]:
+            values = [row["mean_f1"] for row in arms[arm].values()]
+            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            means = (statistics.mean(r[k] for r in arms[arm].values()) for k in ("miou", "worst_f1", "runs"))
+            cells = ["{:.3f}", "{:.3f}", "{:.1f}"]
+            cells = [cell.format(v) for cell, v in zip(cells, means, strict=True)]
+            for other in AGAINST:
+                both = sorted(arms[arm].keys() & arms.get(other, {}).keys())
+                change = [arms[arm][d]["mean_f1"] - arms[other][d]["mean_f1"] for d in both]
+                cells.append(interval(change) if other != arm and both else "")
+            who = f"{ARMS[arm][0]} ({len(values)} draws)"
+            print(f"| {who} | {statistics.mean(values):.3f} ± {spread:.3f} | " + " | ".join(cells) + " |")
+        chosen = [f"{d}: {row['policy']}" for d, row in sorted(arms.get("engine", {}).items())]
+        print(f"\nThe engine chose: {', '.join(chosen)}")
+    if args.write:
+        out = Path(args.write)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in raw))
+        for path in sorted(root.glob("*/*/*/arms.jsonl")):
+            n, draw, search, _ = path.relative_to(root).parts
+            (out / f"arms_{n}_{draw}_{search}.jsonl").write_text(path.read_text())
+
+
+p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+p.add_argument("root")
+p.add_argument("--write", metavar="DIR")
+main(p.parse_args())
