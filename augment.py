@@ -295,12 +295,14 @@ def main(args):
 
     # ---- search ----
     alive, table = list(arms), []
-    for rung, steps in enumerate(max(1, args.steps // ETA**k) for k in (2, 1, 0)):
-        jobs = [job_of(f"{rung}/{name}/{k}", FINETUNE, *fold, arms[name]["policy"], steps,
-                       fresh + arms[name]["flags"], write, keep=rung == 2)
+    rungs = [args.steps // ETA**k for k in (2, 1, 0) if args.steps >= ETA**k]
+    for rung, steps in enumerate(rungs):
+        last = steps == args.steps
+        jobs = [job_of(f"{steps}/{name}/{k}", FINETUNE, *fold, arms[name]["policy"], steps,
+                       fresh + arms[name]["flags"], write, keep=last)
                 for name in alive for k, fold in enumerate(folds)]  # fmt: skip
         scores, gains = compare(jobs, "none")
-        alive = survivors(gains) if rung < 2 else [winner(gains)]
+        alive = [winner(gains)] if last else survivors(gains)
         rows = rows_of(f"rung {rung + 1}", steps, scores, gains, alive)
         log.scalars(rung, **{f"gain/{row['arm']}": row["gain"] for row in rows})
         print(show(rows))
@@ -308,11 +310,12 @@ def main(args):
     best = alive[0]
     chosen = arms[best]
     plain = [f for f in chosen["flags"] if f not in ("--control", CONTROL)]  # without anybody to steer by
+    winners = [out / f"runs/{args.steps}/{best}/{k}" for k in range(len(folds))]
 
     # ---- allocate ----
     found, moves = {}, []
     for k, (_, held) in enumerate(folds):
-        logits, labels = predict(out / f"runs/2/{best}/{k}", held)
+        logits, labels = predict(winners[k], held)
         columns = signals(logits, labels, args.seed, torch.tensor([row_of[i] for i in held]))
         found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
     suspects = quarantine({i: f["contradiction"] for i, f in found.items()})
@@ -328,7 +331,7 @@ def main(args):
     if not args.no_allocation:
         halves, jobs = [], []
         for k, (train, held) in enumerate(folds):
-            start, halfway = (out / f"runs/{r}/{k}/last.pt" for r in (f"2/{best}", "half/disjoint"))
+            start, halfway = winners[k] / "last.pt", out / f"runs/half/disjoint/{k}/last.pt"
             mine = {arm: [[i for i in ids if i in train] for ids in pair] for arm, pair in shares.items()}
             first = (FINETUNE, mine["disjoint"][0], held, chosen["policy"])
             halves.append(job_of(f"half/disjoint/{k}", *first, args.steps, fresh + plain, write, keep=True))
@@ -357,7 +360,7 @@ def main(args):
     ft, reward = shares[mode]
     plan = {}
     if "--control" in chosen["flags"]:  # what the folds did on average, for runs that hold nobody out
-        held = [checkpoint.load(out / f"runs/2/{best}/{k}/last.pt")["schedule"] for k in range(len(folds))]
+        held = [checkpoint.load(folder / "last.pt")["schedule"] for folder in winners]
         plan["schedule"] = [[row[0][0], sum(s for _, s in row) / len(row)] for row in zip(*held, strict=True)]
     policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed,
               "allocation": {"mode": mode, "ft": ft, "reward": reward, "quarantine": suspects},

@@ -1,10 +1,11 @@
-"""A script for tests of utils/runs.py: writes its first word into --out, or fails."""
+"""A script for tests of utils/runs.py: writes its first word into --out, or fails, or does both."""
 
 import pathlib
 import sys
 
 if sys.argv[1] == "fail":
-    sys.exit(print("it was asked to", file=sys.stderr) or 3)
+    sys.exit(print("it was asked to", file=sys.stderr) or 1)
 out = pathlib.Path(sys.argv[3])
 out.mkdir(parents=True)
 (out / "said").write_text(sys.argv[1])
+sys.exit(3 if sys.argv[1] == "collapse" else 0)

@@ -17,7 +17,7 @@ from datasets import loading, synthetic, transforms
 from datasets.cache import CachedFaces
 from datasets.pairs import augmented, write_pairs
 
-QUICK = ["--size", "32", "--steps", "9", "--folds", "2", "--no-gate", "--arms", "trivial", "--device", "cpu"]
+QUICK = ["--size", "32", "--steps", "3", "--folds", "2", "--no-gate", "--arms", "trivial", "--device", "cpu"]
 QUICK += ["--model", "unet_gn", "--batch-size", "4", "--jobs", "2"]
 
 
@@ -53,7 +53,7 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
         command("augment.py", *flags, "--out", tmp_path / "killed"), env=environment, **quiet
     )
     ledger, began = tmp_path / "killed/arms.jsonl", time.time()
-    while not (ledger.is_file() and ledger.read_text().count("\n") >= 5):
+    while not (ledger.is_file() and ledger.read_text().count("\n") >= 3):
         assert process.poll() is None and time.time() - began < 200
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
@@ -69,12 +69,12 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
 
     out, policy = tmp_path / "straight", json.loads(policies[0])
     rows = [json.loads(line) for line in open(out / "arms.jsonl")]
-    assert {row["arm"] for row in rows} == {"none", "trivial"} and len(rows) == 12
+    assert {row["arm"] for row in rows} == {"none", "trivial"} and len(rows) == 8
     held = [photo for row in rows[:2] for photo in row["f1"]]
     assert len(set(held)) == len(held) == 8 and not [photo for photo in held if photo.startswith("test")]
     assert sorted(policy["allocation"]["ft"]) == sorted(set(held) - {*policy["allocation"]["quarantine"]})
     words = (out / "engine_report.md").read_text()
-    assert "## Rung 3: 9 steps" in words and "train/" in words and "(gains.png)" in words
+    assert "## Rung 2: 3 steps" in words and "train/" in words and "(gains.png)" in words
     done = call("augment.py", *flags, "--out", out, status=2)
     assert "holds a policy.json already" in done.stderr
     flags = [

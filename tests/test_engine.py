@@ -118,5 +118,7 @@ def test_a_run_is_done_once_and_a_torn_line_is_done_again(tmp_path):
     assert [row["said"] for row in again] == ["0", "1", "2"]
     assert len([json.loads(line) for line in open(tmp_path / "arms.jsonl")]) == 3
     bad = [{"run": "bad", "script": "tests/echo_out.py", "flags": ["fail"]}]
-    with pytest.raises(runs.UserError, match="echo_out.py of .* ended with 3: it was asked to"):
+    with pytest.raises(runs.UserError, match="echo_out.py of .* ended with 1: it was asked to"):
         runs.run_all(bad, tmp_path / "runs", ledger, finish)
+    fell = [{"run": "fell", "script": "tests/echo_out.py", "flags": ["collapse"]}]  # reward tuning may
+    assert runs.run_all(fell, tmp_path / "runs", ledger, finish)[0]["said"] == "collapse"

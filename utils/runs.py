@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
+COLLAPSED = 3  # exit status of train_reward.py
 HERE = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -46,8 +47,9 @@ def call(script, flags, threads=None):
 def run_all(jobs, folder, ledger, finish, at_once=1, threads=1):
     """Do the jobs that the ledger lacks, `at_once` of them at a time.
 
-    jobs: dicts with `run` (a name), `script` and `flags`; the script writes into folder/run. finish(job,
-    path) -> its result, a dict for the ledger, called here, one after the other.
+    jobs: dicts with `run` (a name), `script` and `flags`; the script writes into folder/run and ends with 0
+    (or `COLLAPSED`: bad weights are a result too). finish(job, path) -> its result, a dict for the ledger,
+    called here, one after the other.
     """
     left = [job for job in jobs if job["run"] not in ledger.rows]
 
@@ -55,7 +57,7 @@ def run_all(jobs, folder, ledger, finish, at_once=1, threads=1):
         out = pathlib.Path(folder) / job["run"]
         shutil.rmtree(out, ignore_errors=True)  # what a killed run left
         status, error = call(job["script"], [*job["flags"], "--out", out], threads)
-        if status:
+        if status not in (0, COLLAPSED):
             raise UserError(f"{job['script']} of {out} ended with {status}: {error[-300:]}")
         return job, out
 
