@@ -179,7 +179,7 @@ def light(draw, s, du, dv):
     nx, ny = -slopes(s.height, 2, du), -slopes(s.height, 1, dv)
     nz = (nx**2 + ny**2 + 1).rsqrt()
     nx, ny = nx * nz, ny * nz
-    lx, ly, lz = draw(-1, 1), draw(-1, 0.2), draw(0.6, 1.4)
+    lx, ly, lz = draw(-0.8, 0.8), draw(-1, 0), draw(0.7, 1.4)
     norm = (lx**2 + ly**2 + lz**2).rsqrt()
     lx, ly, lz = lx * norm, ly * norm, lz * norm
     cosine = nx * lx + ny * ly + nz * lz
@@ -187,7 +187,7 @@ def light(draw, s, du, dv):
     shine = ((cosine + nz) * half).clamp_(min=0).square().square().square().square()
     wide = F.avg_pool2d(F.avg_pool2d(s.height.clamp(min=-1)[:, None], 5, 2, 2), 5, 2, 2)
     wide = F.interpolate(wide, size=s.height.shape[1:], mode="bilinear")[:, 0]
-    ambient = draw(0.4, 0.75)
+    ambient = draw(0.48, 0.78)
     shade = ambient + (1.2 - ambient) * (0.15 + 0.85 * cosine).clamp_(min=0)
     shade *= 1 - 1.6 * (wide - s.height).clamp_(0, 0.25)
     added = s.gloss * shine * draw(0.1, 0.7) + draw(0, 0.15) * (1 - nz) ** 3
@@ -196,14 +196,16 @@ def light(draw, s, du, dv):
 
 def camera(draw, image, fine):
     """What a photo adds: exposure, cast, gamma, saturation, a light blur, sensor noise."""
-    image = image.clamp(1e-3, 1.2) * draw(0.85, 1.05)[:, None] * (1 + draw.rgb(-0.05, 0.05))
-    warm = draw(-0.03, 0.14)
-    image = image * torch.stack([1 + warm, torch.ones_like(warm), 1 - warm], 1)
+    image = image.clamp(1e-3, 1.2) * draw(0.85, 1.05)[:, None] * (1 + draw.rgb(-0.03, 0.03))
+    spots = image[..., ::4, ::4]  # cameras meter; a pool, as its sums are the same in any batch
+    gain = (0.45 / F.avg_pool2d(spots, spots.shape[2:]).mean(1, keepdim=True)).sqrt().clamp(0.8, 1.3)
+    warm = draw(-0.02, 0.05) + draw(0, 0.05)
+    image = image * (gain * torch.stack([1 + warm, torch.ones_like(warm), 1 - warm], 1))
     image = torch.exp(image.log_() * draw(1.0, 1.5)[:, None])
     grey = image.mean(1, keepdim=True)
-    saturation = torch.where(draw.chance(0.3), draw(0.0, 0.8), draw(0.7, 1.3))
+    saturation = torch.where(draw.chance(0.16), draw(0.0, 0.8), draw(0.8, 1.2))
     image = grey + saturation[:, None] * (image - grey)
-    soft = torch.where(draw.chance(0.9), draw(0.4, 1.0), 0.0)[:, None]
+    soft = torch.where(draw.chance(0.9), draw(0.5, 1.0), 0.0)[:, None]
     wide = F.pad(image, (1, 1, 1, 1), mode="replicate")
     wide = wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]
     wide = (wide[..., :-2, :] + 2 * wide[..., 1:-1, :] + wide[..., 2:, :]) / 16
