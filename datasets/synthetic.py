@@ -93,7 +93,7 @@ def faces(seed, positions, size, scheme="full"):
         "camera": rotation(0 * p.yaw, 0 * p.yaw, draw(-1.6, 1.6)),
     }
     # Half the height and width of the view: the box of the head, stretched to a square, or a looser one.
-    loose = torch.where(draw.chance(0.15), draw(0.1, 0.5), 0.0)
+    loose = torch.where(draw.chance(0.1), draw(0.1, 0.45), 0.0)
     half_v = draw(0.88, 1.02) + 0.5 * p.hair + loose
     reach = 0.61 + 0.8 * p.hair + 0.24 * p.yaw.sin().abs()
     half_u = reach * draw(0.82, 1.03) + loose

@@ -17,14 +17,14 @@ from datasets.render import Part, edge, hit, lay, rows, turn_back
 FULL = ["background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "glasses", "l_ear", "r_ear"]
 FULL += ["nose", "mouth", "u_lip", "l_lip", "neck", "hair", "cloth", "hat"]
 ID = types.SimpleNamespace(**{name: i for i, name in enumerate(FULL)})
-SKIN_TONES = [(0.92, 0.76, 0.68), (0.86, 0.66, 0.54), (0.76, 0.56, 0.43), (0.62, 0.43, 0.31)]
-SKIN_TONES += [(0.48, 0.32, 0.22), (0.37, 0.24, 0.17)]
-HAIR_TONES = [(0.06, 0.05, 0.05), (0.09, 0.07, 0.06), (0.17, 0.11, 0.08), (0.27, 0.18, 0.12)]
-HAIR_TONES += [(0.38, 0.26, 0.16), (0.72, 0.57, 0.36), (0.80, 0.68, 0.47), (0.48, 0.21, 0.10)]
+SKIN_TONES = [(0.92, 0.76, 0.68), (0.86, 0.66, 0.54), (0.76, 0.57, 0.45), (0.62, 0.45, 0.35)]
+SKIN_TONES += [(0.48, 0.34, 0.27), (0.37, 0.27, 0.22)]
+HAIR_TONES = [(0.07, 0.06, 0.05), (0.10, 0.07, 0.06), (0.16, 0.11, 0.08), (0.22, 0.16, 0.11)]
+HAIR_TONES += [(0.31, 0.23, 0.16), (0.60, 0.48, 0.32), (0.76, 0.65, 0.46), (0.42, 0.21, 0.12)]
 HAIR_TONES += [(0.62, 0.61, 0.60)]
 RED = (1.0, 0.72, 0.70)  # what blood leaves of the colour of skin
-IRIS_TONES = [(0.20, 0.11, 0.05), (0.12, 0.07, 0.04), (0.30, 0.18, 0.08), (0.25, 0.40, 0.58)]
-IRIS_TONES += [(0.30, 0.42, 0.28)]
+IRIS_TONES = [(0.20, 0.11, 0.05), (0.12, 0.07, 0.04), (0.30, 0.18, 0.08), (0.27, 0.36, 0.45)]
+IRIS_TONES += [(0.29, 0.36, 0.25)]
 
 
 def person(draw):
@@ -34,31 +34,31 @@ def person(draw):
     p.pitch, p.roll = p.pitch * draw(0.1, 1), p.roll * draw(0.1, 1)  # mostly upright
     p.width, p.jaw, p.chin = draw(0.93, 1.07), draw(0.46, 0.57), draw(-0.05, 0.06)
     p.eye_x, p.eye_y, p.eye_tilt = draw(0.22, 0.27), draw(-0.03, 0.03), draw(-0.02, 0.05)
-    p.eye_w, p.eye_h = draw(0.115, 0.14), draw(0.048, 0.074)
-    p.gaze, p.look = draw(-0.04, 0.04), draw(-0.012, 0.012)
-    p.brow_y, p.brow_arch = p.eye_y - draw(0.15, 0.21), draw(0.01, 0.06)
-    p.brow_h, p.brow_tilt = draw(0.022, 0.044), draw(-0.03, 0.03)
-    p.nose_w, p.nose_y, p.nose_z = draw(0.9, 1.35), draw(0.25, 0.31), draw(-0.06, 0.04)
+    p.eye_w, p.eye_h = draw(0.125, 0.15), draw(0.045, 0.063)
+    p.gaze, p.look = draw(-0.03, 0.03), draw(-0.012, 0.012)
+    p.brow_y, p.brow_arch = p.eye_y - draw(0.14, 0.2), draw(0.0, 0.05)
+    p.brow_h, p.brow_tilt = draw(0.018, 0.036), draw(-0.03, 0.03)
+    p.nose_w, p.nose_y, p.nose_z = draw(0.9, 1.3), draw(0.23, 0.3), draw(-0.06, 0.04)
     p.mouth_y, p.mouth_w, p.smile = draw(0.51, 0.58), draw(0.17, 0.23), draw(-0.02, 0.05)
-    p.upper, p.lower = draw(0.045, 0.065), draw(0.055, 0.085)
-    p.gap = torch.where(draw.chance(0.35), draw(0.06, 0.16), 0.0)
-    p.hat, p.brim = draw.chance(0.07), draw()
+    p.upper, p.lower = draw(0.05, 0.068), draw(0.068, 0.095)
+    p.gap = torch.where(draw.chance(0.25), draw(0.06, 0.16), 0.0)
+    p.hat, p.brim = draw.chance(0.06), draw()
     style = draw()  # bald, short, long, big, bun, long again
-    p.bald, p.long = style < 0.05, ((style > 0.34) & (style < 0.74)) | (style > 0.94)
+    p.bald, p.long = style < 0.05, ((style > 0.3) & (style < 0.76)) | (style > 0.92)
     p.big, p.bun = (
-        (style > 0.74) & (style < 0.86) & ~p.hat,
-        (style > 0.86) & (style < 0.94) & ~p.hat,
+        (style > 0.76) & (style < 0.86) & ~p.hat,
+        (style > 0.86) & (style < 0.92) & ~p.hat,
     )
-    p.hair = torch.where(p.big, draw(0.14, 0.26), torch.where(p.hat, 0.03, draw(0.04, 0.15)))
+    p.hair = torch.where(p.big, draw(0.14, 0.26), torch.where(p.hat, 0.03, draw(0.05, 0.16)))
     p.curl = torch.where(p.big, draw(0.10, 0.3), draw(0.0, 0.06))
-    p.length, p.front = draw(0.4, 1.8), draw(0.18, 0.4)
+    p.length, p.front = draw(0.6, 2.0), draw(0.18, 0.4)
     p.tucked = draw.chance(0.35)  # long hair behind the ears, which it hides otherwise
     p.line, p.slope, p.temple = draw(0.05, 0.30), draw(0.75, 1.05), draw(-0.2, 0.25)
-    p.forehead, p.side, p.arch = draw(-0.74, -0.45), draw(0.05, 0.4), draw(0, 0.8)
-    p.fringe = torch.where(draw.chance(0.2) & ~p.hat, draw(-0.42, -0.2), -9.0)
+    p.forehead, p.side, p.arch = draw(-0.8, -0.5), draw(0.05, 0.4), draw(0, 0.8)
+    p.fringe = torch.where(draw.chance(0.15) & ~p.hat, draw(-0.42, -0.2), -9.0)
     p.part = draw(-0.3, 0.3)
-    p.glasses = draw.chance(0.12)
-    p.beard = torch.where(draw.chance(0.25), draw(0.15, 0.95), 0.0)
+    p.glasses = draw.chance(0.1)
+    p.beard = torch.where(draw.chance(0.2), draw(0.15, 0.9), 0.0)
     p.collar, p.hide = draw(0.36, 0.58), draw.chance(0.07)
     return p
 
@@ -109,7 +109,7 @@ def parts(p, draw):
         Part(ID.nose, (0, p.nose_y, 0.68 + p.nose_z), (1.2 * wing, 0.09, 0.12), 0, 0.05),
         Part(ID.l_ear, (ear_x, 0.10, -0.08), ear, -0.25, show=listens),
         Part(ID.r_ear, (-ear_x, 0.10, -0.08), ear, -0.25, show=listens),
-        Part(ID.neck, (0, 0.95, -0.14), (draw(0.36, 0.46), 0.8, 0.38), 0.15, 0.04, frame="body"),
+        Part(ID.neck, (0, 0.95, -0.14), (draw(0.38, 0.52), 0.8, 0.38), 0.15, 0.04, frame="body"),
         Part(ID.neck, (0, 1.64, -0.22), (1.15, 0.55, 0.44), 0, 0.10, frame="body"),
         Part(ID.cloth, (0, 1.66, -0.22), (1.25, 0.62, 0.52), keep=cloth, frame="body"),
         Part(
@@ -124,7 +124,7 @@ def parts(p, draw):
         Part(
             ID.hair,
             (0, p.length * 0.5 - 0.05, -0.22),
-            (draw(0.62, 0.72) * w + th, 0.55 + 0.5 * p.length, 0.58 + th),
+            (draw(0.64, 0.76) * w + th, 0.55 + 0.5 * p.length, 0.58 + th),
             show=p.long,
             keep=strands,
             rough=p.curl,
@@ -154,7 +154,7 @@ def paint_skin(p, draw, s, skin, hair, pixel):
     across, face = s.x.abs(), s.face
     cheek = ((across - 0.28) ** 2 + (s.y - 0.24) ** 2).sqrt_() - 0.08
     freckles = edge(0.93 - s.fine + 3 * cheek.clamp(min=0), 0.02) * draw(-1, 0.9).clamp(min=0)
-    blush = edge(cheek, 0.16) * draw(0, 0.7)
+    blush = edge(cheek, 0.2) * draw(0, 0.5)
     lay(s.albedo, torch.maximum(blush, freckles) * face, skin * skin.new_tensor(RED).view(3, 1, 1))
 
     line = 0.41 - 1.2 * (across - 0.27).clamp(min=0) + 0.04 * s.cloud[:, 1]
@@ -196,7 +196,8 @@ def paint_eyes(p, draw, s, skin, hair, pixel):
     glint = ((dx + torch.where(left, 0.02, -0.02)) ** 2 + (dy + 0.02) ** 2).sqrt_()
     crease = edge((upper - 0.028 - s.y).abs() - 0.008, 1.5 * pixel)
     lay(s.albedo, crease * near * 0.8, skin * 0.72)
-    lay(s.albedo, edge(eye, pixel) * face, draw(0.45, 0.8)[:, None] - 0.12 * a.abs()[:, None])
+    white = skin.sqrt() * draw(0.5, 0.8)[:, None]  # what is white takes colour from what is around it
+    lay(s.albedo, edge(eye, pixel) * face, white - 0.12 * a.abs()[:, None])
     lay(s.albedo, edge(radius - 0.058, pixel) * ball, draw.tone(IRIS_TONES))
     lay(s.albedo, edge((radius - 0.056).abs() - 0.008, pixel) * ball * 0.6, 0.08)
     lay(s.albedo, edge(radius - 0.026, pixel) * ball, 0.03)
@@ -224,7 +225,7 @@ def paint_mouth(p, draw, s, skin, pixel):
     outer = torch.maximum(torch.maximum(top - s.y, s.y - bottom), wide)
     teeth = torch.maximum(inner, s.y - roof - 0.055 * bend)
     near = face & (a.abs() < 1)
-    lips = skin * torch.stack([draw(0.82, 1.0), draw(0.55, 0.8), draw(0.6, 0.85)], 1)
+    lips = skin * torch.stack([draw(0.72, 0.95), draw(0.4, 0.65), draw(0.45, 0.75)], 1)
     lay(s.albedo, edge(outer, 1.5 * pixel) * face, lips)
     lay(s.albedo, edge((s.y - seam).abs() - 0.008, pixel) * (near & (p.gap == 0)), lips * 0.55)
     lay(s.albedo, edge(inner, pixel) * (near & (p.gap > 0)), lips * 0.2)
@@ -240,6 +241,7 @@ def paint(p, draw, depth, label, frame, u, v, fine, cloud):
     hair = draw.tone(HAIR_TONES, torch.where(skin[:, 1] < 0.4, 0.4, draw(0.2, 1)))  # dark with dark skin
     table = torch.stack([skin] * len(FULL), 2)  # (B, 3, 17, 1, 1)
     table[:, :, ID.hair], table[:, :, ID.cloth] = hair, draw.rgb(0.05, 0.9) * draw(0.2, 1)[:, None]
+    table[:, :, ID.neck] = skin * draw(0.6, 0.95)[:, None]  # in the shadow of the chin
     table[:, :, ID.hat] = draw.rgb(0.05, 0.9)
     table[:, :, 0] = torch.where(draw.chance(0.7)[:, None], skin, draw.rgb(0.2, 0.7))  # an occluder
     index = label.long().flatten(1)[:, None].expand(-1, 3, -1)
@@ -250,10 +252,12 @@ def paint(p, draw, depth, label, frame, u, v, fine, cloud):
 
     # Strands lie in planes through the head, so hair falls from the parting to the sides.
     hairy = label == ID.hair
-    plane = s.z + 0.6 * (s.x - p.part).abs() + 0.2 * s.y + 0.14 * cloud[:, 2]
-    strand = torch.sin(83 * plane) + torch.sin(151 * plane) + torch.sin(29 * plane)
-    s.height += hairy * ((0.003 + 0.02 * p.curl) * strand)
-    grain = torch.where(hairy, 0.1 * strand + 0.1 * (fine - 0.5), 0.04 * (cloud[:, 1] + fine - 0.5))
+    plane = s.z + 0.6 * (s.x - p.part).abs() + 0.2 * s.y + 0.06 * cloud[:, 2]
+    lock = (29 * plane).sin_()
+    strand = (83 * plane).sin_() + (151 * plane).sin_() + lock
+    s.height += hairy * ((0.002 + 0.015 * p.curl) * strand)
+    streaks = 0.06 * strand + 0.14 * lock + 0.12 * (fine - 0.5)
+    grain = torch.where(hairy, streaks, 0.04 * (cloud[:, 1] + fine - 0.5))
     s.albedo *= 1 + grain[:, None]
     s.gloss = torch.where(hairy, 0.3 + 0.12 * strand, torch.where(label == ID.cloth, 0.02, 0.25))
 
@@ -266,9 +270,10 @@ def paint(p, draw, depth, label, frame, u, v, fine, cloud):
 
 def backdrop(draw, cloud, u, v):
     """(B, 3, S, S): studio grey or a colour, with a gradient and sometimes blobs."""
-    grey = draw(0.6, 0.9)[:, None] * (1 + draw.rgb(-0.04, 0.04))
-    color = torch.where(draw.chance(0.9)[:, None], grey, draw.rgb(0.1, 0.95))
-    slope = draw(-0.15, 0.15) * u + draw(-0.15, 0.15) * v
+    grey = draw(0.64, 0.82)[:, None] * (1 + draw.rgb(-0.03, 0.03))
+    grey = grey * grey.new_tensor([0.97, 1, 1.03]).view(3, 1, 1)  # white once the camera has warmed it
+    color = torch.where(draw.chance(0.92)[:, None], grey, draw.rgb(0.1, 0.95))
+    slope = draw(-0.1, 0.1) * u + draw(-0.1, 0.1) * v
     blobs = torch.where(draw.chance(0.12), draw(0.1, 0.4), 0.02)
     return color + slope[:, None] + blobs[:, None] * (cloud[:, :1] + 0.3 * cloud[:, :3])
 
