@@ -55,10 +55,15 @@ def run_all(jobs, folder, ledger, finish, at_once=1, threads=1):
 
     def start(job):
         out = pathlib.Path(folder) / job["run"]
-        shutil.rmtree(out, ignore_errors=True)  # what a killed run left
-        status, error = call(job["script"], [*job["flags"], "--out", out], threads)
+        for left in (out, *out.parent.glob(f"{out.name}.*")):
+            shutil.rmtree(left, ignore_errors=True)
+        # under a name of its own until it has ended: where this process was killed but not the run that it
+        # had started, that run writes on
+        begun = out.with_name(f"{out.name}.{os.getpid()}")
+        status, error = call(job["script"], [*job["flags"], "--out", begun], threads)
         if status not in (0, COLLAPSED):
-            raise UserError(f"{job['script']} of {out} ended with {status}: {error[-300:]}")
+            raise UserError(f"{job['script']} of {begun} ended with {status}: {error[-300:]}")
+        begun.rename(out)
         return job, out
 
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
