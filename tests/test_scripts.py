@@ -416,18 +416,21 @@ def test_without_val_in_the_ids_nobody_validates(call, folder, tmp_path):
     assert "no split val" in call("train_reward.py", *init, status=2).stderr
 
 
-def test_a_policy_says_which_trainer_gets_which_photos(call, folder, finetuned, tmp_path):
+def test_a_policy_says_which_trainer_gets_which_photos(call, folder, tmp_path):
     train = split_of(folder)["train"]
     allocation = {"ft": train[:12], "reward": train[8:], "quarantine": train[8:10]}
     policy = stronger(tmp_path, allocation=allocation)
     flags = ["--augment", policy, "--steps", 1, "--batch-size", 4, "--device", "cpu"]
-    done = call("train_finetune.py", "--data", folder, "--size", 32, *flags, "--out", tmp_path / "run")
+    first = ["--data", folder, "--size", 32, "--preprocess", "standardise", *flags, "--out", tmp_path / "run"]
+    done = call("train_finetune.py", *first)
     assert "10 train, 4 val" in done.stdout
     assert "leaves out 10 of 20 training photos (allocation, ft)" in done.stdout
-    flags += ["--init", finetuned / "best.pt"]
+    flags += ["--init", tmp_path / "run/best.pt", "--val-fraction", 0]  # the training photos, in their place
     done = call("train_reward.py", *flags, "--out", tmp_path / "reward")
-    assert "10 train, 4 val" in done.stdout
-    assert "leaves out 10 of 20 training photos (allocation, reward)" in done.stdout
+    assert "10 train, 10 val" in done.stdout
+    assert "leaves out 14 of 24 training photos (allocation, reward)" in done.stdout
+    kept = torch.load(tmp_path / "reward/last.pt", weights_only=True)["args"]
+    assert kept["preprocess"] == "standardise"
 
 
 CONTROLLED = ["--steps", 40, "--eval-every", 5, "--control", 0.05, *TINY]
