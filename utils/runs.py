@@ -35,8 +35,9 @@ class Ledger:
 
 
 def call(script, flags, threads=None):
-    """Run `python script flags` to its end; (exit status, stderr). threads: of its CPU arithmetic."""
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    """Run `python script flags` to its end; (exit status, stderr). threads: of its CPU arithmetic, where
+    OMP_NUM_THREADS does not say."""
+    environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ}
     command = [sys.executable, str(HERE / script), *map(str, flags)]
     done = subprocess.run(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
