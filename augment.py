@@ -69,7 +69,9 @@ def get_parser():
     g.add_argument("--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs")
     g = p.add_argument_group("runtime")
     g.add_argument("--seed", type=int, default=0, help="labels, folds, every run (default 0)")
-    g.add_argument("--jobs", type=positive, default=1, help="runs at a time (default 1)")
+    g.add_argument(
+        "--jobs", type=positive, help="runs at a time (default 1 on a GPU, else one a core, up to 8)"
+    )
     g.add_argument("--amp", choices=["off", "bf16", "fp16"],
                    help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
     g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
@@ -233,6 +235,7 @@ def main(args):
         raise UserError("--policy FILE: with --preview or --materialise N DIR, which need it")
     if not args.policy:
         begin(out, vars(args))
+    at_once = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
 
     # ---- data ----
     faces = loading.open_any(args.data)
@@ -281,8 +284,7 @@ def main(args):
 
     def compare(jobs, baseline):
         """{arm: {photo: F1}} of jobs over all folds, and {arm: (gain, standard error)} over the baseline."""
-        threads = max(1, (os.cpu_count() or 1) // args.jobs)
-        rows, scores = runs.run_all(jobs, out / "runs", ledger, finish, args.jobs, threads), {}
+        rows, scores = runs.run_all(jobs, out / "runs", ledger, finish, at_once), {}
         for row in rows:
             scores.setdefault(row["arm"], {}).update(row["f1"])
         return scores, {arm: gain(f1, scores[baseline], people) for arm, f1 in scores.items() if baseline}

@@ -45,14 +45,15 @@ def call(script, flags, threads=None):
     return done.returncode, done.stderr.strip()
 
 
-def run_all(jobs, folder, ledger, finish, at_once=1, threads=1):
-    """Do the jobs that the ledger lacks, `at_once` of them at a time.
+def run_all(jobs, folder, ledger, finish, at_once=1):
+    """Do the jobs that the ledger lacks, `at_once` of them at a time, which share the cores.
 
     jobs: dicts with `run` (a name), `script` and `flags`; the script writes into folder/run and ends with 0
     (or `COLLAPSED`: bad weights are a result too). finish(job, path) -> its result, a dict for the ledger,
     called here, one after the other.
     """
     left = [job for job in jobs if job["run"] not in ledger.rows]
+    threads = max(1, (os.cpu_count() or 1) // at_once)
 
     def start(job):
         out = pathlib.Path(folder) / job["run"]
