@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Twelve of 48 masks of FASSEG V3 made wrong: does the data engine put those, and no others, in quarantine?
+set -euo pipefail
+data=${1:?usage: bash recipes/engine_quarantine.sh FOLDER/V3}
+out=runs/engine_quarantine
+for seed in ${SEEDS:-0 1 2}; do
+  python recipes/wrong_labels.py plant "$data" $out/$seed/faces --limit 48 --share 0.25 --seed $seed
+  python augment.py --data $out/$seed/faces --size 96 --batch-size 8 --amp bf16 --steps 300 --arms randaugment \
+    --no-gate --no-allocation --seed $seed --out $out/$seed/run
+  python recipes/wrong_labels.py score $out/$seed/faces $out/$seed/run
+done
