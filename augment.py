@@ -9,8 +9,9 @@ Writes: policy.json, engine_report.md, moves.jsonl, photos.json (how each looks 
 Expect: README.md, "The scripts"         -> train_finetune.py, train_reward.py --augment OUT/policy.json
 
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
-2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command, on
-   folds by person. An arm's score is its gain over "none" on held-out people, minus one standard error.
+2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command. A
+   third of the arms goes on to one more fold of people; runs are equally long, since in short ones "none"
+   looks best. An arm's score is its gain over "none" on held-out people, minus one standard error.
 3. Control: as an arm, the strength follows the gap between training and held-out score during the run.
 4. Allocate: out-of-fold predictions say which masks contradict the network confidently (quarantine), and on
    which photos drawn masks disagree; arms then decide what to tune on rewards, if anything.
@@ -55,8 +56,7 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--model", help="unet (default), or another of README.md")
     g = p.add_argument_group("search")
-    g.add_argument("--steps", type=positive, default=450, help="of the longest runs; others take a third and "
-                   "a ninth (default 450)")  # fmt: skip
+    g.add_argument("--steps", type=positive, default=600, help="of each run (default 600)")
     g.add_argument("--folds", type=positive, default=3, help="of the people (default 3)")
     g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
     g.add_argument("--arms", nargs="+", metavar="ARM", help="to search, besides none: policy files, or some "
@@ -297,22 +297,22 @@ def main(args):
 
     # ---- search ----
     alive, table = list(arms), []
-    rungs = [args.steps // ETA**k for k in (2, 1, 0) if args.steps >= ETA**k]
-    for rung, steps in enumerate(rungs):
-        last = steps == args.steps
-        jobs = [job_of(f"{steps}/{name}/{k}", FINETUNE, *fold, arms[name]["policy"], steps,
-                       fresh + arms[name]["flags"], write, keep=last)
-                for name in alive for k, fold in enumerate(folds)]  # fmt: skip
+    for rung in range(1, len(folds) + 1):  # those who go on are held to one fold of people more
+        jobs = [job_of(f"search/{name}/{k}", FINETUNE, *folds[k], arms[name]["policy"], args.steps,
+                       fresh + arms[name]["flags"], write, keep=True)
+                for name in alive for k in range(rung)]  # fmt: skip
         scores, gains = compare(jobs, "none")
-        alive = [winner(gains)] if last else survivors(gains)
-        rows = rows_of(f"rung {rung + 1}", steps, scores, gains, alive)
+        alive = survivors(gains) if rung < len(folds) else [winner(gains)]
+        rows = rows_of(f"rung {rung}", scores, gains, alive)
         log.scalars(rung, **{f"gain/{row['arm']}": row["gain"] for row in rows})
         print(show(rows))
         table += rows
     best = alive[0]
     chosen = arms[best]
     plain = [f for f in chosen["flags"] if f not in ("--control", CONTROL)]  # without anybody to steer by
-    winners = [out / f"runs/{args.steps}/{best}/{k}" for k in range(len(folds))]
+    for weights in {*out.glob("runs/search/*/*/last.pt")} - {*out.glob(f"runs/search/{best}/*/last.pt")}:
+        weights.unlink()
+    winners = [out / f"runs/search/{best}/{k}" for k in range(len(folds))]
 
     # ---- allocate ----
     found, moves = {}, []
@@ -347,7 +347,7 @@ def main(args):
         compare(halves, None)
         scores, gains = compare(jobs, "ft")
         mode = winner(gains, "ft")
-        rows = rows_of("allocate", extra, scores, gains, [mode])
+        rows = rows_of("allocate", scores, gains, [mode])
         print(show(rows))
         table += rows
 

@@ -53,7 +53,7 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
         command("augment.py", *flags, "--out", tmp_path / "killed"), env=environment, **quiet
     )
     ledger, began = tmp_path / "killed/arms.jsonl", time.time()
-    while not (ledger.is_file() and ledger.read_text().count("\n") >= 3):
+    while not (ledger.is_file() and ledger.read_text().count("\n") >= 2):
         assert process.poll() is None and time.time() - began < 200
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)  # the run that it had started goes on, and must do no harm
@@ -69,12 +69,12 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
 
     out, policy = tmp_path / "straight", json.loads(policies[0])
     rows = [json.loads(line) for line in open(out / "arms.jsonl")]
-    assert {row["arm"] for row in rows} == {"none", "trivial"} and len(rows) == 8
-    held = [photo for row in rows[:2] for photo in row["f1"]]
+    assert {row["arm"] for row in rows} == {"none", "trivial"} and len(rows) == 4
+    held = [photo for row in rows if row["arm"] == "none" for photo in row["f1"]]
     assert len(set(held)) == len(held) == 8 and not [photo for photo in held if photo.startswith("test")]
     assert sorted(policy["allocation"]["ft"]) == sorted(set(held) - {*policy["allocation"]["quarantine"]})
     words = (out / "engine_report.md").read_text()
-    assert "## Rung 2: 3 steps" in words and "train/" in words and "(gains.png)" in words
+    assert "## Rung 2: on 8 held-out photos" in words and "train/" in words and "(gains.png)" in words
     done = call("augment.py", *flags, "--out", out, status=2)
     assert "holds a policy.json already" in done.stderr
     flags = [

@@ -12,18 +12,19 @@ PEOPLE = {f"p{i}": [f"p{i}/{j}" for j in range(2)] for i in range(8)}
 PHOTOS = [photo for ids in PEOPLE.values() for photo in ids]
 
 
-def scores(rng, effect, noise=0.03):
+def scores(rng, effect):
     """F1 of every photo under an arm that is worth `effect`; what a photo is like is common to all arms."""
-    return {photo: 0.7 + effect + noise * rng.normal() for photo in PHOTOS}
+    return {photo: 0.7 + effect + 0.03 * rng.normal() for photo in PHOTOS}
 
 
 def search(effects, seed):
-    """Three rungs, the noise of which shrinks as runs get longer."""
+    """Three rungs, each held to more of the people."""
     rng, alive = np.random.default_rng(seed), list(effects)
-    for rung in range(3):
-        found = {name: scores(rng, effects[name], 0.04 / (rung + 1)) for name in alive}
-        gains = {name: engine.gain(found[name], found["none"], PEOPLE) for name in alive}
-        alive = engine.survivors(gains) if rung < 2 else [engine.winner(gains)]
+    found = {name: scores(rng, effect) for name, effect in effects.items()}
+    for seen in (6, 12, 16):
+        some = {name: {photo: found[name][photo] for photo in PHOTOS[:seen]} for name in alive}
+        gains = {name: engine.gain(some[name], some["none"], PEOPLE) for name in alive}
+        alive = engine.survivors(gains) if seen < 16 else [engine.winner(gains)]
     return alive[0]
 
 
@@ -48,6 +49,8 @@ def test_gain_is_paired_and_counts_people():
     better["p0/0"] += 0.8  # one photo of one person in eight
     mean, error = engine.gain(better, baseline, PEOPLE)
     assert mean == pytest.approx(0.1) and error == pytest.approx(0.05)
+    alone = {photo: better[photo] for photo in PEOPLE["p0"]}
+    assert engine.gain(alone, baseline, PEOPLE) == pytest.approx((0.45, 0.45))
     assert engine.winner({"none": (0, 0), "a": (0.1, 0.11)}) == "none"
     assert engine.winner({"none": (0, 0), "a": (0.1, 0.09), "b": (0.2, 0.195)}) == "a"
 

@@ -8,7 +8,7 @@ import torch
 from utils import metrics, rng
 from utils.policy import sample
 
-ETA = 3  # a rung keeps a third of the arms, and makes their runs three times as long
+ETA = 3  # a rung keeps a third of the arms
 CONFIDENT = 0.9  # probability from which a prediction that contradicts its label counts against the label
 SUSPECT = 3.5, 0.05  # robust deviations above the others (Iglewicz and Hoaglin, 1993), and at least so much
 ALLOCATIONS = {
@@ -21,8 +21,12 @@ MASKS = 8  # drawn of each photo, out of fold, to see what is undecided
 
 
 def gain(scores, baseline, people):
-    """(mean, standard error) over people of what an arm wins on held-out photos. scores: {id: F1}."""
-    change = [np.mean([scores[i] - baseline[i] for i in ids]) for ids in people.values()]
+    """(mean, standard error) over people of what an arm wins on held-out photos. scores: {id: F1}, of all
+    photos of some of the people. Of one person there is no error: it is taken to be as large as the gain.
+    """
+    change = [np.mean([scores[i] - baseline[i] for i in ids]) for ids in people.values() if ids[0] in scores]
+    if len(change) < 2:
+        return float(change[0]), float(abs(change[0]))
     return float(np.mean(change)), float(np.std(change, ddof=1) / math.sqrt(len(change)))
 
 
@@ -38,19 +42,20 @@ def winner(gains, safe="none"):
     return best if gains[best][0] > gains[best][1] else safe
 
 
-def rows_of(stage, steps, scores, gains, kept):
-    """A row of the table for each arm: {"stage", "steps", "arm", "f1", "gain", "se", "kept"}."""
-    return [
-        {"stage": stage, "steps": steps, "arm": arm, "f1": sum(scores[arm].values()) / len(scores[arm]),
-         "gain": g, "se": se, "kept": arm in kept}
-        for arm, (g, se) in gains.items()
-    ]  # fmt: skip
+def rows_of(stage, scores, gains, kept):
+    """A row of the table for each arm: {"stage", "photos", "arm", "f1", "gain", "se", "kept"}."""
+    rows = []
+    for arm, (mean, error) in gains.items():
+        f1 = list(scores[arm].values())
+        row = {"stage": stage, "photos": len(f1), "arm": arm, "f1": sum(f1) / len(f1)}
+        rows.append(row | {"gain": mean, "se": error, "kept": arm in kept})
+    return rows
 
 
 def show(rows):
     """One rung as lines: who stays, who is cut, and why."""
     rows = sorted(rows, key=lambda r: r["se"] - r["gain"])
-    lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   after {rows[0]['steps']} steps"]
+    lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   {rows[0]['photos']} held-out photos"]
     for r in rows:
         fate = "stays" if r["kept"] else "cut"
         lines.append(f"{r['arm']:<14}{r['f1']:7.3f}{r['gain']:+9.3f}{r['gain'] - r['se']:+9.3f}   {fate}")
@@ -85,7 +90,7 @@ def quarantine(contradiction):
 
 def markdown(policy, arms, table, found, moves, made):
     """The report as a page: what was decided, from which figures. arms: {name: {"what", "gated", ...}};
-    table: rows {"stage", "steps", "arm", "f1", "gain", "se", "kept"}; found: {photo: signals}; moves: rows
+    table: rows {"stage", "photos", "arm", "f1", "gain", "se", "kept"}; found: {photo: signals}; moves: rows
     {"id", "to", "why", ...}; made: names of pictures."""
     searched, allocation = policy["search"], policy["allocation"]
     lines = [f"# {policy['kind']}, allocation {allocation['mode']}", ""]
@@ -95,7 +100,7 @@ def markdown(policy, arms, table, found, moves, made):
     lines += ["`none` minus one standard error.", ""]
     for stage in dict.fromkeys(row["stage"] for row in table):
         rows = sorted((r for r in table if r["stage"] == stage), key=lambda r: r["se"] - r["gain"])
-        lines += [f"## {stage.capitalize()}: {rows[0]['steps']} steps", ""]
+        lines += [f"## {stage.capitalize()}: on {rows[0]['photos']} held-out photos", ""]
         lines += [
             "| arm | gated | mean F1 of a photo | gain | minus 1 se | | what |",
             "|---|---|---|---|---|---|---|",
