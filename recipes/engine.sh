@@ -13,7 +13,7 @@ every=(--data "$data" --limit "$n" --seed "$draw" --size 96 --batch-size 8 --amp
 
 search() { # NAME FLAGS...: its policy without the allocation, so that all photos serve, is NAME.json
   if [ ! -f "$out/$1/policy.json" ]; then
-    python augment.py "${every[@]}" --folds 2 --steps "${SEARCH:-300}" --out "$out/$1" "${@:2}"
+    python augment.py "${every[@]}" --steps "${SEARCH:-300}" --out "$out/$1" "${@:2}"
   fi
   python -c 'import json, sys; p = json.load(sys.stdin); del p["allocation"]; print(json.dumps(p))' \
     < "$out/$1/policy.json" > "$out/$1.json"
