@@ -359,17 +359,16 @@ def main(args):
             say(moves, i, "labelled", "quarantine", "contradiction", f, why)
         elif mode in ("routed", "disjoint") and i in shares[mode][1]:
             say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
-    ft, reward = shares[mode]
-    plan = {}
+    (ft, reward), plan = shares[mode], {}
+    images = args.batch_size * sum(row["steps"] for row in ledger.rows.values())
     if "--control" in chosen["flags"]:  # what the folds did on average, for runs that hold nobody out
         held = [checkpoint.load(folder / "last.pt")["schedule"] for folder in winners]
         plan["schedule"] = [[row[0][0], sum(s for _, s in row) / len(row)] for row in zip(*held, strict=True)]
     policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed,
               "allocation": {"mode": mode, "ft": ft, "reward": reward, "quarantine": suspects},
               "gate": {"verdict": verdict, "gated": chosen["gated"]},
-              "search": {"arm": best, "flags": plain, "steps": args.steps,
-                         "folds": len(folds)}}  # fmt: skip
-    write("policy.json", policy)
+              "search": {"arm": best, "flags": plain, "steps": args.steps, "folds": len(folds),
+                         "runs": len(ledger.rows), "images": images}}  # fmt: skip
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
     names = [f"{r['stage']}: {r['arm']}" for r in table]
@@ -388,6 +387,7 @@ def main(args):
         log.image(0, f"engine/{name}", picture)
     log.close()
     (out / "engine_report.md").write_text(engine.markdown(policy, arms, table, found, moves, made))
+    write("policy.json", policy)  # last: with it, all is there
     print(
         f"policy:  {best}, allocation {mode}, {len(suspects)} photos to look at; see {out}/engine_report.md"
     )

@@ -92,12 +92,24 @@ def markdown(policy, arms, table, found, moves, made):
     """The report as a page: what was decided, from which figures. arms: {name: {"what", "gated", ...}};
     table: rows {"stage", "photos", "arm", "f1", "gain", "se", "kept"}; found: {photo: signals}; moves: rows
     {"id", "to", "why", ...}; made: names of pictures."""
-    searched, allocation = policy["search"], policy["allocation"]
-    lines = [f"# {policy['kind']}, allocation {allocation['mode']}", ""]
-    lines += [f"Gate: {policy['gate']['verdict']}", ""]
-    what, folds = arms[policy["kind"]]["what"], searched["folds"]
-    lines += [f"The policy is `{policy['kind']}`, {what}: chosen on {folds} folds of people by the gain over"]
-    lines += ["`none` minus one standard error.", ""]
+    searched, plan, kind = policy["search"], policy["allocation"], policy["kind"]
+    counts = [len(plan[key]) for key in ("ft", "reward", "quarantine")]
+    lines = [
+        f"# {kind}, allocation {plan['mode']}",
+        "",
+        f"**Policy.** `{kind}`: {arms[kind]['what']}. It comes out best in the gain of mean F1 over `none`,",
+        "less one standard error, on people whom the runs had not learned from. Where no arm gains more",
+        "than that error, `none` is taken.",
+        "",
+        f"**Allocation.** `{plan['mode']}`: {ALLOCATIONS[plan['mode']]}. {counts[0]} photos are for",
+        f"fine-tuning, {counts[1]} for reward tuning, {counts[2]} for a human eye.",
+        "",
+        f"**Gate.** {policy['gate']['verdict']}",
+        "",
+        f"**Cost.** {searched['runs']} runs, {searched['images']:,} images forwarded in training.",
+        "",
+        *_operations(policy),
+    ]
     for stage in dict.fromkeys(row["stage"] for row in table):
         rows = sorted((r for r in table if r["stage"] == stage), key=lambda r: r["se"] - r["gain"])
         lines += [f"## {stage.capitalize()}: on {rows[0]['photos']} held-out photos", ""]
@@ -112,8 +124,17 @@ def markdown(policy, arms, table, found, moves, made):
             fate = "stays" if r["kept"] else f"cut: {_why(r, rows)}"
             lines.append(f"| {r['arm']} | {gated} | {figures} | {fate} | {arm['what']} |")
         lines.append("")
-    lines += ["## Photos, as networks see them that have not learned from them", ""]
-    lines += ["| photo | F1 of drawn masks | spread | contradiction | |", "|---|---|---|---|---|"]
+    lines += [
+        "## Photos, as networks see them that have not learned from them",
+        "",
+        f"Drawn masks: mean and spread of the F1 of {MASKS} masks drawn from the network's probabilities.",
+        f"Contradiction: the share of a class that it gives to others with probability {CONFIDENT} and more,",
+        f"mean over classes. Quarantine begins at {SUSPECT[1]}, and {SUSPECT[0]} robust deviations above the",
+        "other photos.",
+        "",
+        "| photo | F1 of drawn masks | spread | contradiction | |",
+        "|---|---|---|---|---|",
+    ]
     to = {m["id"]: f"{m['to']}: {m['why']}" for m in moves}
     for photo, f in sorted(found.items(), key=lambda kv: -kv[1]["contradiction"]):
         figures = f"{f['mean']:.3f} | {f['spread']:.3f} | {f['contradiction']:.3f}"
@@ -121,8 +142,32 @@ def markdown(policy, arms, table, found, moves, made):
     return "\n".join([*lines, "", *(f"![{name}]({name}.png)" for name in made), ""])
 
 
+def _operations(policy):
+    """What a policy does to a photo, as lines of a page."""
+    if not policy["ops"]:
+        return ["## What the policy does", "", "Nothing.", ""]
+    least, most = policy["levels"]
+    how = "as strong as the ends" if least == most else "as strong as chance will have it between the ends"
+    lines = [
+        "## What the policy does",
+        "",
+        f"A photo is mirrored with probability {policy['flip']:g}. Then it gets {policy['num_ops']} of these,",
+        f"drawn by their shares, {how}, or, with probability {policy['p_identity']:.2g}, none.",
+        "",
+        "| operation | from | to | share |",
+        "|---|---|---|---|",
+    ]
+    total = sum(op["weight"] for op in policy["ops"])
+    for op in policy["ops"]:
+        low, high = (policy["scale"] * most / 30 * op[key] for key in ("m_neg", "m_pos"))
+        lines.append(f"| {op['name']} | {0.0 - low:.3g} | {high:.3g} | {op['weight'] / total:.0%} |")
+    return [*lines, "", "Units: `datasets/transforms.py`, at each operation.", ""]
+
+
 def _why(row, rows):
     """Why an arm was cut, in words."""
+    if row["gain"] == row["se"] == 0:
+        return "what the others are measured by; one of them is better"
     if row["gain"] <= row["se"]:
         return "its gain is within one standard error of nothing"
     best = max(r["gain"] - r["se"] for r in rows)
