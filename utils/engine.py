@@ -147,7 +147,7 @@ def _operations(policy):
     if not policy["ops"]:
         return ["## What the policy does", "", "Nothing.", ""]
     least, most = policy["levels"]
-    how = "as strong as the ends" if least == most else "as strong as chance will have it between the ends"
+    how = "as strong as the ends" if least == most else "by chance anywhere between the ends"
     lines = [
         "## What the policy does",
         "",
