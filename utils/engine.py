@@ -151,8 +151,8 @@ def _operations(policy):
     lines = [
         "## What the policy does",
         "",
-        f"A photo is mirrored with probability {policy['flip']:g}. Then it gets {policy['num_ops']} of these,",
-        f"drawn by their shares, {how}, or, with probability {policy['p_identity']:.2g}, none.",
+        f"A photo is mirrored with probability {policy['flip']:g}. Then it gets {policy['num_ops']} of",
+        f"these, drawn by their shares, {how}, or, with probability {policy['p_identity']:.2g}, none.",
         "",
         "| operation | from | to | share |",
         "|---|---|---|---|",
