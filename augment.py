@@ -13,7 +13,7 @@ Expect: README.md, "The scripts"         -> train_finetune.py, train_reward.py -
    third of the arms goes on to one more fold of people; runs are equally long, since in short ones "none"
    looks best. An arm's score is its gain over "none" on held-out people, minus one standard error.
 3. Control: as an arm, the strength follows the gap between training and held-out score during the run.
-4. Allocate: out-of-fold predictions say which masks contradict the network confidently (quarantine), and on
+4. Allocate: out-of-fold predictions say which masks contradict the network confidently (suspects), and on
    which photos drawn masks disagree; arms then decide what to tune on rewards, if anything.
 Killed, the same command goes on: every finished run is a line of arms.jsonl and is not run again.
 """
@@ -33,7 +33,7 @@ from datasets.faces import limit
 from datasets.pairs import preview, write_pairs
 from models import restore
 from utils import checkpoint, dist, draw, engine, metrics, plot, runs
-from utils.engine import ETA, gain, quarantine, rows_of, show, signals, survivors, winner
+from utils.engine import ETA, gain, rows_of, show, signals, survivors, suspicious, winner
 from utils.errors import UserError, positive, run
 from utils.log import RunLog
 
@@ -145,35 +145,6 @@ def make_arms(gated, synthetic, names):
     return {title(n): dict(zip(keys, (*arms[n], what[n]), strict=True)) for n in arms if n in chosen}
 
 
-# ---- files
-
-
-def write_json(out, name, what):
-    path = out / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(what, indent=1) + "\n")
-    return path
-
-
-def begin(out, flags):
-    """Make the run folder, or go on in it: with the same flags, else it is refused."""
-    free = ("jobs", "device", "out", "policy", "preview", "materialise")
-    told = {k: v for k, v in flags.items() if k not in free}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
-    if (out / "policy.json").is_file():
-        raise UserError(f"--out {out}: holds a policy.json already; name another")
-    if (out / "search.json").is_file():
-        before = json.loads((out / "search.json").read_text())
-        for key, value in told.items():
-            if before.get(key) != value:
-                raise UserError(f"--{key.replace('_', '-')} {value}: the search in {out} began with "
-                                f"{before.get(key)}; name another --out")  # fmt: skip
-    write_json(out, "search.json", told)
-
-
 # ---- the gate and the folds
 
 
@@ -228,13 +199,13 @@ def say(moves, photo, start, end, signal, values, why):
 def main(args):
     # ---- setup ----
     out, device = pathlib.Path(args.out), dist.init(args.device)[2]
-    size, write = args.size or 96, functools.partial(write_json, out)
+    size, write = args.size or 96, functools.partial(runs.write_json, out)
     if not args.data:
         raise UserError("--data FOLDER: of whose faces?")
     if bool(args.policy) != bool(args.preview or args.materialise):
         raise UserError("--policy FILE: with --preview or --materialise N DIR, which need it")
     if not args.policy:
-        begin(out, vars(args))
+        runs.begin(out, vars(args))
     at_once = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
 
     # ---- data ----
@@ -320,15 +291,18 @@ def main(args):
         logits, labels = predict(winners[k], held)
         columns = signals(logits, labels, args.seed, torch.tensor([row_of[i] for i in held]))
         found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
-    suspects = quarantine({i: f["contradiction"] for i, f in found.items()})
-    kept = [i for i in row_of if i not in suspects]
+    suspects = suspicious({i: f["contradiction"] for i, f in found.items()})
+    everybody, kept = list(row_of), [i for i in row_of if i not in suspects]  # no reward on doubtful masks
     routed = sorted(kept, key=lambda i: -found[i]["spread"])[: (len(kept) + 1) // 2]
-    shares = {
-        "ft": (kept, kept),
-        "shared": (kept, kept),
-        "routed": (kept, routed),
+    shares = {  # who fine-tunes, and who is in the steps after that
+        "ft": (everybody, everybody),
+        "cleaned": (kept, kept),
+        "shared": (everybody, kept),
+        "routed": (everybody, routed),
         "disjoint": (kept[::2], kept[1::2]),
     }
+    if not suspects:
+        del shares["cleaned"]
     mode, extra = "ft", max(1, args.steps // ETA)
     if not args.no_allocation:
         halves, jobs = [], []
@@ -339,8 +313,10 @@ def main(args):
             halves.append(job_of(f"half/disjoint/{k}", *first, args.steps, fresh + plain, write, keep=True))
             for arm, (_, ids) in mine.items():
                 init = ["--init", halfway if arm == "disjoint" else start, "--lr", "1e-3"]
-                script = FINETUNE if arm == "ft" else REWARD
-                flags = [*every, *init, *(plain if arm == "ft" else ["--ce-weight", "1"])]
+                script, more = (
+                    (FINETUNE, plain) if arm in ("ft", "cleaned") else (REWARD, ["--ce-weight", "1"])
+                )
+                flags = [*every, *init, *more]
                 jobs.append(
                     job_of(f"extra/{arm}/{k}", script, ids, held, chosen["policy"], extra, flags, write)
                 )
@@ -356,7 +332,8 @@ def main(args):
         f = found[i]
         if i in suspects:
             why = "the network, which has not seen it, is sure of other classes than the mask: look at it"
-            say(moves, i, "labelled", "quarantine", "contradiction", f, why)
+            to = "quarantine" if mode == "cleaned" else "suspect"
+            say(moves, i, "labelled", to, "contradiction", f, why)
         elif mode in ("routed", "disjoint") and i in shares[mode][1]:
             say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
     (ft, reward), plan = shares[mode], {}
@@ -365,7 +342,8 @@ def main(args):
         held = [checkpoint.load(folder / "last.pt")["schedule"] for folder in winners]
         plan["schedule"] = [[row[0][0], sum(s for _, s in row) / len(row)] for row in zip(*held, strict=True)]
     policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed,
-              "allocation": {"mode": mode, "ft": ft, "reward": reward, "quarantine": suspects},
+              "allocation": {"mode": mode, "ft": ft, "reward": reward,
+                             "quarantine": suspects if mode == "cleaned" else []}, "suspects": suspects,
               "gate": {"verdict": verdict, "gated": chosen["gated"]},
               "search": {"arm": best, "flags": plain, "steps": args.steps, "folds": len(folds),
                          "runs": len(ledger.rows), "images": images}}  # fmt: skip
@@ -381,7 +359,7 @@ def main(args):
     if suspects:
         rows = [row_of[i] for i in suspects][:16]
         batch = data[rows]
-        made["quarantine"] = draw.pairs(batch["image"], batch["semantic"], faces.colors, faces.classes)
+        made["suspects"] = draw.pairs(batch["image"], batch["semantic"], faces.colors, faces.classes)
     for name, picture in made.items():
         draw.write(out / f"{name}.png", picture)
         log.image(0, f"engine/{name}", picture)

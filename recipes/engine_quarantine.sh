@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Twelve of 48 masks of FASSEG V3 made wrong: does the data engine put those, and no others, in quarantine?
+# Twelve of 48 masks of FASSEG V3 made wrong: are those, and no others, suspect to the data engine?
 set -euo pipefail
 data=${1:?usage: bash recipes/engine_quarantine.sh FOLDER/V3}
 out=runs/engine_quarantine

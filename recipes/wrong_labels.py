@@ -71,12 +71,12 @@ def score(args):
     planted = json.loads((pathlib.Path(args.data) / "planted.json").read_text())
     for run in map(pathlib.Path, args.runs):
         photos = json.loads((run / "photos.json").read_text())
-        ids = json.loads((run / "policy.json").read_text())["allocation"]["quarantine"]
+        ids = json.loads((run / "policy.json").read_text())["suspects"]
         signal = {pathlib.PurePath(i).name: f["contradiction"] for i, f in photos.items()}
         suspects = {pathlib.PurePath(i).name for i in ids}
         good = [v for i, v in signal.items() if i not in planted]
         right = len(suspects & planted.keys())
-        print(f"{run}: {len(suspects)} of {len(signal)} in quarantine, {right} of {len(planted)} planted")
+        print(f"{run}: {len(suspects)} of {len(signal)} suspects, {right} of {len(planted)} planted")
         for kind in [*dict.fromkeys(planted.values()), "all"]:
             own = [i for i, k in planted.items() if kind in (k, "all")]
             bad, caught = [signal[i] for i in own], sum(i in suspects for i in own)

@@ -87,8 +87,8 @@ def test_planted_wrong_masks_are_found():
             label.view(-1)[torch.from_numpy(rng.integers(0, 256, 3))] = 1
         found = engine.signals(logits, label[None].byte(), 0, torch.tensor([i]))
         contradiction[str(i)] = float(found["contradiction"])
-    assert set(engine.quarantine(contradiction)) == wrong
-    assert engine.quarantine(dict.fromkeys("abcd", 0.01)) == []
+    assert set(engine.suspicious(contradiction)) == wrong
+    assert engine.suspicious(dict.fromkeys("abcd", 0.01)) == []
 
 
 def test_signals_tell_solved_from_undecided():

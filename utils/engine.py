@@ -12,7 +12,8 @@ ETA = 3  # a rung keeps a third of the arms
 CONFIDENT = 0.9  # probability from which a prediction that contradicts its label counts against the label
 SUSPECT = 3.5, 0.05  # robust deviations above the others (Iglewicz and Hoaglin, 1993), and at least so much
 ALLOCATIONS = {
-    "ft": "the same extra steps of fine-tuning on all photos",
+    "ft": "more steps of fine-tuning, on all photos",
+    "cleaned": "as many without the suspects, which go into quarantine",
     "shared": "reward tuning on the photos that were fine-tuned on",
     "routed": "reward tuning on the half whose drawn masks disagree most",
     "disjoint": "fine-tuning on one half, reward tuning on the other",
@@ -80,7 +81,7 @@ def signals(logits, labels, seed, positions):
     return {"mean": f1.mean(0), "spread": f1.std(0), "contradiction": (share * seen).sum(1) / seen.sum(1)}
 
 
-def quarantine(contradiction):
+def suspicious(contradiction):
     """Ids whose masks stand out. contradiction: {id: share}."""
     values = np.array(list(contradiction.values()))
     middle = np.median(values)
@@ -93,7 +94,7 @@ def markdown(policy, arms, table, found, moves, made):
     table: rows {"stage", "photos", "arm", "f1", "gain", "se", "kept"}; found: {photo: signals}; moves: rows
     {"id", "to", "why", ...}; made: names of pictures."""
     searched, plan, kind = policy["search"], policy["allocation"], policy["kind"]
-    counts = [len(plan[key]) for key in ("ft", "reward", "quarantine")]
+    counts = len(plan["ft"]), len(plan["reward"]), len(policy["suspects"]), len(plan["quarantine"])
     lines = [
         f"# {kind}, allocation {plan['mode']}",
         "",
@@ -102,7 +103,8 @@ def markdown(policy, arms, table, found, moves, made):
         "than that error, `none` is taken.",
         "",
         f"**Allocation.** `{plan['mode']}`: {ALLOCATIONS[plan['mode']]}. {counts[0]} photos are for",
-        f"fine-tuning, {counts[1]} for reward tuning, {counts[2]} for a human eye.",
+        f"fine-tuning, {counts[1]} for reward tuning. {counts[2]} are for a human eye, of which {counts[3]}",
+        "are in quarantine: no script trains on those, since leaving them out was the best arm.",
         "",
         f"**Gate.** {policy['gate']['verdict']}",
         "",
@@ -129,8 +131,8 @@ def markdown(policy, arms, table, found, moves, made):
         "",
         f"Drawn masks: mean and spread of the F1 of {MASKS} masks drawn from the network's probabilities.",
         f"Contradiction: the share of a class that it gives to others with probability {CONFIDENT} and more,",
-        f"mean over classes. Quarantine begins at {SUSPECT[1]}, and {SUSPECT[0]} robust deviations above the",
-        "other photos.",
+        f"mean over classes. Suspect is what is above {SUSPECT[1]}, and {SUSPECT[0]} robust deviations above",
+        "the other photos.",
         "",
         "| photo | F1 of drawn masks | spread | contradiction | |",
         "|---|---|---|---|---|",

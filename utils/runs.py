@@ -16,15 +16,46 @@ COLLAPSED = 3  # exit status of train_reward.py
 HERE = pathlib.Path(__file__).resolve().parents[1]
 
 
+def write_json(out, name, what):
+    """`what` as a file in a folder, whole or not at all; its path."""
+    path = out / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.with_name(path.name + ".tmp")
+    begun.write_text(json.dumps(what, indent=1) + "\n")
+    os.replace(begun, path)
+    return path
+
+
+def begin(out, flags):
+    """Make the folder of a search, or go on in it: with the same flags, else it is refused. flags: {name:
+    value}."""
+    free = ("jobs", "device", "out", "policy", "preview", "materialise")
+    told = {k: v for k, v in flags.items() if k not in free}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+    if (out / "policy.json").is_file():
+        raise UserError(f"--out {out}: holds a policy.json already; name another")
+    if (out / "search.json").is_file():
+        before = json.loads((out / "search.json").read_text())
+        for key, value in told.items():
+            if before.get(key) != value:
+                raise UserError(f"--{key.replace('_', '-')} {value}: the search in {out} began with "
+                                f"{before.get(key)}; name another --out")  # fmt: skip
+    write_json(out, "search.json", told)
+
+
 class Ledger:
     """{run: result} kept in a file, one JSON object with `run` a line; a torn last line is dropped."""
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        self.path.write_text("".join(whole))
-        self.rows = {row["run"]: row for row in map(json.loads, whole)}
+        text = self.path.read_text() if self.path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            os.truncate(self.path, len(whole.encode()))
+        self.rows = {row["run"]: row for row in map(json.loads, whole.splitlines())}
 
     def add(self, row):
         with open(self.path, "a") as file:
