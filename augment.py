@@ -3,7 +3,7 @@ r"""The data engine: how to augment these few faces, which of them serve the rew
 Run:    python augment.py --data FOLDER --limit 16 --out runs/augment         gate, search, allocate
         python augment.py --data FOLDER --policy FILE --preview               what a policy does, as a picture
         python augment.py --data FOLDER --policy FILE --materialise 500 DIR   ... and as pairs on disk
-Needs:  labelled faces of two people at the very least; the test split is never read
+Needs:  labelled faces of two people at the very least; no photo of the test split is ever read
 Writes: policy.json, engine_report.md, moves.jsonl, photos.json (how each looks to a network that has not
         learned from it), arms.jsonl (every run), pictures, TensorBoard events
 Expect: README.md, "The scripts"         -> train_finetune.py, train_reward.py --augment OUT/policy.json
@@ -33,7 +33,7 @@ from datasets.faces import limit
 from datasets.pairs import preview, write_pairs
 from models import restore
 from utils import checkpoint, dist, draw, engine, metrics, plot, runs
-from utils.engine import ETA, gain, rows_of, show, signals, survivors, suspicious, winner
+from utils.engine import ETA, folds_of, gain, rows_of, say, show, signals, survivors, suspicious, winner
 from utils.errors import UserError, positive, run
 from utils.log import RunLog
 
@@ -98,20 +98,23 @@ ARMS = {
 }
 
 
-def scaled(ops, scale, cutmix=False):
+def scaled(ops, scale, flip=0.5, cutmix=False):
     """A policy of one operation an image, uniform up to `scale` times its bounds."""
     ops = [{**op, "weight": 1.0} for op in ops]
     if cutmix:  # a regulariser: half of the images, and never of reward tuning
         box = {"name": "cutmix", "m_neg": 0.0, "m_pos": 0.5 / scale}  # half of a side, whatever the scale
         ops.append({**box, "weight": float(len(ops))})
-    return {**transforms.FLIP, "schema": 1, "num_ops": 1, "p_identity": 0.1, "scale": scale, "ops": ops}
+    return {**transforms.FLIP, "schema": 1, "flip": flip, "num_ops": 1, "p_identity": 0.1, "scale": scale,
+            "ops": ops}  # fmt: skip
 
 
 def make_arms(gated, synthetic, names):
     """{name: {"policy", "flags", "gated", "what"}}. gated: the policy of ks_test.py --ops, or None, where the
     gate cannot tell; then operations go half as far as they can at full scale."""
-    ops, top = (gated["ops"], gated["scale"]) if gated else (transforms.WIDE, 0.5)
-    full, known = scaled(ops, top), bool(gated)
+    gated, known = gated or {"ops": transforms.WIDE, "scale": 0.5, "flip": 0.5}, bool(gated)
+    ops, top = gated["ops"] if gated["scale"] else [], gated["scale"] or 1.0
+    at = functools.partial(scaled, flip=gated["flip"])
+    full = at(ops, top)
     geometry = [op for op in ops if op["name"] in transforms.GEOMETRY]
     colour = [op for op in ops if op["name"] not in transforms.GEOMETRY]
     arms = {
@@ -119,12 +122,12 @@ def make_arms(gated, synthetic, names):
         "randaugment": (transforms.POLICIES["randaugment"], [], False),
         "trivial": (transforms.POLICIES["trivial"], [], False),
         "full": (full, [], known),
-        "half": (scaled(ops, top / 2), [], known),
-        "quarter": (scaled(ops, top / 4), [], known),
-        "geometric": (scaled(geometry, top), [], known),
-        "photometric": (scaled(colour, top), [], known),
-        "cutmix": (scaled(ops, top, cutmix=True), [], False),
-        "controlled": ({**scaled(ops, top / 2), "scale_max": top}, ["--control", CONTROL], known),
+        "half": (at(ops, top / 2), [], known),
+        "quarter": (at(ops, top / 4), [], known),
+        "geometric": (at(geometry, top), [], known),
+        "photometric": (at(colour, top), [], known),
+        "cutmix": (at(ops, top, cutmix=bool(ops)), [], False),
+        "controlled": ({**at(ops, top / 2), "scale_max": top}, ["--control", CONTROL], known),
         "grey-world": (full, ["--preprocess", "grey-world"], known),
         "standardise": (full, ["--preprocess", "standardise"], known),
     }
@@ -132,10 +135,11 @@ def make_arms(gated, synthetic, names):
     if synthetic:
         arms["synthetic"] = (full, ["--synthetic", str(synthetic)], known)
         what["synthetic"] = f"full scale; synthetic faces are {synthetic:.0%} of each batch"
-    for file in [name for name in names or [] if name.endswith(".json")]:
-        arms[file], what[file] = (transforms.load_policy(file), [], False), "of a file"
     # a gate may have passed no operation of a kind
     arms = {name: arm for name, arm in arms.items() if arm[0]["ops"] or name == "none"}
+    for file in [name for name in names or [] if name.endswith(".json")]:
+        policy = {k: v for k, v in transforms.load_policy(file).items() if k != "allocation"}
+        arms[file], what[file] = (policy, [], False), "of a file"
     if unknown := set(names or []) - arms.keys():
         raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(arms)}, or FILE.json")
     title = lambda name: pathlib.Path(name).stem  # of a file; its path would not do for a folder of runs
@@ -145,38 +149,31 @@ def make_arms(gated, synthetic, names):
     return {title(n): dict(zip(keys, (*arms[n], what[n]), strict=True)) for n in arms if n in chosen}
 
 
-# ---- the gate and the folds
+# ---- the gate and the runs
 
 
-def run_gate(real, size, seed, folder):
+def run_gate(real, size, seed, device, folder):
     """(policy or None, one line about it): ks_test.py --ops on every photo that there is but test; or what
     it found before."""
     if (pathlib.Path(real) / "ks_report.json").is_file():
         folder = pathlib.Path(real)
     if not (folder / "ks_report.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        flags = ["--real", real, "--ops", "--drop-copies", "--size", size, "--seed", seed, "--out", folder]
-        status, error = runs.call("ks_test.py", flags)
-        if status == 2:
-            raise UserError(f"the gate: {error.removeprefix('error: ')}")
+        flags = ["--real", real, "--ops", "--drop-copies", "--size", size, "--seed", seed, "--device", device]
+        status, error = runs.call("ks_test.py", [*flags, "--out", folder])
+        if status == 2 or not (folder / "ks_report.json").is_file():
+            last = error.splitlines()[-1].removeprefix("error: ") if error else f"status {status}"
+            raise UserError(f"the gate: {last}; --gate-on takes other photos, and --no-gate does without")
     report = json.loads((folder / "ks_report.json").read_text())
     if not report["ops"]:
         raise UserError(f"--gate-on {folder}: was not written by ks_test.py --ops")
-    policy = json.loads((folder / "policy.json").read_text()) if report["status"] == "PASS" else None
+    policy = None  # the gate cannot tell
+    if report["status"] in ("PASS", "REJECT"):
+        passed = report["status"] == "PASS"
+        policy = json.loads((folder / "policy.json").read_text()) if passed else {"ops": [], "scale": 0.0}
+        # BLIND, as it often is, says nothing against the mirror image of a face
+        policy["flip"] = 0.0 if report["ops"].get("flip", {}).get("status") == "REJECT" else 0.5
     return policy, f"{report['status']}: {report['verdict']}"
-
-
-def folds_of(samples, count):
-    """[(train ids, held-out ids)]: whole people, dealt out so that folds hold about as many photos."""
-    people = {}
-    for s in samples:
-        people.setdefault(s.group, []).append(s.id)
-    if len(people) < 2:
-        raise UserError("the labelled photos show one person; folds by person need two at the least")
-    held = [[] for _ in range(min(count, len(people)))]
-    for person in sorted(people, key=lambda p: (-len(people[p]), p)):
-        min(held, key=len).extend(people[person])
-    return [([s.id for s in samples if s.id not in fold], fold) for fold in held], people
 
 
 def job_of(run, script, train, held, policy, steps, flags, write, keep=False):
@@ -190,10 +187,19 @@ def job_of(run, script, train, held, policy, steps, flags, write, keep=False):
             "steps": steps, "keep": keep}  # fmt: skip
 
 
-def say(moves, photo, start, end, signal, values, why):
-    step = len(moves)
-    moves.append({"step": step, "id": photo, "from": start, "to": end, "signal": signal,
-                  "value": round(values[signal], 4), "why": why})  # fmt: skip
+def use(policy, args, faces, data, out):
+    """Look at a policy that is there, as strong as its schedule ends."""
+    policy = transforms.at_step(policy, 10**9)
+    if args.preview:
+        out.mkdir(parents=True, exist_ok=True)
+        draw.write(out / "preview.png", preview(data, faces, policy, args.seed))
+        print(f"wrote:   {out}/preview.png")
+    if args.materialise:
+        count, folder = args.materialise
+        if not count.isdecimal():
+            raise UserError(f"--materialise {count} {folder}: need a number and a folder")
+        write_pairs(data, faces, policy, args.seed, int(count), folder)
+        print(f"wrote:   {count} pairs; next: python train_finetune.py --data {folder} --augment none")
 
 
 def main(args):
@@ -204,8 +210,6 @@ def main(args):
         raise UserError("--data FOLDER: of whose faces?")
     if bool(args.policy) != bool(args.preview or args.materialise):
         raise UserError("--policy FILE: with --preview or --materialise N DIR, which need it")
-    if not args.policy:
-        runs.begin(out, vars(args))
     at_once = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
 
     # ---- data ----
@@ -214,21 +218,16 @@ def main(args):
     if not labelled:
         raise UserError(f"{args.data}: no labelled training photos")
     labelled = limit(labelled, args.limit, args.seed) if args.limit else labelled
+    policy = transforms.load_policy(args.policy) if args.policy else {}
+    doubtful = policy.get("allocation", {}).get("quarantine", [])
+    labelled = [s for s in labelled if s.id not in doubtful]
     data, row_of = CachedFaces(faces, labelled, size), {s.id: i for i, s in enumerate(labelled)}
-    if args.policy:
-        policy = transforms.load_policy(args.policy)
-        if args.preview:
-            out.mkdir(parents=True, exist_ok=True)
-            draw.write(out / "preview.png", preview(data, faces, policy, args.seed))
-            print(f"wrote:   {out}/preview.png")
-        if args.materialise:
-            count, folder = args.materialise
-            if not count.isdecimal():
-                raise UserError(f"--materialise {count} {folder}: need a number and a folder")
-            write_pairs(data, faces, policy, args.seed, int(count), folder)
-            print(f"wrote:   {count} pairs; next: python train_finetune.py --data {folder}")
-        return 0
+    if policy:
+        return use(policy, args, faces, data, out)
     folds, people = folds_of(labelled, args.folds)
+    asked = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
+    begun = {"photos": list(row_of), "files": {n: a["policy"] for n, a in asked.items() if n not in ARMS}}
+    runs.begin(out, vars(args) | begun)
     ledger, log = runs.Ledger(out / "arms.jsonl"), RunLog(out, vars(args))
     every = ["--data", args.data, "--size", size, "--seed", args.seed, "--batch-size", args.batch_size,
              "--device", device.type, *(["--amp", args.amp] if args.amp else [])]  # fmt: skip
@@ -262,7 +261,9 @@ def main(args):
 
     # ---- gate ----
     real = args.gate_on or args.data
-    gated, verdict = (None, "not asked") if args.no_gate else run_gate(real, size, args.seed, out / "gate")
+    gated, verdict = (
+        (None, "not asked") if args.no_gate else run_gate(real, size, args.seed, device.type, out / "gate")
+    )
     print(f"gate:    {verdict}")
     arms = make_arms(gated, args.synthetic, args.arms)
 
@@ -280,10 +281,17 @@ def main(args):
         table += rows
     best = alive[0]
     chosen = arms[best]
-    plain = [f for f in chosen["flags"] if f not in ("--control", CONTROL)]  # without anybody to steer by
-    for weights in {*out.glob("runs/search/*/*/last.pt")} - {*out.glob(f"runs/search/{best}/*/last.pt")}:
-        weights.unlink()
+    controlled = "--control" in chosen["flags"]
+    plain = [] if controlled else chosen["flags"]  # the schedule does it, where nobody is held out
     winners = [out / f"runs/search/{best}/{k}" for k in range(len(folds))]
+    for weights in {*out.glob("runs/search/*/*/last.pt")} - {folder / "last.pt" for folder in winners}:
+        weights.unlink()
+    settled = chosen["policy"]  # as strong as the runs ended
+    plan = {}
+    if controlled:  # what the folds did on average; rounding may lift a mean above the cap
+        held, cap = [checkpoint.load(f / "last.pt")["schedule"] for f in winners], settled["scale_max"]
+        means = [[row[0][0], min(sum(s for _, s in row) / len(row), cap)] for row in zip(*held, strict=True)]
+        settled, plan = {**settled, "scale": means[-1][1]}, {"schedule": means}
 
     # ---- allocate ----
     found, moves = {}, []
@@ -303,23 +311,26 @@ def main(args):
     }
     if not suspects:
         del shares["cleaned"]
+    everywhere = lambda ids: all(set(ids) & set(train) for train, _ in folds)
+    shares = {arm: pair for arm, pair in shares.items() if everywhere(pair[0]) and everywhere(pair[1])}
     mode, extra = "ft", max(1, args.steps // ETA)
     if not args.no_allocation:
         halves, jobs = [], []
         for k, (train, held) in enumerate(folds):
             start, halfway = winners[k] / "last.pt", out / f"runs/half/disjoint/{k}/last.pt"
             mine = {arm: [[i for i in ids if i in train] for ids in pair] for arm, pair in shares.items()}
-            first = (FINETUNE, mine["disjoint"][0], held, chosen["policy"])
-            halves.append(job_of(f"half/disjoint/{k}", *first, args.steps, fresh + plain, write, keep=True))
+            if "disjoint" in mine:
+                half = (FINETUNE, mine["disjoint"][0], held, {**chosen["policy"], **plan})
+                halves.append(
+                    job_of(f"half/disjoint/{k}", *half, args.steps, fresh + plain, write, keep=True)
+                )
             for arm, (_, ids) in mine.items():
                 init = ["--init", halfway if arm == "disjoint" else start, "--lr", "1e-3"]
                 script, more = (
                     (FINETUNE, plain) if arm in ("ft", "cleaned") else (REWARD, ["--ce-weight", "1"])
                 )
                 flags = [*every, *init, *more]
-                jobs.append(
-                    job_of(f"extra/{arm}/{k}", script, ids, held, chosen["policy"], extra, flags, write)
-                )
+                jobs.append(job_of(f"extra/{arm}/{k}", script, ids, held, settled, extra, flags, write))
         compare(halves, None)
         scores, gains = compare(jobs, "ft")
         mode = winner(gains, "ft")
@@ -336,17 +347,19 @@ def main(args):
             say(moves, i, "labelled", to, "contradiction", f, why)
         elif mode in ("routed", "disjoint") and i in shares[mode][1]:
             say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
-    (ft, reward), plan = shares[mode], {}
+    ft, reward = shares[mode]
     images = args.batch_size * sum(row["steps"] for row in ledger.rows.values())
-    if "--control" in chosen["flags"]:  # what the folds did on average, for runs that hold nobody out
-        held = [checkpoint.load(folder / "last.pt")["schedule"] for folder in winners]
-        plan["schedule"] = [[row[0][0], sum(s for _, s in row) / len(row)] for row in zip(*held, strict=True)]
-    policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed,
-              "allocation": {"mode": mode, "ft": ft, "reward": reward,
-                             "quarantine": suspects if mode == "cleaned" else []}, "suspects": suspects,
-              "gate": {"verdict": verdict, "gated": chosen["gated"]},
-              "search": {"arm": best, "flags": plain, "steps": args.steps, "folds": len(folds),
-                         "runs": len(ledger.rows), "images": images}}  # fmt: skip
+    searched = {"arm": best, "flags": plain, "steps": args.steps, "folds": len(folds), "images": images,
+                "runs": len(ledger.rows), "allocated": not args.no_allocation}  # fmt: skip
+    shared_out = {
+        "mode": mode,
+        "ft": ft,
+        "reward": reward,
+        "quarantine": suspects if mode == "cleaned" else [],
+    }
+    policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects,
+              "allocation": shared_out, "gate": {"verdict": verdict, "gated": chosen["gated"]},
+              "search": searched}  # fmt: skip
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
     names = [f"{r['stage']}: {r['arm']}" for r in table]
@@ -369,9 +382,15 @@ def main(args):
     print(
         f"policy:  {best}, allocation {mode}, {len(suspects)} photos to look at; see {out}/engine_report.md"
     )
-    limits = ["--limit", str(args.limit), "--seed", str(args.seed)] if args.limit else []
-    more = " ".join([*limits, "--val-fraction 0", "--augment", f"{out}/policy.json", *plain])
-    print(f"next:    python train_finetune.py --data {args.data} {more}")
+    same = [f for f in fresh if f not in ("--device", device.type)]
+    limits = ["--limit", args.limit] if args.limit else []
+    augmented = ["--val-fraction", 0, "--augment", out / "policy.json"]
+    print("next:    python train_finetune.py", *same, *limits, *augmented, *plain)
+    if mode in engine.REWARDED:
+        print(
+            f"         python train_reward.py --init BEST.pt --steps {extra} --lr 1e-3 --ce-weight 1",
+            *augmented,
+        )
 
 
 if __name__ == "__main__":

@@ -368,11 +368,13 @@ def main(args):
     log.scalars(0, **{f"ks/{k}": report[k] for k in ("p", "d_max", "d_critical", "type1_rate")})
     log.close()
     (out / "ks_report.md").write_text(ks_report.markdown(report, made))
+    passed = ops and report["status"] == "PASS"
+    if passed:
+        (out / "policy.json").write_text(json.dumps(policy, indent=1) + "\n")
     (out / "ks_report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(*notes, f"{report['status']}: {report['verdict']}", sep="\n")
     print(f"wrote:   {out}/ks_report.md, ks_report.json, {', '.join(made)} as PNG")
-    if ops and report["status"] == "PASS":
-        (out / "policy.json").write_text(json.dumps(policy, indent=1) + "\n")
+    if passed:
         print(f"next:    python train_finetune.py --data {args.real} --augment {out}/policy.json")
     return EXIT[report["status"]]
 

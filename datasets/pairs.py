@@ -38,11 +38,11 @@ def write_pairs(data, faces, policy, seed, count, folder):
         (folder / kind).mkdir(parents=True)
     groups = {}
     for n in tqdm(range(count), "writing pairs", disable=None):
-        row = n % len(data)
-        image, label = augmented(data, faces.flip_pairs, policy, seed, [row], n)
+        row, before = n % len(data), (n - 1) % len(data)  # CutMix takes from the photo before
+        image, label = augmented(data, faces.flip_pairs, policy, seed, [before, row], n)
         name = f"{n:06d}"
-        Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(folder / f"images/{name}.png")
-        draw.index_mask(label[0].numpy(), faces.colors).save(folder / f"labels/{name}.png")
+        Image.fromarray(image[1].permute(1, 2, 0).numpy()).save(folder / f"images/{name}.png")
+        draw.index_mask(label[1].numpy(), faces.colors).save(folder / f"labels/{name}.png")
         groups[name] = data.groups[row]
     pairs = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
     what = {"classes": faces.classes, "flip_pairs": pairs, "groups": groups}

@@ -61,12 +61,13 @@ for arm in $arms; do
       full allocated "$policy" $plain
       final engine_more train_finetune.py $more --init "$out/final/engine/last.pt" --lr 1e-3 \
         --augment "$out/engine.json" $plain
-      if grep -q '"mode": "ft"' "$policy"; then script=train_finetune.py; else script=train_reward.py plain="--ce-weight 1"; fi
+      script=train_finetune.py
+      if grep -qE '"mode": "(shared|routed|disjoint)"' "$policy"; then script=train_reward.py plain="--ce-weight 1"; fi
       final $arm $script $more --init "$out/final/allocated/last.pt" --lr 1e-3 --augment "$policy" $plain ;;
     randaugment_tuned | ungated)
-      only=()
-      if [ $arm = randaugment_tuned ]; then only=(--arms "$out"/?_*.json); fi
-      search $arm --no-gate --no-allocation "${only[@]}"
+      only=(--no-gate --no-allocation)
+      if [ $arm = randaugment_tuned ]; then only+=(--arms "$out"/?_*.json); fi
+      search $arm "${only[@]}"
       full $arm "$out/$arm.json" $(flags_of "$out/$arm.json") ;;
     *) full "$arm" "$arm" ;;
   esac

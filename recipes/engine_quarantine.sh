@@ -4,8 +4,11 @@ set -euo pipefail
 data=${1:?usage: bash recipes/engine_quarantine.sh FOLDER/V3}
 out=runs/engine_quarantine
 for seed in ${SEEDS:-0 1 2}; do
-  python recipes/wrong_labels.py plant "$data" $out/$seed/faces --limit 48 --share 0.25 --seed $seed
-  python augment.py --data $out/$seed/faces --size 96 --batch-size 8 --amp bf16 --steps 300 --arms randaugment \
+  if [ ! -f $out/$seed/faces/planted.json ]; then
+    rm -rf $out/$seed
+    python recipes/wrong_labels.py plant "$data" $out/$seed/faces --limit 48 --share 0.25 --seed $seed
+  fi
+  [ -f $out/$seed/run/policy.json ] || python augment.py --data $out/$seed/faces --size 96 --batch-size 8 --amp bf16 --steps 300 --arms randaugment \
     --no-gate --no-allocation --seed $seed --out $out/$seed/run
   python recipes/wrong_labels.py score $out/$seed/faces $out/$seed/run
 done

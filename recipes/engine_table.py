@@ -34,9 +34,10 @@ def interval(change):
     return f"{statistics.mean(change):+.3f} ± {half:.3f}"
 
 
-def steps_of(folder):
-    """Training steps of a search: of the runs in its arms.jsonl."""
-    return sum(json.loads(line)["steps"] for line in open(folder / "arms.jsonl"))
+def steps_of(folder, whole):
+    """Training steps of a search: of the runs in its arms.jsonl; not whole: without the allocation's."""
+    rows = [json.loads(line) for line in open(folder / "arms.jsonl")]
+    return sum(row["steps"] for row in rows if whole or row["run"].startswith("search/"))
 
 
 def main(args):
@@ -46,11 +47,12 @@ def main(args):
         if arm not in ARMS:
             continue
         result, search = json.loads(path.read_text()), ARMS[arm][1]
-        taken = json.loads((path.parent / "args.json").read_text())["steps"]
-        full = json.loads((root / n / draw / "final/none/args.json").read_text())["steps"]
+        taken = json.loads((path.parent / "args.json").read_text())["args"]["steps"]
+        full = taken
         if arm in ("engine_more", "allocation"):
+            full = json.loads((path.parent.parent / "engine/args.json").read_text())["args"]["steps"]
             taken += full
-        taken += steps_of(root / n / draw / search) if search else 0
+        taken += steps_of(root / n / draw / search, arm == "allocation") if search else 0
         worst = min(v["f1"] for k, v in result["per_class"].items() if k != "background")
         policy = json.loads((root / n / draw / f"{search}.json").read_text())["kind"] if search else arm
         row = {"n": int(n), "draw": int(draw), "arm": arm, "policy": policy, "runs": round(taken / full, 2)}

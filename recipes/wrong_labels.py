@@ -47,7 +47,8 @@ def plant(args):
             turn = chosen.index(row)
             kind = ("other", "mirror", "shifted", "swapped", "rough")[turn % 5]
             strangers = [i for i in order if data.groups[i] != data.groups[row]]
-            a, b = (inner[(turn // 5 + k) % len(inner)] for k in (0, 1))
+            there = [k for k in inner if (label == k).any()]
+            a, b = (there[(turn // 5 + k) % len(there)] for k in (0, 1))
             swapped = torch.where(label == a, b, torch.where(label == b, a, label)).to(label.dtype)
             label = {
                 "other": data[[strangers[turn % len(strangers)]]]["semantic"][0],

@@ -129,7 +129,11 @@ def test_photo_and_mask_move_together():
 
 
 def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
-    gated = {"ops": [{"name": "rotate", "m_neg": 5.0, "m_pos": 6.0, "weight": 1.0}], "scale": 2.0}
+    gated = {
+        "ops": [{"name": "rotate", "m_neg": 5.0, "m_pos": 6.0, "weight": 1.0}],
+        "scale": 2.0,
+        "flip": 0.5,
+    }
     arms = augment.make_arms(gated, 0.25, None)
     assert "photometric" not in arms and arms["synthetic"]["flags"] == ["--synthetic", "0.25"]
     for name, share in {"full": 1, "half": 0.5, "quarter": 0.25, "geometric": 1, "grey-world": 1}.items():
@@ -140,10 +144,13 @@ def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
     assert not arms["cutmix"]["gated"] and not augment.make_arms(None, 0, None)["full"]["gated"]
     assert arms["controlled"]["policy"]["scale_max"] == 2
 
+    refused = augment.make_arms({"ops": [], "scale": 0.0, "flip": 0.5}, 0, None)
+    assert list(refused) == ["none", "randaugment", "trivial"]
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps(gated))
+    file.write_text(json.dumps({**gated, "allocation": {"ft": ["a"]}}))
     chosen = augment.make_arms(None, 0, ["half", str(file)])
     assert list(chosen) == ["none", "half", "mine"] and chosen["mine"]["policy"]["ops"][0]["m_pos"] == 6
+    assert "allocation" not in chosen["mine"]["policy"]
     (tmp_path / "half.json").write_text(json.dumps(gated))
     with pytest.raises(loading.UserError, match="two have one name"):
         augment.make_arms(None, 0, ["half", str(tmp_path / "half.json")])
@@ -153,13 +160,14 @@ def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
     report = {"status": "PASS", "verdict": "Not distinguishable", "ops": {"rotate": {}}}
     (tmp_path / "ks_report.json").write_text(json.dumps(report))
     (tmp_path / "policy.json").write_text(json.dumps({"ops": [], "scale": 1.5}))
-    policy, verdict = augment.run_gate(str(tmp_path), 32, 0, tmp_path / "none")
-    assert policy["scale"] == 1.5 and verdict == "PASS: Not distinguishable"
+    policy, verdict = augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")
+    assert policy["scale"] == 1.5 and policy["flip"] == 0.5 and verdict == "PASS: Not distinguishable"
     (tmp_path / "ks_report.json").write_text(json.dumps({**report, "status": "UNDERPOWERED"}))
-    assert augment.run_gate(str(tmp_path), 32, 0, tmp_path / "none")[0] is None
+    (tmp_path / "policy.json").unlink()
+    assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")[0] is None
     (tmp_path / "ks_report.json").write_text(json.dumps({**report, "ops": {}}))
     with pytest.raises(loading.UserError, match="not written by ks_test.py --ops"):
-        augment.run_gate(str(tmp_path), 32, 0, tmp_path / "none")
+        augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")
 
 
 @pytest.mark.parametrize(

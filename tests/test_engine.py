@@ -41,6 +41,12 @@ def test_if_all_arms_harm_none_is_chosen():
     assert sum(search(effects, seed) == "none" for seed in range(20)) >= 18
 
 
+def test_where_no_arm_helps_one_is_often_chosen_all_the_same():
+    """What the report says of its own choice: the best of eleven, by one standard error."""
+    effects = dict.fromkeys(["none", *(f"arm {i}" for i in range(11))], 0)
+    assert 0.3 < np.mean([search(effects, seed) != "none" for seed in range(200)]) < 0.7
+
+
 def test_gain_is_paired_and_counts_people():
     baseline = {photo: 0.1 * i for i, photo in enumerate(PHOTOS)}
     better = {photo: f1 + 0.05 for photo, f1 in baseline.items()}
@@ -51,7 +57,7 @@ def test_gain_is_paired_and_counts_people():
     assert mean == pytest.approx(0.1) and error == pytest.approx(0.05)
     alone = {photo: better[photo] for photo in PEOPLE["p0"]}
     assert engine.gain(alone, baseline, PEOPLE) == pytest.approx((0.45, 0.45))
-    assert engine.winner({"none": (0, 0), "a": (0.1, 0.11)}) == "none"
+    assert engine.winner({"none": (0, 0), "a": (0.1, 0.11)}) == "none" == engine.winner({"none": (0, 0)})
     assert engine.winner({"none": (0, 0), "a": (0.1, 0.09), "b": (0.2, 0.195)}) == "a"
 
 
@@ -59,6 +65,10 @@ def test_a_rung_keeps_none_and_a_third():
     gains = {"none": (0.0, 0.0)} | {f"arm {i}": (-0.1 * i, 0.0) for i in range(1, 8)}
     assert engine.survivors(gains) == ["none", "arm 1", "arm 2", "arm 3"]
     assert engine.survivors({"none": (0, 0), "a": (1, 5), "b": (0.5, 0.1)}) == ["none", "b"]
+    alone = {"none": (0, 0)} | {
+        name: (g, g) for name, g in zip("abcd", (0.001, 0.3, 0.002, 0.2), strict=True)
+    }
+    assert engine.survivors(alone) == ["none", "b", "d"]  # one person was held out: by the gain itself
 
 
 def photo(truth, sure=0.97, classes=4):
