@@ -6,7 +6,7 @@ Run:    python augment.py --data FOLDER --limit 16 --out runs/augment         ga
 Needs:  labelled faces of two people at the very least; no photo of the test split is ever read
 Writes: policy.json, engine_report.md, moves.jsonl, photos.json (how each looks to a network that has not
         learned from it), arms.jsonl (every run), pictures, TensorBoard events
-Expect: README.md, "The scripts"         -> train_finetune.py, train_reward.py --augment OUT/policy.json
+Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py --augment OUT/policy.json
 
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
 2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command. A

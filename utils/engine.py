@@ -82,8 +82,8 @@ def show(rows):
 
 def signals(logits, labels, seed, positions):
     """Of photos that the network has not learned from, (B,) each: mean and spread of the F1 of drawn masks,
-    and `contradiction`, the mean over classes of the share of its pixels that the network gives to another
-    one with probability `CONFIDENT` (after Northcutt et al., 1911.00068: only out-of-sample ones count)."""
+    and `contradiction`, the share of the labelled pixels where the network gives another class a probability
+    of `CONFIDENT` or more (after Northcutt et al., 1911.00068: only out-of-sample ones count)."""
     num_classes, shape = logits.shape[1], logits.shape[2:]
     f1 = []
     for k in range(MASKS):
@@ -91,15 +91,10 @@ def signals(logits, labels, seed, positions):
         counts = metrics.confusion(sample(logits, u), labels, num_classes)
         f1.append(metrics.mean_f1(counts))
     f1, (sure, preds) = torch.stack(f1).nan_to_num(0.0), logits.softmax(1).max(1)
-    against = (preds != labels) & (sure >= CONFIDENT)
-    of_class = torch.stack([(labels == k) for k in range(num_classes)], 1)
-    share = (of_class & against[:, None]).sum((2, 3)) / of_class.sum((2, 3)).clamp_min(1)
-    seen = of_class.any(3).any(2)
-    return {
-        "mean": f1.mean(0),
-        "spread": f1.std(0),
-        "contradiction": (share * seen).sum(1) / seen.sum(1).clamp_min(1),
-    }
+    known = labels != metrics.IGNORE
+    against = (preds != labels) & known & (sure >= CONFIDENT)
+    share = against.sum((1, 2)) / known.sum((1, 2)).clamp_min(1)
+    return {"mean": f1.mean(0), "spread": f1.std(0), "contradiction": share}
 
 
 def suspicious(contradiction):
@@ -163,9 +158,8 @@ def markdown(policy, arms, table, found, moves, made):
         "## Photos, as networks see them that have not learned from them",
         "",
         f"Drawn masks: mean and spread of the F1 of {MASKS} masks drawn from the network's probabilities.",
-        f"Contradiction: the share of a class that it gives to others with probability {CONFIDENT} and more,",
-        f"mean over classes. Suspect is what is above {SUSPECT[1]}, and {SUSPECT[0]} robust deviations above",
-        "the other photos.",
+        f"Contradiction: the share of pixels where it gives another class a probability of {CONFIDENT} or",
+        f"more. Suspect is what is above {SUSPECT[1]}, and {SUSPECT[0]} robust deviations above the others.",
         "",
         "| photo | F1 of drawn masks | spread | contradiction | |",
         "|---|---|---|---|---|",
