@@ -13,7 +13,7 @@ ETA = 3  # a rung keeps a third of the arms
 CONFIDENT = 0.9  # probability from which a prediction that contradicts its label counts against the label
 SUSPECT = 3.5, 0.05  # robust deviations above the others (Iglewicz and Hoaglin, 1993), and at least so much
 ALLOCATIONS = {
-    "ft": "more steps of fine-tuning on all photos are as good as any reward tuning",
+    "ft": "more steps of fine-tuning on all photos",
     "cleaned": "as many without the suspects, which go into quarantine",
     "shared": "reward tuning on the photos that were fine-tuned on",
     "routed": "reward tuning on the half whose drawn masks disagree most",
@@ -125,14 +125,14 @@ def markdown(policy, arms, table, found, moves, made):
     lines = [
         f"# {kind}, allocation {plan['mode']}",
         "",
-        f"**Policy.** `{kind}`: {arms[kind]['what']}. It comes out best in the gain of mean F1 over `none`,",
-        "less one standard error, on people whom the runs had not learned from. Where no arm gains more",
-        "than that error, `none` is taken. The best of many looks better than it is: where no arm helps, one",
-        "still comes out in half of the searches (simulated). Only a test set says what was gained.",
+        f"**Policy.** `{kind}`: {arms[kind]['what']}. An arm is taken for its gain of mean F1 over",
+        "`none`, less one standard error, on people whom the runs had not learned from; where that is",
+        "above zero for no arm, `none` is. The best of many looks better than it is: where no arm helps,",
+        "one still comes out in half of the searches (simulated). Only a test set says what was gained.",
         "",
         f"**Allocation.** {decided} {suspects} photos are suspect, for a human eye{out}.",
-        "Who is routed where was told by networks that had learned from other folds, the scored one among",
-        "them: a slight optimism that `ft` does not have.",
+        "It takes as much to leave `ft`. Who is routed where was told by networks that had learned from",
+        "other folds, the scored one among them: a slight optimism that `ft` does not have.",
         "",
         f"**Gate.** {policy['gate']['verdict']}",
         "",
@@ -142,6 +142,7 @@ def markdown(policy, arms, table, found, moves, made):
     ]
     for stage in dict.fromkeys(row["stage"] for row in table):
         rows = sorted((r for r in table if r["stage"] == stage), key=lambda r: r["se"] - r["gain"])
+        last = sum(r["kept"] for r in rows) == 1
         lines += [f"## {stage.capitalize()}: on {rows[0]['photos']} held-out photos", ""]
         lines += [
             "| arm | gated | mean F1, over photos | gain, over people | minus 1 se | | what |",
@@ -151,7 +152,7 @@ def markdown(policy, arms, table, found, moves, made):
             arm = arms.get(r["arm"], {"gated": "", "what": ALLOCATIONS.get(r["arm"], "")})
             gated = {True: "yes", False: "no"}.get(arm["gated"], "")
             figures = f"{r['f1']:.3f} | {r['gain']:+.3f} | {r['gain'] - r['se']:+.3f}"
-            fate = "stays" if r["kept"] else f"cut: {_why(r, rows)}"
+            fate = ("taken" if last else "stays") if r["kept"] else f"cut: {_why(r, rows)}"
             lines.append(f"| {r['arm']} | {gated} | {figures} | {fate} | {arm['what']} |")
         lines.append("")
     lines += [
