@@ -8,30 +8,35 @@ arm took, its search included, in multiples of one run on all labels.
 
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 
 from scipy import stats
 
 ARMS = {  # {arm: (what it is, the search that it needed)}
-    "none": ("no augmentation", None),
-    "flip": ("flip", None),
-    "randaugment": ("RandAugment, N = 2, M = 9", None),
-    "trivial": ("TrivialAugment, wide", None),
-    "gate_only": ("all operations up to what the gate accepts, no search", None),
-    "randaugment_tuned": ("RandAugment, N and M searched", "randaugment_tuned"),
+    "none": ("`none`: no augmentation", None),
+    "flip": ("`flip`", None),
+    "randaugment": ("`randaugment`: N = 2, M = 9, as published", None),
+    "trivial": ("`trivial`: TrivialAugment, wide", None),
+    "gate_only": ("gate alone: all operations up to what it accepts", None),
+    "randaugment_tuned": ("`randaugment_tuned`: N and M searched", "randaugment_tuned"),
     "ungated": ("engine without gate", "ungated"),
-    "engine": ("engine", "engine"),
+    "engine": ("**engine**", "engine"),
     "engine_synthetic": ("engine + synthetic faces, 25 %", "engine"),
     "engine_more": ("engine, a third more steps of fine-tuning", "engine"),
     "allocation": ("engine + allocation + its tuning, a third more steps", "engine"),
 }
-AGAINST = "flip", "trivial", "randaugment_tuned", "engine"
+AGAINST = "trivial", "randaugment", "randaugment_tuned"
+
+
+def short(text):
+    return re.sub(r"(?<!\d)0\.", ".", text).replace("-", "−")
 
 
 def interval(change):
     half = stats.sem(change) * stats.t.ppf(0.975, len(change) - 1) if len(change) > 1 else float("nan")
-    return f"{statistics.mean(change):+.3f} ± {half:.3f}"
+    return short(f"{statistics.mean(change):+.3f} ± {half:.3f}")
 
 
 def steps_of(folder, whole):
@@ -63,22 +68,24 @@ def main(args):
         print(f"\n{n} labels\n")
         print(
             "| arm | mean F1 | mIoU | worst class | cost | "
-            + " | ".join(f"against {a}" for a in AGAINST)
+            + " | ".join(f"less `{a}`" for a in AGAINST)
             + " |"
         )
         print("|---|" + "---|" * (4 + len(AGAINST)))
+        most = max(map(len, arms.values()))
         for arm in [a for a in ARMS if a in arms]:
             values = [row["mean_f1"] for row in arms[arm].values()]
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")
             means = (statistics.mean(r[k] for r in arms[arm].values()) for k in ("miou", "worst_f1", "runs"))
             cells = ["{:.3f}", "{:.3f}", "{:.1f}"]
-            cells = [cell.format(v) for cell, v in zip(cells, means, strict=True)]
+            cells = [short(cell.format(v)) for cell, v in zip(cells, means, strict=True)]
             for other in AGAINST:
                 both = sorted(arms[arm].keys() & arms.get(other, {}).keys())
                 change = [arms[arm][d]["mean_f1"] - arms[other][d]["mean_f1"] for d in both]
                 cells.append(interval(change) if other != arm and both else "")
-            who = f"{ARMS[arm][0]} ({len(values)} draws)"
-            print(f"| {who} | {statistics.mean(values):.3f} ± {spread:.3f} | " + " | ".join(cells) + " |")
+            who = f"{ARMS[arm][0]}" + (f" ({len(values)} draws)" if len(values) < most else "")
+            cells = [who, short(f"{statistics.mean(values):.3f} ± {spread:.3f}"), *cells]
+            print(f"| {' | '.join(cells)} |")
         chosen = [f"{d}: {row['policy']}" for d, row in sorted(arms.get("engine", {}).items())]
         print(f"\nThe engine chose: {', '.join(chosen)}")
     if args.write:
