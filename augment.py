@@ -226,8 +226,8 @@ def main(args):
         return use(policy, args, faces, data, out)
     folds, people = folds_of(labelled, args.folds)
     asked = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
-    begun = {"photos": list(row_of), "files": {n: a["policy"] for n, a in asked.items() if n not in ARMS}}
-    runs.begin(out, vars(args) | begun)
+    files = {name: arm["policy"] for name, arm in asked.items() if name not in ARMS}
+    runs.begin(out, vars(args), {"photos": list(row_of), "files": files})
     ledger, log = runs.Ledger(out / "arms.jsonl"), RunLog(out, vars(args))
     every = ["--data", args.data, "--size", size, "--seed", args.seed, "--batch-size", args.batch_size,
              "--device", device.type, *(["--amp", args.amp] if args.amp else [])]  # fmt: skip

@@ -28,22 +28,33 @@ def preview(data, faces, policy, seed, count=6, times=5):
     return draw.sheet(cells, times + 1)
 
 
-def write_pairs(data, faces, policy, seed, count, folder):
-    """`count` augmented pairs, the photos in turn, as a data set in a new folder: images/, labels/ (palette
-    PNGs, 255 where a pixel came from outside the photo), classes.json, which keeps who is on each."""
+def write_folder(folder, faces, pairs):
+    """A data set in a new folder: images/, labels/ (palette PNGs), classes.json, which keeps who is on each.
+
+    pairs: iterable of (name, photo (3, H, W) uint8, mask (H, W) uint8, person).
+    """
     folder = pathlib.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another folder")
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     groups = {}
-    for n in tqdm(range(count), "writing pairs", disable=None):
-        row, before = n % len(data), (n - 1) % len(data)  # CutMix takes from the photo before
-        image, label = augmented(data, faces.flip_pairs, policy, seed, [before, row], n)
-        name = f"{n:06d}"
-        Image.fromarray(image[1].permute(1, 2, 0).numpy()).save(folder / f"images/{name}.png")
-        draw.index_mask(label[1].numpy(), faces.colors).save(folder / f"labels/{name}.png")
-        groups[name] = data.groups[row]
-    pairs = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
-    what = {"classes": faces.classes, "flip_pairs": pairs, "groups": groups}
+    for name, image, label, person in pairs:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"images/{name}.png")
+        draw.index_mask(label.numpy(), faces.colors).save(folder / f"labels/{name}.png")
+        groups[name] = person
+    flips = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
+    what = {"classes": faces.classes, "flip_pairs": flips, "groups": groups}
     (folder / "classes.json").write_text(json.dumps(what) + "\n")
+
+
+def write_pairs(data, faces, policy, seed, count, folder):
+    """`count` augmented pairs, the photos in turn, as a data set; 255 where a pixel came from outside."""
+
+    def pairs():
+        for n in tqdm(range(count), "writing pairs", disable=None):
+            row, before = n % len(data), (n - 1) % len(data)  # CutMix takes from the photo before
+            image, label = augmented(data, faces.flip_pairs, policy, seed, [before, row], n)
+            yield f"{n:06d}", image[1], label[1], data.groups[row]
+
+    write_folder(folder, faces, pairs())

@@ -3,12 +3,14 @@
 set -euo pipefail
 data=${1:?usage: bash recipes/engine_quarantine.sh FOLDER/V3}
 out=runs/engine_quarantine
-for seed in ${SEEDS:-0 1 2}; do
+for seed in ${SEEDS:-3 4 5}; do
   if [ ! -f $out/$seed/faces/planted.json ]; then
     rm -rf $out/$seed
     python recipes/wrong_labels.py plant "$data" $out/$seed/faces --limit 48 --share 0.25 --seed $seed
   fi
-  [ -f $out/$seed/run/policy.json ] || python augment.py --data $out/$seed/faces --size 96 --batch-size 8 --amp bf16 --steps 300 --arms randaugment \
-    --no-gate --no-allocation --seed $seed --out $out/$seed/run
+  if [ ! -f $out/$seed/run/policy.json ]; then
+    python augment.py --data $out/$seed/faces --size 96 --batch-size 8 --amp bf16 --steps 300 --arms randaugment \
+      --no-gate --no-allocation --seed $seed --out $out/$seed/run
+  fi
   python recipes/wrong_labels.py score $out/$seed/faces $out/$seed/run
 done

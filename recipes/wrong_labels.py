@@ -14,15 +14,16 @@ import sys
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from datasets import loading, transforms
 from datasets.cache import CachedFaces
 from datasets.faces import limit
-from utils import draw, rng
+from datasets.pairs import write_folder
+from utils import rng
 
+KINDS = "other", "mirror", "shifted", "swapped", "rough"
 SIZE = 192  # pixels; enough for whatever --size is used after
 
 
@@ -31,41 +32,43 @@ def rough(label):
     return blocks.repeat_interleave(SIZE // 12, 0).repeat_interleave(SIZE // 12, 1)
 
 
+def wrong(kind, turn, row, data, faces, order):
+    """The mask of a photo with a fault in it."""
+    label = data[[row]]["semantic"][0]
+    if kind == "other":
+        strangers = [i for i in order if data.groups[i] != data.groups[row]]
+        return data[[strangers[turn % len(strangers)]]]["semantic"][0]
+    if kind == "mirror":
+        return transforms.flip_labels(label[None], faces.flip_pairs)[0]
+    if kind == "shifted":
+        return label.roll(SIZE // 6, 1)
+    if kind == "rough":
+        return rough(label)
+    inner = [k for k, name in enumerate(faces.classes) if name not in ("background", "skin")]
+    there = [k for k in inner if (label == k).any()]
+    a, b = (there[(turn // len(KINDS) + k) % len(there)] for k in (0, 1))
+    return torch.where(label == a, b, torch.where(label == b, a, label)).to(label.dtype)
+
+
 def plant(args):
     faces = loading.open_any(args.data)
     labelled = limit([s for s in faces.splits["train"] if s.label is not None], args.limit, args.seed)
-    data, out = CachedFaces(faces, labelled, SIZE), pathlib.Path(args.out)
-    for kind in ("images", "labels"):
-        (out / kind).mkdir(parents=True)
-    order = rng.uniform(args.seed, torch.arange(len(labelled)), 1, stream=90)[:, 0].argsort().tolist()
-    chosen, planted, groups = order[: round(args.share * len(order))], {}, {}
-    inner = [k for k, name in enumerate(faces.classes) if name not in ("background", "skin")]
-    for n, row in enumerate(range(len(labelled))):
-        photo = data[[row]]
-        image, label = photo["image"][0], photo["semantic"][0]
-        if row in chosen:
-            turn = chosen.index(row)
-            kind = ("other", "mirror", "shifted", "swapped", "rough")[turn % 5]
-            strangers = [i for i in order if data.groups[i] != data.groups[row]]
-            there = [k for k in inner if (label == k).any()]
-            a, b = (there[(turn // 5 + k) % len(there)] for k in (0, 1))
-            swapped = torch.where(label == a, b, torch.where(label == b, a, label)).to(label.dtype)
-            label = {
-                "other": data[[strangers[turn % len(strangers)]]]["semantic"][0],
-                "mirror": transforms.flip_labels(label[None], faces.flip_pairs)[0],
-                "shifted": label.roll(SIZE // 6, 1),
-                "swapped": swapped,
-                "rough": rough(label),
-            }[kind]
-            planted[f"{n:03d}"] = kind
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"images/{n:03d}.png")
-        draw.index_mask(label.numpy(), faces.colors).save(out / f"labels/{n:03d}.png")
-        groups[f"{n:03d}"] = data.groups[row]
-    pairs = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
-    what = {"classes": faces.classes, "flip_pairs": pairs, "groups": groups}
-    (out / "classes.json").write_text(json.dumps(what) + "\n")
-    (out / "planted.json").write_text(json.dumps(planted) + "\n")
-    print(f"wrote:   {len(labelled)} faces, {len(planted)} with wrong masks")
+    data = CachedFaces(faces, labelled, SIZE)
+    order = rng.uniform(args.seed, torch.arange(len(data)), 1, stream=90)[:, 0].argsort().tolist()
+    turns = {row: turn for turn, row in enumerate(order[: round(args.share * len(order))])}
+    planted = {f"{row:03d}": KINDS[turn % len(KINDS)] for row, turn in turns.items()}
+
+    def pairs():
+        for row in range(len(data)):
+            name, photo = f"{row:03d}", data[[row]]
+            label = photo["semantic"][0]
+            if name in planted:
+                label = wrong(planted[name], turns[row], row, data, faces, order)
+            yield name, photo["image"][0], label, data.groups[row]
+
+    write_folder(args.out, faces, pairs())
+    (pathlib.Path(args.out) / "planted.json").write_text(json.dumps(planted) + "\n")
+    print(f"wrote:   {len(data)} faces, {len(planted)} with wrong masks")
 
 
 def score(args):

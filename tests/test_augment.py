@@ -62,6 +62,11 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     assert not (tmp_path / "killed/policy.json").exists()
     done = call("augment.py", *flags, "--out", tmp_path / "killed", "--batch-size", 5, status=2)
     assert "--batch-size 5: the search in" in done.stderr
+    told = (tmp_path / "killed/search.json").read_text()
+    (tmp_path / "killed/search.json").write_text(told.replace("train/", "train/other"))
+    done = call("augment.py", *flags, "--out", tmp_path / "killed", status=2)
+    assert "began with other photos or arms" in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "killed/search.json").write_text(told)
     call("augment.py", *flags, "--out", tmp_path / "killed")
     assert ledger.read_text().startswith(before[: before.rindex("\n") + 1])  # nothing was run again
     policies = [(tmp_path / name / "policy.json").read_text() for name in ("straight", "killed")]

@@ -26,9 +26,9 @@ def write_json(out, name, what):
     return path
 
 
-def begin(out, flags):
-    """Make the folder of a search, or go on in it: with the same flags, else it is refused. flags: {name:
-    value}."""
+def begin(out, flags, inputs):
+    """Make the folder of a search, or go on in it: with the same flags {name: value} and inputs (anything
+    that JSON holds), else it is refused."""
     free = ("jobs", "device", "out", "policy", "preview", "materialise")
     told = {k: v for k, v in flags.items() if k not in free}
     try:
@@ -43,7 +43,9 @@ def begin(out, flags):
             if before.get(key) != value:
                 raise UserError(f"--{key.replace('_', '-')} {value}: the search in {out} began with "
                                 f"{before.get(key)}; name another --out")  # fmt: skip
-    write_json(out, "search.json", told)
+        if before.get("inputs") != inputs:
+            raise UserError(f"--out {out}: its search began with other photos or arms; name another")
+    write_json(out, "search.json", told | {"inputs": inputs})
 
 
 class Ledger:
@@ -88,8 +90,8 @@ def run_all(jobs, folder, ledger, finish, at_once=1):
 
     def start(job):
         out = pathlib.Path(folder) / job["run"]
-        for left in (out, *out.parent.glob(f"{out.name}.*")):
-            shutil.rmtree(left, ignore_errors=True)
+        for stale in (out, *out.parent.glob(f"{out.name}.*")):
+            shutil.rmtree(stale, ignore_errors=True)
         # under a name of its own until it has ended: where this process was killed but not the run that it
         # had started, that run writes on
         begun = out.with_name(f"{out.name}.{os.getpid()}")
