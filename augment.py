@@ -10,8 +10,9 @@ Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py -
 
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
 2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command. A
-   third of the arms goes on to one more fold of people; runs are equally long, since in short ones "none"
-   looks best. An arm's score is its gain over "none" on held-out people, minus one standard error.
+   third of the arms goes on to one more fold of people, by its gain over "none" minus one standard error;
+   runs are equally long, since in short ones weak augmentation looks best. "none" and RandAugment, the
+   best guess before any run, are never cut; at last an arm has to beat RandAugment by one standard error.
 3. Control: as an arm, the strength follows the gap between training and held-out score during the run.
 4. Allocate: out-of-fold predictions say which masks contradict the network confidently (suspects), and on
    which photos drawn masks disagree; arms then decide what to tune on rewards, if anything.
@@ -33,7 +34,20 @@ from datasets.faces import limit
 from datasets.pairs import preview, write_pairs
 from models import restore
 from utils import checkpoint, dist, draw, engine, metrics, plot, runs
-from utils.engine import ETA, folds_of, gain, rows_of, say, show, signals, survivors, suspicious, winner
+from utils.engine import (
+    ETA,
+    folds_of,
+    gain,
+    rows_of,
+    say,
+    scaled,
+    show,
+    signals,
+    survivors,
+    suspicious,
+    winner,
+    with_cutmix,
+)
 from utils.errors import UserError, positive, run
 from utils.log import RunLog
 
@@ -60,7 +74,7 @@ def get_parser():
     g.add_argument("--folds", type=positive, default=3, help="of the people (default 3)")
     g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
     g.add_argument("--arms", nargs="+", metavar="ARM", help="to search, besides none: policy files, or some "
-                   f"of {' '.join(ARMS)} (default all of these)")  # fmt: skip
+                   f"of {' '.join(ARMS)} (default {' '.join(DEFAULT)})")  # fmt: skip
     g.add_argument("--no-gate", action="store_true", help="search without asking how far operations may go")
     g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
     g = p.add_argument_group("a policy that is there")
@@ -84,28 +98,19 @@ def get_parser():
 
 ARMS = {
     "none": "no augmentation; never cut",
-    "randaugment": "as published",
+    "randaugment": "as published; never cut",
     "trivial": "as published",
+    "cutmix": "RandAugment, and CutMix on every other image",
     "full": "all operations, full scale",
+    "geometric": "geometry alone, full scale",
+    "controlled": "strength follows the gap to held-out people",
+    "standardise": "full scale; every channel of every photo to mean 0, variance 1",
     "half": "all operations, half scale",
     "quarter": "all operations, a quarter of the scale",
-    "geometric": "geometry alone, full scale",
     "photometric": "colour alone, full scale",
-    "cutmix": "full scale, CutMix on every other",
-    "controlled": "strength follows the gap to held-out people",
     "grey-world": "full scale; the light's colour is taken out of every photo, before and after training",
-    "standardise": "full scale; every channel of every photo to mean 0, variance 1",
 }
-
-
-def scaled(ops, scale, flip=0.5, cutmix=False):
-    """A policy of one operation an image, uniform up to `scale` times its bounds."""
-    ops = [{**op, "weight": 1.0} for op in ops]
-    if cutmix:  # a regulariser: half of the images, and never of reward tuning
-        box = {"name": "cutmix", "m_neg": 0.0, "m_pos": 0.5 / scale}  # half of a side, whatever the scale
-        ops.append({**box, "weight": float(len(ops))})
-    return {**transforms.FLIP, "schema": 1, "flip": flip, "num_ops": 1, "p_identity": 0.1, "scale": scale,
-            "ops": ops}  # fmt: skip
+DEFAULT = list(ARMS)[:8]  # a search over three folds then takes fifteen runs
 
 
 def make_arms(gated, synthetic, names):
@@ -126,7 +131,7 @@ def make_arms(gated, synthetic, names):
         "quarter": (at(ops, top / 4), [], known),
         "geometric": (at(geometry, top), [], known),
         "photometric": (at(colour, top), [], known),
-        "cutmix": (at(ops, top, cutmix=bool(ops)), [], False),
+        "cutmix": (with_cutmix(transforms.POLICIES["randaugment"]), [], False),
         "controlled": ({**at(ops, top / 2), "scale_max": top}, ["--control", CONTROL], known),
         "grey-world": (full, ["--preprocess", "grey-world"], known),
         "standardise": (full, ["--preprocess", "standardise"], known),
@@ -143,7 +148,8 @@ def make_arms(gated, synthetic, names):
     if unknown := set(names or []) - arms.keys():
         raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(arms)}, or FILE.json")
     title = lambda name: pathlib.Path(name).stem  # of a file; its path would not do for a folder of runs
-    keys, chosen = ("policy", "flags", "gated", "what"), {"none", *(names or arms)}
+    default = [*DEFAULT, "synthetic"]
+    keys, chosen = ("policy", "flags", "gated", "what"), {"none", *(names or arms.keys() & default)}
     if len({title(name) for name in chosen}) < len(chosen):
         raise UserError(f"--arms {' '.join(sorted(chosen))}: two have one name")
     return {title(n): dict(zip(keys, (*arms[n], what[n]), strict=True)) for n in arms if n in chosen}
@@ -268,15 +274,16 @@ def main(args):
     arms = make_arms(gated, args.synthetic, args.arms)
 
     # ---- search ----
-    alive, table = list(arms), []
+    alive, table, safe = list(arms), [], "randaugment" if "randaugment" in arms else "none"
     for rung in range(1, len(folds) + 1):  # those who go on are held to one fold of people more
+        last, over = rung == len(folds), safe if rung == len(folds) else "none"
         jobs = [job_of(f"search/{name}/{k}", FINETUNE, *folds[k], arms[name]["policy"], args.steps,
                        fresh + arms[name]["flags"], write, keep=True)
                 for name in alive for k in range(rung)]  # fmt: skip
-        scores, gains = compare(jobs, "none")
-        alive = survivors(gains) if rung < len(folds) else [winner(gains)]
-        rows = rows_of(f"rung {rung}", scores, gains, alive)
-        log.scalars(rung, **{f"gain/{row['arm']}": row["gain"] for row in rows})
+        scores, gains = compare(jobs, over)
+        alive = [winner(gains, safe)] if last else survivors(gains, safe)
+        rows = rows_of(f"rung {rung}, over {over}", scores, gains, alive)
+        log.scalars(rung, **{f"gain_over_{over}/{row['arm']}": row["gain"] for row in rows})
         print(show(rows))
         table += rows
     best = alive[0]
@@ -334,7 +341,7 @@ def main(args):
         compare(halves, None)
         scores, gains = compare(jobs, "ft")
         mode = winner(gains, "ft")
-        rows = rows_of("allocate", scores, gains, [mode])
+        rows = rows_of("allocation, over ft", scores, gains, [mode])
         print(show(rows))
         table += rows
 
@@ -349,22 +356,18 @@ def main(args):
             say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
     ft, reward = shares[mode]
     images = args.batch_size * sum(row["steps"] for row in ledger.rows.values())
-    searched = {"arm": best, "flags": plain, "steps": args.steps, "folds": len(folds), "images": images,
-                "runs": len(ledger.rows), "allocated": not args.no_allocation}  # fmt: skip
-    shared_out = {
-        "mode": mode,
-        "ft": ft,
-        "reward": reward,
-        "quarantine": suspects if mode == "cleaned" else [],
-    }
+    searched = {"arm": best, "safe": safe, "flags": plain, "steps": args.steps, "folds": len(folds),
+                "images": images, "runs": len(ledger.rows), "allocated": not args.no_allocation}  # fmt: skip
+    doubted = suspects if mode == "cleaned" else []
+    plan_of = {"mode": mode, "ft": ft, "reward": reward, "quarantine": doubted}
     policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects,
-              "allocation": shared_out, "gate": {"verdict": verdict, "gated": chosen["gated"]},
+              "allocation": plan_of, "gate": {"verdict": verdict, "gated": chosen["gated"]},
               "search": searched}  # fmt: skip
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
     names = [f"{r['stage']}: {r['arm']}" for r in table]
     values, errors = ([r[k] for r in table] for k in ("gain", "se"))
-    title = "gain on held-out people, over none or ft, and one standard error"
+    title = "gain on held-out people, and one standard error"
     made = {
         "gains": plot.bars(names, values, errors, title),
         "faces": preview(data, faces, policy, args.seed),

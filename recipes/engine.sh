@@ -13,7 +13,7 @@ every=(--data "$data" --limit "$n" --seed "$draw" --size 96 --batch-size 8 --amp
 
 search() { # NAME FLAGS...: its policy without the allocation, so that all photos serve, is NAME.json
   if [ ! -f "$out/$1/policy.json" ]; then
-    python augment.py "${every[@]}" --steps "${SEARCH:-300}" --out "$out/$1" "${@:2}"
+    python augment.py "${every[@]}" --steps "$steps" --out "$out/$1" "${@:2}"
   fi
   python -c 'import json, sys; p = json.load(sys.stdin); del p["allocation"]; print(json.dumps(p))' \
     < "$out/$1/policy.json" > "$out/$1.json"
@@ -37,14 +37,13 @@ python - "$out" "$gate/policy.json" <<'PY'
 import json, sys
 from pathlib import Path
 sys.path.insert(0, ".")
-from augment import scaled
 from datasets.transforms import POLICIES
+from utils.engine import scaled
 out, gate = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
 (out / "gate_only.json").write_text(json.dumps(scaled(gate["ops"], gate["scale"])))
-for n in 1, 2, 3:  # RandAugment's two knobs
-    for m in 3, 9, 15, 21:
-        policy = {**POLICIES["randaugment"], "num_ops": n, "levels": [m, m]}
-        (out / f"{n}_{m}.json").write_text(json.dumps(policy))
+for n, m in (1, 9), (1, 14), (2, 5), (2, 14), (3, 5), (3, 9):  # about RandAugment's two knobs, N = 2 and M = 9
+    policy = {**POLICIES["randaugment"], "num_ops": n, "levels": [m, m]}
+    (out / f"{n}_{m}.json").write_text(json.dumps(policy))
 PY
 arms=${ARMS:-none flip randaugment trivial gate_only engine engine_synthetic allocation randaugment_tuned ungated}
 more=$((steps / 3))
@@ -66,7 +65,7 @@ for arm in $arms; do
       final $arm $script $more --init "$out/final/allocated/last.pt" --lr 1e-3 --augment "$policy" $plain ;;
     randaugment_tuned | ungated)
       only=(--no-gate --no-allocation)
-      if [ $arm = randaugment_tuned ]; then only+=(--arms "$out"/?_*.json); fi
+      if [ $arm = randaugment_tuned ]; then only+=(--arms randaugment "$out"/?_*.json); fi
       search $arm "${only[@]}"
       full $arm "$out/$arm.json" $(flags_of "$out/$arm.json") ;;
     *) full "$arm" "$arm" ;;

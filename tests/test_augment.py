@@ -79,7 +79,8 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     assert len(set(held)) == len(held) == 8 and not [photo for photo in held if photo.startswith("test")]
     assert sorted(policy["allocation"]["ft"]) == sorted(set(held) - {*policy["allocation"]["quarantine"]})
     words = (out / "engine_report.md").read_text()
-    assert "## Rung 2: on 8 held-out photos" in words and "train/" in words and "(gains.png)" in words
+    assert "## Rung 2, over none: on 8 held-out photos" in words
+    assert "train/" in words and "(gains.png)" in words
     done = call("augment.py", *flags, "--out", out, status=2)
     assert "holds a policy.json already" in done.stderr
     flags = [
@@ -140,7 +141,11 @@ def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
         "flip": 0.5,
     }
     arms = augment.make_arms(gated, 0.25, None)
-    assert "photometric" not in arms and arms["synthetic"]["flags"] == ["--synthetic", "0.25"]
+    assert set(arms) == {*augment.DEFAULT, "synthetic"} and len(augment.make_arms(gated, 0, None)) == 8
+    assert arms["synthetic"]["flags"] == ["--synthetic", "0.25"]
+    with pytest.raises(loading.UserError, match="--arms photometric: there is none"):
+        augment.make_arms(gated, 0.25, ["photometric"])  # the gate passed geometry alone
+    arms |= augment.make_arms(gated, 0, ["half", "quarter", "grey-world"])
     for name, share in {"full": 1, "half": 0.5, "quarter": 0.25, "geometric": 1, "grey-world": 1}.items():
         op = arms[name]["policy"]["ops"][0]
         assert (
@@ -150,7 +155,7 @@ def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
     assert arms["controlled"]["policy"]["scale_max"] == 2
 
     refused = augment.make_arms({"ops": [], "scale": 0.0, "flip": 0.5}, 0, None)
-    assert list(refused) == ["none", "randaugment", "trivial"]
+    assert list(refused) == ["none", "randaugment", "trivial", "cutmix"]
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({**gated, "allocation": {"ft": ["a"]}}))
     chosen = augment.make_arms(None, 0, ["half", str(file)])
@@ -159,6 +164,19 @@ def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
     (tmp_path / "half.json").write_text(json.dumps(gated))
     with pytest.raises(loading.UserError, match="two have one name"):
         augment.make_arms(None, 0, ["half", str(tmp_path / "half.json")])
+
+
+def test_half_of_the_images_get_a_box():
+    """CutMix as an arm: counted over drawn augmentations of two flat photos."""
+    policy = {**transforms.POLICIES["randaugment"], "flip": 0.0, "scale": 0.7}
+    still = {"name": "rotate", "m_neg": 0.0, "m_pos": 0.0, "weight": 3.0}
+    policy = augment.with_cutmix({**policy, "ops": [still]})
+    labels = torch.arange(2, dtype=torch.uint8).repeat(1000).view(-1, 1, 1).expand(-1, 32, 32)
+    images = torch.zeros(2000, 3, 32, 32, dtype=torch.uint8)
+    masks = transforms.augment(images, labels, policy, 0, torch.arange(2000), [])[1]
+    pasted = (masks != labels).float().mean((1, 2))
+    assert (pasted > 0).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert 0.15 < pasted[pasted > 0].median() < 0.25  # of half a side, often over the edge
 
 
 def test_a_gate_found_before_is_taken_as_it_is(tmp_path):

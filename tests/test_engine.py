@@ -17,14 +17,15 @@ def scores(rng, effect):
     return {photo: 0.7 + effect + 0.03 * rng.normal() for photo in PHOTOS}
 
 
-def search(effects, seed):
-    """Three rungs, each held to more of the people."""
+def search(effects, seed, safe="none"):
+    """Three rungs, each held to more of the people; in the last one arms are held to the safe one."""
     rng, alive = np.random.default_rng(seed), list(effects)
     found = {name: scores(rng, effect) for name, effect in effects.items()}
     for seen in (6, 12, 16):
         some = {name: {photo: found[name][photo] for photo in PHOTOS[:seen]} for name in alive}
-        gains = {name: engine.gain(some[name], some["none"], PEOPLE) for name in alive}
-        alive = engine.survivors(gains) if seen < 16 else [engine.winner(gains)]
+        over = some["none" if seen < 16 else safe]
+        gains = {name: engine.gain(some[name], over, PEOPLE) for name in alive}
+        alive = engine.survivors(gains, safe) if seen < 16 else [engine.winner(gains, safe)]
     return alive[0]
 
 
@@ -39,12 +40,21 @@ def test_if_all_arms_harm_none_is_chosen():
     """E2."""
     effects = {"none": 0} | {f"arm {i}": -0.02 * (i + 1) for i in range(8)}
     assert sum(search(effects, seed) == "none" for seed in range(20)) >= 18
+    effects["safe"] = -0.05
+    assert sum(search(effects, seed, "safe") == "none" for seed in range(20)) >= 18
 
 
-def test_where_no_arm_helps_one_is_often_chosen_all_the_same():
-    """What the report says of its own choice: the best of eleven, by one standard error."""
-    effects = dict.fromkeys(["none", *(f"arm {i}" for i in range(11))], 0)
-    assert 0.3 < np.mean([search(effects, seed) != "none" for seed in range(200)]) < 0.7
+def test_an_arm_takes_the_place_of_the_safe_one_only_if_it_beats_it():
+    effects = {"none": 0, "safe": 0.1} | {f"arm {i}": 0.01 * i for i in range(6)}
+    assert sum(search(effects, seed, "safe") == "safe" for seed in range(20)) >= 18
+    effects["arm 5"] = 0.15
+    assert sum(search(effects, seed, "safe") == "arm 5" for seed in range(20)) >= 18
+
+
+def test_where_arms_are_alike_another_is_often_chosen_all_the_same():
+    """What the report says of its own choice, of eight arms."""
+    effects = dict.fromkeys(["none", "safe", *(f"arm {i}" for i in range(6))], 0)
+    assert 0.3 < np.mean([search(effects, seed, "safe") != "safe" for seed in range(200)]) < 0.55
 
 
 def test_gain_is_paired_and_counts_people():
@@ -65,6 +75,7 @@ def test_a_rung_keeps_none_and_a_third():
     gains = {"none": (0.0, 0.0)} | {f"arm {i}": (-0.1 * i, 0.0) for i in range(1, 8)}
     assert engine.survivors(gains) == ["none", "arm 1", "arm 2", "arm 3"]
     assert engine.survivors({"none": (0, 0), "a": (1, 5), "b": (0.5, 0.1)}) == ["none", "b"]
+    assert engine.survivors(gains, "arm 7") == ["none", "arm 7", "arm 1", "arm 2"]
     alone = {"none": (0, 0)} | {
         name: (g, g) for name, g in zip("abcd", (0.001, 0.3, 0.002, 0.2), strict=True)
     }
