@@ -5,7 +5,6 @@ import math
 import numpy as np
 import torch
 
-from datasets import transforms
 from utils import metrics, rng
 from utils.errors import UserError
 from utils.policy import sample
@@ -26,7 +25,7 @@ MASKS = 8  # drawn of each photo, out of fold, to see what is undecided
 
 def scaled(ops, scale, flip=0.5):
     """A policy of one operation an image, uniform up to `scale` times its bounds."""
-    return {**transforms.FLIP, "schema": 1, "flip": flip, "num_ops": 1, "p_identity": 0.1, "scale": scale,
+    return {"schema": 1, "flip": flip, "num_ops": 1, "p_identity": 0.1, "levels": [0, 30], "scale": scale,
             "ops": [{**op, "weight": 1.0} for op in ops]}  # fmt: skip
 
 
