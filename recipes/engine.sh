@@ -45,7 +45,8 @@ for n, m in (1, 9), (1, 14), (2, 5), (2, 14), (3, 5), (3, 9):  # about RandAugme
     policy = {**POLICIES["randaugment"], "num_ops": n, "levels": [m, m]}
     (out / f"{n}_{m}.json").write_text(json.dumps(policy))
 PY
-arms=${ARMS:-none flip randaugment trivial gate_only engine engine_synthetic allocation randaugment_tuned ungated}
+searched="engine engine_128 engine_synthetic allocation randaugment_tuned ungated"
+arms=${ARMS:-none flip randaugment trivial gate_only $searched}
 more=$((steps / 3))
 for arm in $arms; do
   # shellcheck disable=SC2046
@@ -54,6 +55,9 @@ for arm in $arms; do
     engine)
       search engine --gate-on "$gate"
       full $arm "$out/engine.json" $(flags_of "$out/engine.json") ;;
+    engine_128) # larger photos, more steps: what a user would run in the end
+      final $arm train_finetune.py 1000 --size 128 --batch-size 16 --augment "$out/engine.json" \
+        $(flags_of "$out/engine.json") ;;
     engine_synthetic) full $arm "$out/engine.json" $(flags_of "$out/engine.json") --synthetic 0.25 ;;
     allocation) # a third more steps: as the engine would, and plainly
       policy=$out/engine/policy.json plain=$(flags_of "$out/engine.json")

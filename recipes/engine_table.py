@@ -2,8 +2,8 @@
 
 python recipes/engine_table.py runs/engine [--write benchmarks/engine]     also copies what it was made from
 
-F1 is mean F1 on the test people; an interval is Student's, over draws; steps count all training steps that an
-arm took, its search included, in multiples of one run on all labels.
+F1 is mean F1 on the test people; an interval is Student's, over draws; cost is all pixels that an arm trained
+on, its search included, in multiples of one run on all labels without a search.
 """
 
 import argparse
@@ -23,6 +23,7 @@ ARMS = {  # {arm: (what it is, the search that it needed)}
     "randaugment_tuned": ("`randaugment_tuned`: N and M searched", "randaugment_tuned"),
     "ungated": ("engine without gate", "ungated"),
     "engine": ("**engine**", "engine"),
+    "engine_128": ("engine, 1000 steps of 16 images at 128 px", "engine"),
     "engine_synthetic": ("engine + synthetic faces, 25 %", "engine"),
     "engine_more": ("engine, a third more steps of fine-tuning", "engine"),
     "allocation": ("engine + allocation + its tuning, a third more steps", "engine"),
@@ -39,10 +40,16 @@ def interval(change):
     return short(f"{statistics.mean(change):+.3f} ± {half:.3f}")
 
 
-def steps_of(folder, whole):
-    """Training steps of a search: of the runs in its arms.jsonl; not whole: without the allocation's."""
+def pixels(folder, steps=None):
+    """That the script of this folder trained on; or would in so many steps."""
+    told = json.loads((folder / "args.json").read_text())["args"]
+    return (steps or told["steps"]) * told["batch_size"] * told["size"] ** 2
+
+
+def searched(folder, whole):
+    """Pixels of a search: of the runs in its arms.jsonl; not whole: without the allocation's."""
     rows = [json.loads(line) for line in open(folder / "arms.jsonl")]
-    return sum(row["steps"] for row in rows if whole or row["run"].startswith("search/"))
+    return pixels(folder, sum(row["steps"] for row in rows if whole or row["run"].startswith("search/")))
 
 
 def main(args):
@@ -52,12 +59,9 @@ def main(args):
         if arm not in ARMS:
             continue
         result, search = json.loads(path.read_text()), ARMS[arm][1]
-        taken = json.loads((path.parent / "args.json").read_text())["args"]["steps"]
-        full = taken
-        if arm in ("engine_more", "allocation"):
-            full = json.loads((path.parent.parent / "engine/args.json").read_text())["args"]["steps"]
-            taken += full
-        taken += steps_of(root / n / draw / search, arm == "allocation") if search else 0
+        full, taken = pixels(path.parents[1] / "randaugment"), pixels(path.parent)
+        taken += full if arm in ("engine_more", "allocation") else 0
+        taken += searched(root / n / draw / search, arm == "allocation") if search else 0
         worst = min(v["f1"] for k, v in result["per_class"].items() if k != "background")
         policy = json.loads((root / n / draw / f"{search}.json").read_text())["kind"] if search else arm
         row = {"n": int(n), "draw": int(draw), "arm": arm, "policy": policy, "runs": round(taken / full, 2)}
@@ -82,7 +86,7 @@ def main(args):
             for other in AGAINST:
                 both = sorted(arms[arm].keys() & arms.get(other, {}).keys())
                 change = [arms[arm][d]["mean_f1"] - arms[other][d]["mean_f1"] for d in both]
-                cells.append(interval(change) if other != arm and both else "")
+                cells.append(interval(change) if arm not in (other, "engine_128") and both else "")
             who = f"{ARMS[arm][0]}" + (f" ({len(values)} draws)" if len(values) < most else "")
             cells = [who, short(f"{statistics.mean(values):.3f} ± {spread:.3f}"), *cells]
             print(f"| {' | '.join(cells)} |")
