@@ -34,20 +34,8 @@ from datasets.faces import limit
 from datasets.pairs import preview, write_pairs
 from models import restore
 from utils import checkpoint, dist, draw, engine, metrics, plot, runs
-from utils.engine import (
-    ETA,
-    folds_of,
-    gain,
-    rows_of,
-    say,
-    scaled,
-    show,
-    signals,
-    survivors,
-    suspicious,
-    winner,
-    with_cutmix,
-)
+from utils.engine import ETA, folds_of, gain, rows_of, scaled, show, signals, survivors, winner
+from utils.engine_report import markdown
 from utils.errors import UserError, positive, run
 from utils.log import RunLog
 
@@ -97,9 +85,9 @@ def get_parser():
 # ---- the arms
 
 ARMS = {
-    "none": "no augmentation; never cut",
-    "randaugment": "as published; never cut",
-    "trivial": "as published",
+    "none": "no augmentation",
+    "randaugment": "as published, two operations of medium strength",
+    "trivial": "as published, one operation of any strength",
     "cutmix": "RandAugment, and CutMix on every other image",
     "full": "all operations, full scale",
     "geometric": "geometry alone, full scale",
@@ -131,7 +119,7 @@ def make_arms(gated, synthetic, names):
         "quarter": (at(ops, top / 4), [], known),
         "geometric": (at(geometry, top), [], known),
         "photometric": (at(colour, top), [], known),
-        "cutmix": (with_cutmix(transforms.POLICIES["randaugment"]), [], False),
+        "cutmix": (engine.with_cutmix(transforms.POLICIES["randaugment"]), [], False),
         "controlled": ({**at(ops, top / 2), "scale_max": top}, ["--control", CONTROL], known),
         "grey-world": (full, ["--preprocess", "grey-world"], known),
         "standardise": (full, ["--preprocess", "standardise"], known),
@@ -282,7 +270,7 @@ def main(args):
                 for name in alive for k in range(rung)]  # fmt: skip
         scores, gains = compare(jobs, over)
         alive = [winner(gains, safe)] if last else survivors(gains, safe)
-        rows = rows_of(f"rung {rung}, over {over}", scores, gains, alive)
+        rows = rows_of(f"rung {rung}, over {over}", scores, gains, people, alive)
         log.scalars(rung, **{f"gain_over_{over}/{row['arm']}": row["gain"] for row in rows})
         print(show(rows))
         table += rows
@@ -301,12 +289,13 @@ def main(args):
         settled, plan = {**settled, "scale": means[-1][1]}, {"schedule": means}
 
     # ---- allocate ----
-    found, moves = {}, []
+    found, parsed, moves = {}, {}, []
     for k, (_, held) in enumerate(folds):
         logits, labels = predict(winners[k], held)
+        parsed |= dict(zip(held, logits.argmax(1).byte().cpu(), strict=True))
         columns = signals(logits, labels, args.seed, torch.tensor([row_of[i] for i in held]))
         found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
-    suspects = suspicious({i: f["contradiction"] for i, f in found.items()})
+    suspects = engine.suspicious({i: f["contradiction"] for i, f in found.items()})
     everybody, kept = list(row_of), [i for i in row_of if i not in suspects]  # no reward on doubtful masks
     routed = sorted(kept, key=lambda i: -found[i]["spread"])[: (len(kept) + 1) // 2]
     shares = {  # who fine-tunes, and who is in the steps after that
@@ -327,21 +316,18 @@ def main(args):
             start, halfway = winners[k] / "last.pt", out / f"runs/half/disjoint/{k}/last.pt"
             mine = {arm: [[i for i in ids if i in train] for ids in pair] for arm, pair in shares.items()}
             if "disjoint" in mine:
-                half = (FINETUNE, mine["disjoint"][0], held, {**chosen["policy"], **plan})
-                halves.append(
-                    job_of(f"half/disjoint/{k}", *half, args.steps, fresh + plain, write, keep=True)
-                )
+                half = FINETUNE, mine["disjoint"][0], held, {**chosen["policy"], **plan}, args.steps
+                halves.append(job_of(f"half/disjoint/{k}", *half, fresh + plain, write, keep=True))
             for arm, (_, ids) in mine.items():
                 init = ["--init", halfway if arm == "disjoint" else start, "--lr", "1e-3"]
-                script, more = (
-                    (FINETUNE, plain) if arm in ("ft", "cleaned") else (REWARD, ["--ce-weight", "1"])
-                )
+                rewarded = arm in engine.REWARDED
+                script, more = (REWARD, ["--ce-weight", "1"]) if rewarded else (FINETUNE, plain)
                 flags = [*every, *init, *more]
                 jobs.append(job_of(f"extra/{arm}/{k}", script, ids, held, settled, extra, flags, write))
         compare(halves, None)
         scores, gains = compare(jobs, "ft")
         mode = winner(gains, "ft")
-        rows = rows_of("allocation, over ft", scores, gains, [mode])
+        rows = rows_of("allocation, over ft", scores, gains, people, [mode])
         print(show(rows))
         table += rows
 
@@ -349,11 +335,12 @@ def main(args):
     for i in row_of:
         f = found[i]
         if i in suspects:
-            why = "the network, which has not seen it, is sure of other classes than the mask: look at it"
+            most = engine.dispute(data[[row_of[i]]]["semantic"][0], parsed[i], faces.classes)
+            why = f"{f['contradiction']:.0%} contradicted by a network that has not seen it; mostly {most}"
             to = "quarantine" if mode == "cleaned" else "suspect"
-            say(moves, i, "labelled", to, "contradiction", f, why)
+            engine.say(moves, i, "labelled", to, "contradiction", f, why)
         elif mode in ("routed", "disjoint") and i in shares[mode][1]:
-            say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
+            engine.say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
     ft, reward = shares[mode]
     images = args.batch_size * sum(row["steps"] for row in ledger.rows.values())
     searched = {"arm": best, "safe": safe, "flags": plain, "steps": args.steps, "folds": len(folds),
@@ -365,7 +352,7 @@ def main(args):
               "search": searched}  # fmt: skip
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
-    names = [f"{r['stage']}: {r['arm']}" for r in table]
+    names = [f"{r['stage']}: {r['arm']}{' (kept)' if r['kept'] else ''}" for r in table]
     values, errors = ([r[k] for r in table] for k in ("gain", "se"))
     title = "gain on held-out people, and one standard error"
     made = {
@@ -373,27 +360,27 @@ def main(args):
         "faces": preview(data, faces, policy, args.seed),
     }
     if suspects:
-        rows = [row_of[i] for i in suspects][:16]
-        batch = data[rows]
-        made["suspects"] = draw.pairs(batch["image"], batch["semantic"], faces.colors, faces.classes)
+        worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
+        batch, preds = data[[row_of[i] for i in worst]], torch.stack([parsed[i] for i in worst])
+        shown = batch["image"], batch["semantic"], preds, faces.colors, faces.classes
+        made["suspects"] = draw.comparison(*shown, scale=max(1, 192 // size))
     for name, picture in made.items():
         draw.write(out / f"{name}.png", picture)
         log.image(0, f"engine/{name}", picture)
     log.close()
-    (out / "engine_report.md").write_text(engine.markdown(policy, arms, table, found, moves, made))
+    asked_on = "" if args.no_gate else pathlib.Path(real).name
+    page = markdown(policy, arms, table, found, people, moves, made, asked_on)
+    (out / "engine_report.md").write_text(page)
     write("policy.json", policy)  # last: with it, all is there
-    print(
-        f"policy:  {best}, allocation {mode}, {len(suspects)} photos to look at; see {out}/engine_report.md"
-    )
+    say_so = f"{best}, allocation {mode}, {len(suspects)} photos to look at"
+    print(f"policy:  {say_so}; see {out}/engine_report.md")
     same = [f for f in fresh if f not in ("--device", device.type)]
     limits = ["--limit", args.limit] if args.limit else []
     augmented = ["--val-fraction", 0, "--augment", out / "policy.json"]
     print("next:    python train_finetune.py", *same, *limits, *augmented, *plain)
     if mode in engine.REWARDED:
-        print(
-            f"         python train_reward.py --init BEST.pt --steps {extra} --lr 1e-3 --ce-weight 1",
-            *augmented,
-        )
+        tuned = f"--init BEST.pt --steps {extra} --lr 1e-3 --ce-weight 1"
+        print(f"         python train_reward.py {tuned}", *augmented)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     assert len(set(held)) == len(held) == 8 and not [photo for photo in held if photo.startswith("test")]
     assert sorted(policy["allocation"]["ft"]) == sorted(set(held) - {*policy["allocation"]["quarantine"]})
     words = (out / "engine_report.md").read_text()
-    assert "## Rung 2, over none: on 8 held-out photos" in words
+    assert "## Rung 2, over none\n\nOn 8 held-out photos of 4 people." in words
     assert "train/" in words and "(gains.png)" in words
     done = call("augment.py", *flags, "--out", out, status=2)
     assert "holds a policy.json already" in done.stderr

@@ -78,19 +78,20 @@ def winner(gains, safe="none"):
     return best if gains[best][0] > gains[best][1] else safe
 
 
-def rows_of(stage, scores, gains, kept):
-    """A row of the table for each arm: {"stage", "photos", "arm", "f1", "gain", "se", "kept"}."""
+def rows_of(stage, scores, gains, people, kept):
+    """A row of the table for each arm, the best first: {"stage", "photos", "people", "arm", "f1", "gain",
+    "se", "kept"}."""
     rows = []
-    for arm, (mean, error) in gains.items():
+    for arm, (mean, error) in sorted(gains.items(), key=lambda kv: kv[1][1] - kv[1][0]):
         f1 = list(scores[arm].values())
-        row = {"stage": stage, "photos": len(f1), "arm": arm, "f1": sum(f1) / len(f1)}
+        whose = sum(ids[0] in scores[arm] for ids in people.values())
+        row = {"stage": stage, "photos": len(f1), "people": whose, "arm": arm, "f1": sum(f1) / len(f1)}
         rows.append(row | {"gain": mean, "se": error, "kept": arm in kept})
     return rows
 
 
 def show(rows):
     """One rung as lines: who stays, who is cut, and why."""
-    rows = sorted(rows, key=lambda r: r["se"] - r["gain"])
     on = f"{rows[0]['stage']}: {rows[0]['photos']} held-out photos"
     lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   {on}"]
     for r in rows:
@@ -116,12 +117,25 @@ def signals(logits, labels, seed, positions):
     return {"mean": f1.mean(0), "spread": f1.std(0), "contradiction": share}
 
 
+def line_of(contradictions):
+    """From where on a contradiction is suspicious, among so many others."""
+    values = np.array(list(contradictions))
+    middle = np.median(values)
+    return max(SUSPECT[1], middle + SUSPECT[0] * (1.4826 * np.median(abs(values - middle)) + 1e-6))
+
+
 def suspicious(contradiction):
     """Ids whose masks stand out. contradiction: {id: share}."""
-    values = np.array(list(contradiction.values()))
-    middle = np.median(values)
-    spread = 1.4826 * np.median(abs(values - middle)) + 1e-6
-    return [i for i, v in contradiction.items() if v > SUSPECT[1] and (v - middle) / spread > SUSPECT[0]]
+    return [i for i, v in contradiction.items() if v > line_of(contradiction.values())]
+
+
+def dispute(label, pred, classes):
+    """What mask (H, W) and prediction (H, W), uint8, differ on most, in words."""
+    wrong = (label != pred) & (label != metrics.IGNORE)
+    if not wrong.any():
+        return "nothing"
+    pair = (label.long() * len(classes) + pred.long())[wrong].mode().values.item()
+    return f"{classes[pair // len(classes)]} in the mask, {classes[pair % len(classes)]} to the network"
 
 
 def say(moves, photo, start, end, signal, values, why):
@@ -129,99 +143,3 @@ def say(moves, photo, start, end, signal, values, why):
     step = len(moves)
     moves.append({"step": step, "id": photo, "from": start, "to": end, "signal": signal,
                   "value": round(values[signal], 4), "why": why})  # fmt: skip
-
-
-def markdown(policy, arms, table, found, moves, made):
-    """The report as a page: what was decided, from which figures. arms: {name: {"what", "gated", ...}};
-    table: rows {"stage", "photos", "arm", "f1", "gain", "se", "kept"}; found: {photo: signals}; moves: rows
-    {"id", "to", "why", ...}; made: names of pictures."""
-    searched, plan, kind = policy["search"], policy["allocation"], policy["kind"]
-    decided = f"`{plan['mode']}`: {ALLOCATIONS[plan['mode']]}. {len(plan['ft'])} photos are for fine-tuning"
-    decided += f", {len(plan['reward'])} for reward tuning." if plan["mode"] in REWARDED else "."
-    decided = decided if searched["allocated"] else "Not asked."
-    suspects, dropped = len(policy["suspects"]), len(plan["quarantine"])
-    out = f"; {dropped} are in quarantine: no script trains on them" if dropped else ""
-    lines = [
-        f"# {kind}, allocation {plan['mode']}",
-        "",
-        f"**Policy.** `{kind}`: {arms[kind]['what']}. Gains are of mean F1, on people whom the runs had",
-        f"not learned from. `{searched['safe']}`, the best guess before any run, is never cut; another arm",
-        "takes its place only where it gains more than one standard error over it. The best of",
-        "many looks better than it is: where all arms are worth the same, one of the others still takes",
-        "its place in four searches of ten (simulated). Only a test set says what was gained.",
-        "",
-        f"**Allocation.** {decided} {suspects} photos are suspect, for a human eye{out}.",
-        "It takes as much to leave `ft`. Who is routed where was told by networks that had learned from",
-        "other folds, the scored one among them: a slight optimism that `ft` does not have.",
-        "",
-        f"**Gate.** {policy['gate']['verdict']}",
-        "",
-        f"**Cost.** {searched['runs']} runs, {searched['images']:,} images forwarded in training.",
-        "",
-        *_operations(policy),
-    ]
-    for stage in dict.fromkeys(row["stage"] for row in table):
-        rows = sorted((r for r in table if r["stage"] == stage), key=lambda r: r["se"] - r["gain"])
-        last = sum(r["kept"] for r in rows) == 1
-        lines += [f"## {stage.capitalize()}: on {rows[0]['photos']} held-out photos", ""]
-        lines += [
-            "| arm | gated | mean F1, over photos | gain, over people | minus 1 se | | what |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for r in rows:
-            arm = arms.get(r["arm"], {"gated": "", "what": ALLOCATIONS.get(r["arm"], "")})
-            gated = {True: "yes", False: "no"}.get(arm["gated"], "")
-            figures = f"{r['f1']:.3f} | {r['gain']:+.3f} | {r['gain'] - r['se']:+.3f}"
-            fate = ("taken" if last else "stays") if r["kept"] else f"cut: {_why(r, rows)}"
-            lines.append(f"| {r['arm']} | {gated} | {figures} | {fate} | {arm['what']} |")
-        lines.append("")
-    lines += [
-        "## Photos, as networks see them that have not learned from them",
-        "",
-        f"Drawn masks: mean and spread of the F1 of {MASKS} masks drawn from the network's probabilities.",
-        f"Contradiction: the share of pixels where it gives another class a probability of {CONFIDENT} or",
-        f"more. Suspect is what is above {SUSPECT[1]}, and {SUSPECT[0]} robust deviations above the others.",
-        "",
-        "| photo | F1 of drawn masks | spread | contradiction | |",
-        "|---|---|---|---|---|",
-    ]
-    to = {m["id"]: f"{m['to']}: {m['why']}" for m in moves}
-    for photo, f in sorted(found.items(), key=lambda kv: -kv[1]["contradiction"]):
-        figures = f"{f['mean']:.3f} | {f['spread']:.3f} | {f['contradiction']:.3f}"
-        lines.append(f"| {photo} | {figures} | {to.get(photo, '')} |")
-    return "\n".join([*lines, "", *(f"![{name}]({name}.png)" for name in made), ""])
-
-
-def _operations(policy):
-    """What a policy does to a photo, as lines of a page."""
-    if not policy["ops"]:
-        return ["## What the policy does", "", "Nothing.", ""]
-    least, most = policy["levels"]
-    how = "as strong as the ends" if least == most else "by chance anywhere between the ends"
-    lines = [
-        "## What the policy does",
-        "",
-        f"A photo is mirrored with probability {policy['flip']:g}. Then it gets {policy['num_ops']} of",
-        f"these, drawn by their shares, {how}; each is none with probability {policy['p_identity']:.2g}.",
-        "",
-        "| operation | from | to | share |",
-        "|---|---|---|---|",
-    ]
-    if "schedule" in policy:
-        lines[2] += " The ends are those of its strongest step."
-    scale = max((s for _, s in policy.get("schedule", [])), default=policy["scale"])
-    total = sum(op["weight"] for op in policy["ops"])
-    for op in policy["ops"]:
-        low, high = (scale * most / 30 * op[key] for key in ("m_neg", "m_pos"))
-        lines.append(f"| {op['name']} | {0.0 - low:.3g} | {high:.3g} | {op['weight'] / total:.0%} |")
-    return [*lines, "", "Units: `datasets/transforms.py`, at each operation.", ""]
-
-
-def _why(row, rows):
-    """Why an arm was cut, in words."""
-    if row["gain"] == row["se"] == 0:
-        return "what the others are measured by; one of them is better"
-    if row["gain"] <= row["se"]:
-        return "it does not gain more than one standard error"
-    best = max(r["gain"] - r["se"] for r in rows)
-    return f"{best - row['gain'] + row['se']:.3f} behind the best"
