@@ -33,7 +33,7 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
         "is in every rung; another arm takes its place only where it gains more than one standard error over",
         f"it. {_doubt(kind, searched['safe'])} Only a test set says what was gained.",
         "",
-        f"**Gate.** {policy['gate']['verdict']}{f' (Photos of {gate_on}.)' if gate_on else ''}",
+        f"**Gate.** {policy['gate']['verdict']}{f' (Asked on {gate_on}.)' if gate_on else ''}",
         f"{_gate(policy['gate']['verdict'])} That is what `gated` means below.",
         "",
         *_allocation(policy, people),
