@@ -19,14 +19,20 @@ ARMS = {  # {arm: (what it is, the search that it needed)}
     "flip": ("`flip`", None),
     "randaugment": ("`randaugment`: N = 2, M = 9, as published", None),
     "trivial": ("`trivial`: TrivialAugment, wide", None),
+    "cutmix": ("RandAugment as published, CutMix on every other image", None),
     "gate_only": ("gate alone: all operations up to what it accepts", None),
     "randaugment_tuned": ("`randaugment_tuned`: N and M searched", "randaugment_tuned"),
     "ungated": ("engine without gate", "ungated"),
     "engine": ("**engine**", "engine"),
-    "engine_128": ("engine, 1000 steps of 16 images at 128 px", "engine"),
     "engine_synthetic": ("engine + synthetic faces, 25 %", "engine"),
     "engine_more": ("engine, a third more steps of fine-tuning", "engine"),
     "allocation": ("engine + allocation + its tuning, a third more steps", "engine"),
+}
+LONG = "1000 steps of 16 images at 128 px"
+ARMS |= {
+    "randaugment_128": (f"`randaugment`, {LONG}", None),
+    "cutmix_128": (f"the same with CutMix, {LONG}", None),
+    "engine_128": (f"engine, {LONG}", "engine"),
 }
 AGAINST = "trivial", "randaugment", "randaugment_tuned"
 
@@ -84,9 +90,10 @@ def main(args):
             cells = ["{:.3f}", "{:.3f}", "{:.1f}"]
             cells = [short(cell.format(v)) for cell, v in zip(cells, means, strict=True)]
             for other in AGAINST:
+                other += "_128" * arm.endswith("_128")
                 both = sorted(arms[arm].keys() & arms.get(other, {}).keys())
                 change = [arms[arm][d]["mean_f1"] - arms[other][d]["mean_f1"] for d in both]
-                cells.append(interval(change) if arm not in (other, "engine_128") and both else "")
+                cells.append(interval(change) if other != arm and both else "")
             who = f"{ARMS[arm][0]}" + (f" ({len(values)} draws)" if len(values) < most else "")
             cells = [who, short(f"{statistics.mean(values):.3f} ± {spread:.3f}"), *cells]
             print(f"| {' | '.join(cells)} |")
