@@ -42,7 +42,9 @@ def short(text):
 
 
 def interval(change):
-    half = stats.sem(change) * stats.t.ppf(0.975, len(change) - 1) if len(change) > 1 else float("nan")
+    if len(change) < 2:
+        return short(f"{change[0]:+.3f}")
+    half = stats.sem(change) * stats.t.ppf(0.975, len(change) - 1)
     return short(f"{statistics.mean(change):+.3f} ± {half:.3f}")
 
 
@@ -85,7 +87,7 @@ def main(args):
         most = max(map(len, arms.values()))
         for arm in [a for a in ARMS if a in arms]:
             values = [row["mean_f1"] for row in arms[arm].values()]
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             means = (statistics.mean(r[k] for r in arms[arm].values()) for k in ("miou", "worst_f1", "runs"))
             cells = ["{:.3f}", "{:.3f}", "{:.1f}"]
             cells = [short(cell.format(v)) for cell, v in zip(cells, means, strict=True)]
@@ -94,8 +96,8 @@ def main(args):
                 both = sorted(arms[arm].keys() & arms.get(other, {}).keys())
                 change = [arms[arm][d]["mean_f1"] - arms[other][d]["mean_f1"] for d in both]
                 cells.append(interval(change) if other != arm and both else "")
-            who = f"{ARMS[arm][0]}" + (f" ({len(values)} draws)" if len(values) < most else "")
-            cells = [who, short(f"{statistics.mean(values):.3f} ± {spread:.3f}"), *cells]
+            who = f"{ARMS[arm][0]}" + (f" ({len(values)} of {most} draws)" if len(values) < most else "")
+            cells = [who, short(f"{statistics.mean(values):.3f}{spread}"), *cells]
             print(f"| {' | '.join(cells)} |")
         chosen = [f"{d}: {row['policy']}" for d, row in sorted(arms.get("engine", {}).items())]
         print(f"\nThe engine chose: {', '.join(chosen)}")
