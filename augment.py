@@ -119,7 +119,7 @@ def make_arms(gated, synthetic, names):
         "quarter": (at(ops, top / 4), [], known),
         "geometric": (at(geometry, top), [], known),
         "photometric": (at(colour, top), [], known),
-        "cutmix": (engine.with_cutmix(transforms.POLICIES["randaugment"]), [], False),
+        "cutmix": (transforms.POLICIES["cutmix"], [], False),
         "controlled": ({**at(ops, top / 2), "scale_max": top}, ["--control", CONTROL], known),
         "grey-world": (full, ["--preprocess", "grey-world"], known),
         "standardise": (full, ["--preprocess", "standardise"], known),

@@ -241,6 +241,18 @@ POLICIES = {
     },
 }  # fmt: skip
 
+
+def with_cutmix(policy):
+    """A policy, and in half of the images a box of half a side from another one: a regulariser."""
+    drawn = (1 - 0.5 ** (1 / policy["num_ops"])) / (1 - policy["p_identity"])
+    weight = sum(op["weight"] for op in policy["ops"]) * drawn / (1 - drawn)
+    bound = 0.5 * 30 / policy["levels"][1] / policy["scale"]
+    box = {"name": "cutmix", "m_neg": 0.0, "m_pos": bound, "weight": weight}
+    return {**policy, "ops": [*policy["ops"], box]}
+
+
+POLICIES["cutmix"] = with_cutmix(POLICIES["randaugment"])
+
 # Every operation but the regularisers, as far as it goes: where ks_test.py --ops begins to search
 WIDE = _ops(
     shear_x=0.99, shear_y=0.99, translate_x=0.5, translate_y=0.5, rotate=135, zoom=1, stretch=1,

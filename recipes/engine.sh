@@ -38,9 +38,8 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, ".")
 from datasets.transforms import POLICIES
-from utils.engine import scaled, with_cutmix
+from utils.engine import scaled
 out, gate = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-(out / "cutmix.json").write_text(json.dumps(with_cutmix(POLICIES["randaugment"])))
 (out / "gate_only.json").write_text(json.dumps(scaled(gate["ops"], gate["scale"])))
 for n, m in (1, 9), (1, 14), (2, 5), (2, 14), (3, 5), (3, 9):  # about RandAugment's two knobs, N = 2 and M = 9
     policy = {**POLICIES["randaugment"], "num_ops": n, "levels": [m, m]}
@@ -56,11 +55,9 @@ for arm in $arms; do
     engine)
       search engine --gate-on "$gate"
       full $arm "$out/engine.json" $(flags_of "$out/engine.json") ;;
-    cutmix) full $arm "$out/cutmix.json" ;;
     engine_128 | cutmix_128 | randaugment_128) # larger photos, more steps: what a user would run in the end
-      policy=$out/${arm%_128}.json flags=
-      if [ $arm = engine_128 ]; then flags=$(flags_of "$policy"); fi
-      if [ $arm = randaugment_128 ]; then policy=randaugment; fi
+      policy=${arm%_128} flags=
+      if [ $arm = engine_128 ]; then policy=$out/engine.json flags=$(flags_of "$out/engine.json"); fi
       final $arm train_finetune.py 1000 --size 128 --batch-size 16 --augment "$policy" $flags ;;
     engine_synthetic) full $arm "$out/engine.json" $(flags_of "$out/engine.json") --synthetic 0.25 ;;
     allocation) # a third more steps: as the engine would, and plainly

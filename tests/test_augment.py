@@ -170,7 +170,7 @@ def test_half_of_the_images_get_a_box():
     """CutMix as an arm: counted over drawn augmentations of two flat photos."""
     policy = {**transforms.POLICIES["randaugment"], "flip": 0.0, "scale": 0.7}
     still = {"name": "rotate", "m_neg": 0.0, "m_pos": 0.0, "weight": 3.0}
-    policy = augment.with_cutmix({**policy, "ops": [still]})
+    policy = transforms.with_cutmix({**policy, "ops": [still]})
     labels = torch.arange(2, dtype=torch.uint8).repeat(1000).view(-1, 1, 1).expand(-1, 32, 32)
     images = torch.zeros(2000, 3, 32, 32, dtype=torch.uint8)
     masks = transforms.augment(images, labels, policy, 0, torch.arange(2000), [])[1]

@@ -29,17 +29,6 @@ def scaled(ops, scale, flip=0.5):
             "ops": [{**op, "weight": 1.0} for op in ops]}  # fmt: skip
 
 
-def with_cutmix(policy):
-    """A policy, and a box of half a side from another photo in half of the images: a regulariser, which
-    reward tuning leaves out."""
-    share = 1 - 0.5 ** (1 / policy["num_ops"])  # of each operation drawn, so that half of the images get one
-    drawn = share / (1 - policy["p_identity"])
-    weight = sum(op["weight"] for op in policy["ops"]) * drawn / (1 - drawn)
-    bound = 0.5 * 30 / policy["levels"][1] / policy["scale"]
-    box = {"name": "cutmix", "m_neg": 0.0, "m_pos": bound, "weight": weight}
-    return {**policy, "ops": [*policy["ops"], box]}
-
-
 def folds_of(samples, count):
     """[(train ids, held-out ids)]: whole people, dealt out so that folds hold about as many photos."""
     people = {}
