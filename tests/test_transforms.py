@@ -251,7 +251,7 @@ EVERYTHING = {
 }  # without blur, whose convolution may round differently in another batch, and cutmix
 
 
-@pytest.mark.parametrize("name", [*POLICIES, "everything"])
+@pytest.mark.parametrize("name", [*(name for name in POLICIES if name != "cutmix"), "everything"])
 def test_augment_depends_on_seed_and_position_alone(name):
     policy = {**POLICIES, "everything": EVERYTHING}[name]
     images, labels = batch(6)
