@@ -179,6 +179,11 @@ def test_half_of_the_images_get_a_box():
     assert 0.15 < pasted[pasted > 0].median() < 0.25  # of half a side, often over the edge
 
 
+def test_a_gate_that_cannot_tell_is_no_mistake(faces, tmp_path):
+    policy, verdict = augment.run_gate(str(faces), 32, 0, "cpu", tmp_path / "gate")
+    assert policy is None and verdict.startswith("UNDERPOWERED: ")
+
+
 def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
     report = {"status": "PASS", "verdict": "Not distinguishable", "ops": {"rotate": {}}}
     (tmp_path / "ks_report.json").write_text(json.dumps(report))
@@ -187,6 +192,9 @@ def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
     assert policy["scale"] == 1.5 and policy["flip"] == 0.5 and verdict == "PASS: Not distinguishable"
     (tmp_path / "ks_report.json").write_text(json.dumps({**report, "status": "UNDERPOWERED"}))
     (tmp_path / "policy.json").unlink()
+    assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")[0] is None
+    few = {"status": "UNDERPOWERED", "verdict": "Too few people", "ops": {}}
+    (tmp_path / "ks_report.json").write_text(json.dumps(few))
     assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")[0] is None
     (tmp_path / "ks_report.json").write_text(json.dumps({**report, "ops": {}}))
     with pytest.raises(loading.UserError, match="not written by ks_test.py --ops"):
