@@ -264,7 +264,8 @@ def main(args):
     # ---- search ----
     alive, table, safe = list(arms), [], "randaugment" if "randaugment" in arms else "none"
     for rung in range(1, len(folds) + 1):  # those who go on are held to one fold of people more
-        last, over = rung == len(folds), safe if rung == len(folds) else "none"
+        last = rung == len(folds)
+        over = safe if last else "none"
         jobs = [job_of(f"search/{name}/{k}", FINETUNE, *folds[k], arms[name]["policy"], args.steps,
                        fresh + arms[name]["flags"], write, keep=True)
                 for name in alive for k in range(rung)]  # fmt: skip
@@ -345,10 +346,10 @@ def main(args):
     images = args.batch_size * sum(row["steps"] for row in ledger.rows.values())
     searched = {"arm": best, "safe": safe, "flags": plain, "steps": args.steps, "folds": len(folds),
                 "images": images, "runs": len(ledger.rows), "allocated": not args.no_allocation}  # fmt: skip
-    doubted = suspects if mode == "cleaned" else []
-    plan_of = {"mode": mode, "ft": ft, "reward": reward, "quarantine": doubted}
+    quarantine = suspects if mode == "cleaned" else []
+    allocation = {"mode": mode, "ft": ft, "reward": reward, "quarantine": quarantine}
     policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects,
-              "allocation": plan_of, "gate": {"verdict": verdict, "gated": chosen["gated"]},
+              "allocation": allocation, "gate": {"verdict": verdict, "gated": chosen["gated"]},
               "search": searched}  # fmt: skip
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))

@@ -115,7 +115,8 @@ def line_of(contradictions):
 
 def suspicious(contradiction):
     """Ids whose masks stand out. contradiction: {id: share}."""
-    return [i for i, v in contradiction.items() if v > line_of(contradiction.values())]
+    line = line_of(contradiction.values())
+    return [i for i, v in contradiction.items() if v > line]
 
 
 def dispute(label, pred, classes):

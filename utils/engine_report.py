@@ -23,6 +23,7 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
     people: {person: photos}; moves: rows {"id", "to", "why", ...}; made: names of pictures; gate_on: name of
     the folder that the gate was asked on."""
     searched, kind = policy["search"], policy["kind"]
+    never = " and ".join(f"`{arm}`" for arm in dict.fromkeys(("none", searched["safe"])))
     photos = f"{len(found)} photos of {len(people)} people"
     lines = [
         f"# {kind}, allocation {policy['allocation']['mode'] if searched['allocated'] else 'not asked'}",
@@ -46,8 +47,8 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
         last = sum(r["kept"] for r in rows) == 1
         on = f"{rows[0]['photos']} held-out photos of {rows[0]['people']} people"
         rule = "The best is taken if its gain minus one standard error is above zero." if last else (
-            f"Rungs add up. `none`, `{searched['safe']}` and, of the other arms, the best third "
-            f"(1 of {ETA}, rounded up) by gain minus one standard error go on."
+            f"Rungs add up. {never} and, of the other arms, one in {ETA} (rounded up), the best by gain "
+            "minus one standard error, go on."
         )  # fmt: skip
         lines += [f"## {stage.capitalize()}", "", f"On {on}. {rule}", ""]
         lines += [
