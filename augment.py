@@ -11,8 +11,8 @@ Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py -
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
 2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command. A
    third of the arms goes on to one more fold of people, by its gain over "none" minus one standard error;
-   runs are equally long, since in short ones weak augmentation looks best. "none" and RandAugment, the
-   best guess before any run, are never cut; at last an arm has to beat RandAugment by one standard error.
+   runs are equally long, since in short ones weak augmentation looks best. "none" and CutMix, the best
+   guess before any run, are never cut; at last an arm has to beat CutMix by one standard error.
 3. Control: as an arm, the strength follows the gap between training and held-out score during the run.
 4. Allocate: out-of-fold predictions say which masks contradict the network confidently (suspects), and on
    which photos drawn masks disagree; arms then decide what to tune on rewards, if anything.
@@ -99,6 +99,7 @@ ARMS = {
     "grey-world": "full scale; the light's colour is taken out of every photo, before and after training",
 }
 DEFAULT = list(ARMS)[:8]  # a search over three folds then takes fifteen runs
+SAFE = "cutmix", "randaugment", "none"  # the first of them that is an arm has to be beaten
 
 
 def make_arms(gated, synthetic, names):
@@ -262,7 +263,7 @@ def main(args):
     arms = make_arms(gated, args.synthetic, args.arms)
 
     # ---- search ----
-    alive, table, safe = list(arms), [], "randaugment" if "randaugment" in arms else "none"
+    alive, table, safe = list(arms), [], next(name for name in SAFE if name in arms)
     for rung in range(1, len(folds) + 1):  # those who go on are held to one fold of people more
         last = rung == len(folds)
         over = safe if last else "none"

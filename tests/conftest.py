@@ -14,7 +14,7 @@ from utils.errors import run
 
 torch.set_num_threads(1)
 ROOT = pathlib.Path(__file__).parents[1]
-# To import torch takes longer than most tests: one process does it for all, and each script runs in a fork of it
+# To import torch takes longer than most tests: one process does it, and each script runs in a fork of it
 SERVER = """
 import json, os, runpy, signal, sys
 import scipy.stats, torch, torchvision, torch.utils.tensorboard
