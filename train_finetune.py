@@ -33,7 +33,7 @@ INHERITED = dict(data="synthetic", classes="full", part_order="canonical", val_f
                  size=None, model="unet", preprocess="none")  # fmt: skip
 # what is not given: on synthetic faces, new and varied as they are, a recipe of four minutes
 ON_SYNTHETIC = dict(size=96, steps=800, augment="flip", loss=["ce=1", "dice=1"])
-ON_PHOTOS = dict(size=128, steps=1000, augment="trivial", loss=["ce=1"])
+ON_PHOTOS = dict(size=128, steps=1000, augment="cutmix", loss=["ce=1"])
 
 
 def get_parser():
@@ -54,8 +54,8 @@ def get_parser():
                    "nested by --seed; validation comes on top (default all)")  # fmt: skip
     g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: which photos '
                    "train and which validate, in place of --limit and --val-fraction")  # fmt: skip
-    g.add_argument("--augment", help="none, flip (default on synthetic faces), randaugment, cutmix (the same "
-                   "and CutMix), trivial (default on photos), or a policy.json")  # fmt: skip
+    g.add_argument("--augment", help="none, flip (default on synthetic faces), randaugment, trivial, "
+                   "cutmix (RandAugment and CutMix; default on photos), or a policy.json")  # fmt: skip
     g.add_argument("--control", type=above_zero, metavar="GAP", help="steer the policy's scale towards a "
                    "validation F1 this share below the training F1, say 0.2 (default off)")  # fmt: skip
     g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE",

@@ -4,6 +4,6 @@
 set -euo pipefail
 data=${1:?usage: bash recipes/frontal_start.sh FOLDER/V2}
 for seed in ${SEEDS:-0 1 2 3 4}; do
-  python train_finetune.py --data "$data" --synthetic 0.5 --steps 800 --amp "${AMP:-bf16}" --seed $seed \
-    --out runs/frontal_start/$seed
+  python train_finetune.py --data "$data" --augment trivial --synthetic 0.5 --steps 800 --amp "${AMP:-bf16}" \
+    --seed $seed --out runs/frontal_start/$seed
 done
