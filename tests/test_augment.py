@@ -142,6 +142,7 @@ def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
     }
     arms = augment.make_arms(gated, 0.25, None)
     assert set(arms) == {*augment.DEFAULT, "synthetic"} and len(augment.make_arms(gated, 0, None)) == 8
+    assert set(augment.SAFE) < set(augment.DEFAULT)
     assert arms["synthetic"]["flags"] == ["--synthetic", "0.25"]
     with pytest.raises(loading.UserError, match="--arms photometric: there is none"):
         augment.make_arms(gated, 0.25, ["photometric"])  # the gate passed geometry alone

@@ -24,6 +24,8 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
     the folder that the gate was asked on."""
     searched, kind = policy["search"], policy["kind"]
     never = " and ".join(f"`{arm}`" for arm in dict.fromkeys(("none", searched["safe"])))
+    passed = policy["gate"]["gated"] or not policy["gate"]["verdict"].startswith("PASS")
+    shows = "" if passed else f"; `{kind}` is not: what it does to photos may show"
     photos = f"{len(found)} photos of {len(people)} people"
     lines = [
         f"# {kind}, allocation {policy['allocation']['mode'] if searched['allocated'] else 'not asked'}",
@@ -35,7 +37,7 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
         f"it. {_doubt(kind, searched['safe'])} Only a test set says what was gained.",
         "",
         f"**Gate.** {policy['gate']['verdict']}{f' (Asked on {gate_on}.)' if gate_on else ''}",
-        f"{_gate(policy['gate']['verdict'])} That is what `gated` means below.",
+        f"{_gate(policy['gate']['verdict'])} That is what `gated` means below{shows}.",
         "",
         *_allocation(policy, people),
         f"**Cost.** {searched['runs']} runs, {searched['images']:,} images forwarded in training.",
