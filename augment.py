@@ -11,8 +11,9 @@ Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py -
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
 2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command. A
    third of the arms goes on to one more fold of people, by its gain over "none" minus one standard error;
-   runs are equally long, since in short ones weak augmentation looks best. "none" and CutMix, the best
-   guess before any run, are never cut; at last an arm has to beat CutMix by one standard error.
+   runs are equally long, since in short ones weak augmentation looks best. "none" and "cutmix", the best
+   guess before any run, are never cut; at last an arm has to beat "cutmix" by one standard error (where
+   that is no arm, "randaugment", else "none").
 3. Control: as an arm, the strength follows the gap between training and held-out score during the run.
 4. Allocate: out-of-fold predictions say which masks contradict the network confidently (suspects), and on
    which photos drawn masks disagree; arms then decide what to tune on rewards, if anything.
@@ -379,7 +380,7 @@ def main(args):
     same = [f for f in fresh if f not in ("--device", device.type)]
     limits = ["--limit", args.limit] if args.limit else []
     augmented = ["--val-fraction", 0, "--augment", out / "policy.json"]
-    print("next:    python train_finetune.py", *same, *limits, *augmented, *plain)
+    print("next:    python train_finetune.py", *same, *limits, "--steps", args.steps, *augmented, *plain)
     if mode in engine.REWARDED:
         tuned = f"--init BEST.pt --steps {extra} --lr 1e-3 --ce-weight 1"
         print(f"         python train_reward.py {tuned}", *augmented)

@@ -53,7 +53,7 @@ def get_parser():
     g.add_argument("--real-yaw", type=float, nargs=2, metavar=("FROM", "TO"), help="|yaw| in degrees")
     what = g.add_mutually_exclusive_group(required=True)
     what.add_argument("--other", metavar="FOLDER", help="what to compare with it: another one, or synthetic")
-    what.add_argument("--augment", help="a policy: none, flip, randaugment, trivial, or a policy.json")
+    what.add_argument("--augment", help="none, flip, randaugment, trivial, cutmix, or a policy.json")
     what.add_argument("--ops", action="store_true", help="test every operation alone, then all of them")
     g.add_argument("--other-split", nargs="+", metavar="SPLIT", help="of --other (likewise)")
     g.add_argument("--other-yaw", type=float, nargs=2, metavar=("FROM", "TO"), help="|yaw| in degrees")

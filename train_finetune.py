@@ -5,7 +5,7 @@ Run:    python train_finetune.py --data synthetic --out runs/finetune
 Needs:  a folder of labelled faces in a layout of README.md, or nothing at all (synthetic faces)
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
         train_batch.png and val.png into --out
-Expect: README.md, "Results"                -> train_reward.py --init runs/finetune/best.pt
+Expect: README.md, "Results", "The data engine"   -> train_reward.py --init runs/finetune/best.pt
 """
 
 import argparse

@@ -17,7 +17,7 @@ photos = loading.open_any(data).splits["train"]
 people = sorted({s.group for s in photos})
 for k, person in enumerate(people):
     pair = person, people[(k + 1) % len(people)]
-    train = limit([s for s in photos if s.group not in pair], n, 100 + k)  # a draw of labels like no other table's
+    train = limit([s for s in photos if s.group not in pair], n, 100 + k)  # draws that no other table has
     ids = {"train": [s.id for s in train], "val": [s.id for s in photos if s.group in pair]}
     (out / f"{k}.json").write_text(json.dumps(ids))
 PY
@@ -33,4 +33,13 @@ for ids in "$out"/?.json; do
     fi
   done
 done
+python - "$out" "$n" > "$out/safe.jsonl" <<'PY'
+import json, sys
+from pathlib import Path
+for path in sorted(Path(sys.argv[1]).glob("*/*/val.json")):
+    found, arm, pair = json.loads(path.read_text()), path.parts[-3], int(path.parts[-2])
+    worst = min(v["f1"] for name, v in found["per_class"].items() if name != "background")
+    row = {"n": int(sys.argv[2]), "pair": pair, "arm": arm, "mean_f1": found["mean_f1"], "miou": found["miou"]}
+    print(json.dumps(row | {"worst_f1": worst}))
+PY
 python recipes/summary.py "$out"/cutmix/?/val.json -- "$out"/randaugment/?/val.json

@@ -80,7 +80,7 @@ def main(args):
         print(f"\n{n} labels\n")
         print(
             "| arm | mean F1 | mIoU | worst class | cost | "
-            + " | ".join(f"less `{a}`" for a in AGAINST)
+            + " | ".join(f"minus `{a}`" for a in AGAINST)
             + " |"
         )
         print("|---|" + "---|" * (4 + len(AGAINST)))

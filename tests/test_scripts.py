@@ -162,12 +162,13 @@ def test_tuning_on_scores_alone(estimator, call, folder, finetuned, judge, tmp_p
 def test_a_killed_and_resumed_run_is_the_run_never_killed(
     script, workers, call, environment, folder, finetuned, tmp_path
 ):
-    flags = ["--data", folder, "--augment", "trivial", "--workers", workers, "--device", "cpu"]
+    flags = ["--data", folder, "--workers", workers, "--device", "cpu"]
     flags += ["--steps", 40, "--eval-every", 7, "--batch-size", 4]
     if script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
-        flags += ["--size", 32, "--ema", 0.9, "--synthetic", 0.25]
+        flags += ["--augment", "cutmix", "--size", 32, "--ema", 0.9, "--synthetic", 0.25]
     else:
-        flags += ["--init", finetuned / "best.pt", "--lr", "1e-6", "--kl", 0.1, "--ce-weight", 0.1]
+        flags += ["--augment", "trivial", "--init", finetuned / "best.pt", "--lr", "1e-6"]
+        flags += ["--kl", 0.1, "--ce-weight", 0.1]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     call(script, *flags, "--out", whole)
     kill_in_the_middle(command(script, *flags, "--out", broken), environment, broken)

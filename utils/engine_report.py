@@ -24,20 +24,18 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
     the folder that the gate was asked on."""
     searched, kind = policy["search"], policy["kind"]
     never = " and ".join(f"`{arm}`" for arm in dict.fromkeys(("none", searched["safe"])))
-    passed = policy["gate"]["gated"] or not policy["gate"]["verdict"].startswith("PASS")
-    shows = "" if passed else f"; `{kind}` is not: what it does to photos may show"
     photos = f"{len(found)} photos of {len(people)} people"
     lines = [
         f"# {kind}, allocation {policy['allocation']['mode'] if searched['allocated'] else 'not asked'}",
         "",
         f"Of {photos}. Gains are of mean F1, on people whom the networks had not learned from.",
         "",
-        f"**Policy.** `{kind}`: {arms[kind]['what']}. `{searched['safe']}`, the best guess before any run,",
-        "is in every rung; another arm takes its place only where it gains more than one standard error over",
+        f"**Policy.** `{kind}`: {arms[kind]['what']}. `{searched['safe']}` has to be beaten: it is in",
+        "every rung, and another arm takes its place only where it gains more than one standard error over",
         f"it. {_doubt(kind, searched['safe'])} Only a test set says what was gained.",
         "",
         f"**Gate.** {policy['gate']['verdict']}{f' (Asked on {gate_on}.)' if gate_on else ''}",
-        f"{_gate(policy['gate']['verdict'])} That is what `gated` means below{shows}.",
+        f"{_gate(policy['gate']['verdict'])} That is what `gated` means below.{_beyond(policy)}",
         "",
         *_allocation(policy, people),
         f"**Cost.** {searched['runs']} runs, {searched['images']:,} images forwarded in training.",
@@ -104,6 +102,13 @@ def _gate(verdict):
     if verdict.startswith("REJECT"):
         return "So gated arms have no operations."
     return "So no arm is gated: where others would follow it, operations go half as far as they can."
+
+
+def _beyond(policy):
+    gate, told = policy["gate"], policy["gate"]["verdict"].startswith(("PASS", "REJECT"))
+    if gate["gated"] or not told:
+        return ""
+    return f" It did not limit `{policy['kind']}`, whose photos may look unlike real ones."
 
 
 def _allocation(policy, people):
