@@ -58,7 +58,7 @@ def get_parser():
     g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: which photos '
                    "train and which validate, in place of --limit and --val-fraction")  # fmt: skip
     g.add_argument("--augment", default="flip",
-                   help="none, flip (default), randaugment, trivial, or a policy.json (less its CutMix)")  # fmt: skip
+                   help="none, flip (default), randaugment, trivial, or a policy.json")  # fmt: skip
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required="--resume" not in sys.argv,
                    help="checkpoint to start from")  # fmt: skip
