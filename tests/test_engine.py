@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import engine, runs
+from utils import engine, engine_report, runs
 
 PEOPLE = {f"p{i}": [f"p{i}/{j}" for j in range(2)] for i in range(8)}
 PHOTOS = [photo for ids in PEOPLE.values() for photo in ids]
@@ -80,6 +80,15 @@ def test_a_rung_keeps_none_and_a_third():
         name: (g, g) for name, g in zip("abcd", (0.001, 0.3, 0.002, 0.2), strict=True)
     }
     assert engine.survivors(alone) == ["none", "b", "d"]  # one person was held out: by the gain itself
+
+
+def test_a_policy_that_the_gate_did_not_limit_is_called_so():
+    said = {}
+    for verdict in ("PASS", "REJECT", "UNDERPOWERED", "not asked"):
+        for gated in (True, False):
+            policy = {"kind": "cutmix", "gate": {"verdict": f"{verdict}: ...", "gated": gated}}
+            said[verdict, gated] = "did not limit `cutmix`" in engine_report.beyond(policy)
+    assert {key for key, limited in said.items() if limited} == {("PASS", False), ("REJECT", False)}
 
 
 def photo(truth, sure=0.97, classes=4):

@@ -35,7 +35,7 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
         f"it. {_doubt(kind, searched['safe'])} Only a test set says what was gained.",
         "",
         f"**Gate.** {policy['gate']['verdict']}{f' (Asked on {gate_on}.)' if gate_on else ''}",
-        f"{_gate(policy['gate']['verdict'])} That is what `gated` means below.{_beyond(policy)}",
+        f"{_gate(policy['gate']['verdict'])} That is what `gated` means below.{beyond(policy)}",
         "",
         *_allocation(policy, people),
         f"**Cost.** {searched['runs']} runs, {searched['images']:,} images forwarded in training.",
@@ -104,7 +104,8 @@ def _gate(verdict):
     return "So no arm is gated: where others would follow it, operations go half as far as they can."
 
 
-def _beyond(policy):
+def beyond(policy):
+    """Of a policy that the gate could have limited and did not, a sentence; else nothing."""
     gate, told = policy["gate"], policy["gate"]["verdict"].startswith(("PASS", "REJECT"))
     if gate["gated"] or not told:
         return ""
