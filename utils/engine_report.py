@@ -101,7 +101,7 @@ def _gate(verdict):
         return "So the operations of gated arms go as far as it accepts; smaller changes it would not see."
     if verdict.startswith("REJECT"):
         return "So gated arms have no operations."
-    return "So no arm is gated: where others would follow it, operations go half as far as they can."
+    return "So no arm but `none` is gated: where others would follow it, operations go half as far as they can."
 
 
 def beyond(policy):
