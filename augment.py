@@ -90,13 +90,13 @@ ARMS = {
     "randaugment": "as published, two operations of medium strength",
     "trivial": "as published, one operation of any strength",
     "cutmix": "RandAugment, and CutMix on every other image",
-    "full": "all operations, full scale",
-    "geometric": "geometry alone, full scale",
+    "full": "all operations at full scale",
+    "geometric": "geometry alone, at full scale",
     "controlled": "strength follows the gap to held-out people",
     "standardise": "full scale; every channel of every photo to mean 0, variance 1",
-    "half": "all operations, half scale",
-    "quarter": "all operations, a quarter of the scale",
-    "photometric": "colour alone, full scale",
+    "half": "all operations at half the scale",
+    "quarter": "all operations at a quarter of the scale",
+    "photometric": "colour alone, at full scale",
     "grey-world": "full scale; the light's colour is taken out of every photo, before and after training",
 }
 DEFAULT = list(ARMS)[:8]  # a search over three folds then takes fifteen runs
@@ -150,9 +150,7 @@ def make_arms(gated, synthetic, names):
 
 def run_gate(real, size, seed, device, folder):
     """(policy or None, one line about it): ks_test.py --ops on every photo that there is but test; or what
-    it found before."""
-    if (pathlib.Path(real) / "ks_report.json").is_file():
-        folder = pathlib.Path(real)
+    it found before, if its report is in the folder."""
     if not (folder / "ks_report.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         flags = ["--real", real, "--ops", "--drop-copies", "--size", size, "--seed", seed, "--device", device]
@@ -256,9 +254,10 @@ def main(args):
         return scores, {arm: gain(f1, scores[baseline], people) for arm, f1 in scores.items() if baseline}
 
     # ---- gate ----
-    real = args.gate_on or args.data
+    real = pathlib.Path(args.gate_on or args.data)
+    folder = real if (real / "ks_report.json").is_file() else out / "gate"
     gated, verdict = (
-        (None, "not asked") if args.no_gate else run_gate(real, size, args.seed, device.type, out / "gate")
+        (None, "not asked") if args.no_gate else run_gate(real, size, args.seed, device.type, folder)
     )
     print(f"gate:    {verdict}")
     arms = make_arms(gated, args.synthetic, args.arms)
@@ -292,10 +291,11 @@ def main(args):
         settled, plan = {**settled, "scale": means[-1][1]}, {"schedule": means}
 
     # ---- allocate ----
-    found, parsed, moves = {}, {}, []
+    found, parsed, against, moves = {}, {}, {}, []
     for k, (_, held) in enumerate(folds):
         logits, labels = predict(winners[k], held)
         parsed |= dict(zip(held, logits.argmax(1).byte().cpu(), strict=True))
+        against |= dict(zip(held, engine.contradicted(logits, labels).cpu(), strict=True))
         columns = signals(logits, labels, args.seed, torch.tensor([row_of[i] for i in held]))
         found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
     suspects = engine.suspicious({i: f["contradiction"] for i, f in found.items()})
@@ -338,12 +338,14 @@ def main(args):
     for i in row_of:
         f = found[i]
         if i in suspects:
-            most = engine.dispute(data[[row_of[i]]]["semantic"][0], parsed[i], faces.classes)
+            most = engine.dispute(data[[row_of[i]]]["semantic"][0], parsed[i], against[i], faces.classes)
             why = f"{f['contradiction']:.0%} contradicted by a network that has not seen it; mostly {most}"
             to = "quarantine" if mode == "cleaned" else "suspect"
-            engine.say(moves, i, "labelled", to, "contradiction", f, why)
+            engine.say(moves, i, "labelled", to, "contradiction", f["contradiction"], why)
         elif mode in ("routed", "disjoint") and i in shares[mode][1]:
-            engine.say(moves, i, "labelled", "reward", "spread", f, f"{mode} won: {engine.ALLOCATIONS[mode]}")
+            signal = "spread" if mode == "routed" else None  # halves are every other photo
+            why = f"{mode} won: {engine.ALLOCATIONS[mode]}"
+            engine.say(moves, i, "labelled", "reward", signal, f.get(signal), why)
     ft, reward = shares[mode]
     images = args.batch_size * sum(row["steps"] for row in ledger.rows.values())
     searched = {"arm": best, "safe": safe, "flags": plain, "steps": args.steps, "folds": len(folds),
@@ -355,7 +357,7 @@ def main(args):
               "search": searched}  # fmt: skip
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
-    names = [f"{r['stage']}: {r['arm']}{' (kept)' if r['kept'] else ''}" for r in table]
+    names = [f"{r['stage']}: {r['arm']} {r['fate'] and '(' + r['fate'] + ')'}" for r in table]
     values, errors = ([r[k] for r in table] for k in ("gain", "se"))
     title = "gain on held-out people, and one standard error"
     made = {
@@ -364,26 +366,32 @@ def main(args):
     }
     if suspects:
         worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
-        batch, preds = data[[row_of[i] for i in worst]], torch.stack([parsed[i] for i in worst])
+        batch = data[[row_of[i] for i in worst]]
+        preds, where = (torch.stack([found_in[i] for i in worst]) for found_in in (parsed, against))
         shown = batch["image"], batch["semantic"], preds, faces.colors, faces.classes
-        made["suspects"] = draw.comparison(*shown, scale=max(1, 192 // size))
+        made["suspects"] = draw.comparison(*shown, scale=max(1, 192 // size), where=where)
     for name, picture in made.items():
         draw.write(out / f"{name}.png", picture)
         log.image(0, f"engine/{name}", picture)
     log.close()
-    asked_on = "" if args.no_gate else pathlib.Path(real).name
-    page = markdown(policy, arms, table, found, people, moves, made, asked_on)
+    same = [f for f in every if f not in ("--device", device.type)]
+    same += [*(["--limit", args.limit] if args.limit else []), "--val-fraction", 0]
+    same += ["--augment", out / "policy.json"]
+    model = ["--model", args.model] if args.model else []
+    steps = [[FINETUNE, *same, *model, "--steps", args.steps, *plain, "--out", "runs/finetune"]]
+    if not args.no_allocation:  # what won there
+        script, more = (REWARD, ["--ce-weight", 1]) if mode in engine.REWARDED else (FINETUNE, plain)
+        init = ["--init", "runs/finetune/last.pt", "--lr", "1e-3", "--steps", extra]
+        steps.append([script, *init, *same, *more, "--out", "runs/tuned"])
+    commands = [" ".join(map(str, ["python", *step])) for step in steps]
+    asked = "Asked before" if folder == real else f"Asked on all photos of {real.name} but its test split"
+    asked = "" if args.no_gate else f"{asked}: [report]({os.path.relpath(folder, out)}/ks_report.md)."
+    page = markdown(policy, arms, table, found, people, moves, made, asked, commands)
     (out / "engine_report.md").write_text(page)
     write("policy.json", policy)  # last: with it, all is there
     say_so = f"{best}, allocation {mode}, {len(suspects)} photos to look at"
     print(f"policy:  {say_so}; see {out}/engine_report.md")
-    same = [f for f in fresh if f not in ("--device", device.type)]
-    limits = ["--limit", args.limit] if args.limit else []
-    augmented = ["--val-fraction", 0, "--augment", out / "policy.json"]
-    print("next:    python train_finetune.py", *same, *limits, "--steps", args.steps, *augmented, *plain)
-    if mode in engine.REWARDED:
-        tuned = f"--init BEST.pt --steps {extra} --lr 1e-3 --ce-weight 1"
-        print(f"         python train_reward.py {tuned}", *augmented)
+    print("next:   ", "\nthen:    ".join(commands))
 
 
 if __name__ == "__main__":

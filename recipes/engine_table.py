@@ -107,7 +107,8 @@ def main(args):
         (out / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in raw))
         for path in sorted(root.glob("*/*/*/arms.jsonl")):
             n, draw, search, _ = path.relative_to(root).parts
-            (out / f"arms_{n}_{draw}_{search}.jsonl").write_text(path.read_text())
+            if search in ARMS:
+                (out / f"arms_{n}_{draw}_{search}.jsonl").write_text(path.read_text())
 
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -17,7 +17,7 @@ from datasets import loading, synthetic, transforms
 from datasets.cache import CachedFaces
 from datasets.pairs import augmented, write_pairs
 
-QUICK = ["--size", "32", "--steps", "3", "--folds", "2", "--no-gate", "--arms", "trivial", "--device", "cpu"]
+QUICK = ["--size", "32", "--steps", "3", "--folds", "2", "--arms", "trivial", "--device", "cpu"]
 QUICK += ["--model", "unet_gn", "--batch-size", "4", "--jobs", "2"]
 
 
@@ -46,19 +46,22 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     call, environment, faces, tmp_path
 ):
     """E4, E7."""
-    flags = ["--data", faces, *QUICK, "--no-allocation"]
+    flags, ledger = ["--data", faces, *QUICK], tmp_path / "killed/arms.jsonl"
     call("augment.py", *flags, "--out", tmp_path / "straight")
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    process = subprocess.Popen(
-        command("augment.py", *flags, "--out", tmp_path / "killed"), env=environment, **quiet
-    )
-    ledger, began = tmp_path / "killed/arms.jsonl", time.time()
-    while not (ledger.is_file() and ledger.read_text().count("\n") >= 2):
-        assert process.poll() is None and time.time() - began < 200
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)  # the run that it had started goes on, and must do no harm
-    process.wait()
-    before = ledger.read_text()
+
+    def killed_after(rows):
+        """Of its ledger."""
+        killed, began = command("augment.py", *flags, "--out", tmp_path / "killed"), time.time()
+        process = subprocess.Popen(killed, env=environment, **quiet)
+        while not (ledger.is_file() and ledger.read_text().count("\n") >= rows):
+            assert process.poll() is None and time.time() - began < 200
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)  # the run that it had started goes on, and must do no harm
+        process.wait()
+        return ledger.read_text()
+
+    before = killed_after(2)
     assert not (tmp_path / "killed/policy.json").exists()
     done = call("augment.py", *flags, "--out", tmp_path / "killed", "--batch-size", 5, status=2)
     assert "--batch-size 5: the search in" in done.stderr
@@ -67,15 +70,22 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     done = call("augment.py", *flags, "--out", tmp_path / "killed", status=2)
     assert "began with other photos or arms" in done.stderr and done.stderr.count("\n") == 1
     (tmp_path / "killed/search.json").write_text(told)
+    later = killed_after(8)  # within the allocation
+    assert later.startswith(before[: before.rindex("\n") + 1]) and "extra/" in later
+    before = later
     call("augment.py", *flags, "--out", tmp_path / "killed")
     assert ledger.read_text().startswith(before[: before.rindex("\n") + 1])  # nothing was run again
     policies = [(tmp_path / name / "policy.json").read_text() for name in ("straight", "killed")]
     assert policies[0] == policies[1]
 
     out, policy = tmp_path / "straight", json.loads(policies[0])
+    assert policy["gate"]["verdict"].startswith("UNDERPOWERED: ") and not policy["gate"]["gated"]
     rows = [json.loads(line) for line in open(out / "arms.jsonl")]
-    assert {row["arm"] for row in rows} == {"none", "trivial"} and len(rows) == 4
-    held = [photo for row in rows if row["arm"] == "none" for photo in row["f1"]]
+    searched = [row for row in rows if row["run"].startswith("search/")]
+    assert {row["arm"] for row in searched} == {"none", "trivial"} and len(searched) == 4
+    ways = {row["arm"] for row in rows if row["run"].startswith("extra/")}
+    assert {"ft", "shared", "routed", "disjoint"} <= ways and len(rows) == 4 + 2 + 2 * len(ways)
+    held = [photo for row in searched if row["arm"] == "none" for photo in row["f1"]]
     assert len(set(held)) == len(held) == 8 and not [photo for photo in held if photo.startswith("test")]
     assert sorted(policy["allocation"]["ft"]) == sorted(set(held) - {*policy["allocation"]["quarantine"]})
     words = (out / "engine_report.md").read_text()
@@ -180,26 +190,21 @@ def test_half_of_the_images_get_a_box():
     assert 0.15 < pasted[pasted > 0].median() < 0.25  # of half a side, often over the edge
 
 
-def test_a_gate_that_cannot_tell_is_no_mistake(faces, tmp_path):
-    policy, verdict = augment.run_gate(str(faces), 32, 0, "cpu", tmp_path / "gate")
-    assert policy is None and verdict.startswith("UNDERPOWERED: ")
-
-
 def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
     report = {"status": "PASS", "verdict": "Not distinguishable", "ops": {"rotate": {}}}
     (tmp_path / "ks_report.json").write_text(json.dumps(report))
     (tmp_path / "policy.json").write_text(json.dumps({"ops": [], "scale": 1.5}))
-    policy, verdict = augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")
+    policy, verdict = augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)
     assert policy["scale"] == 1.5 and policy["flip"] == 0.5 and verdict == "PASS: Not distinguishable"
     (tmp_path / "ks_report.json").write_text(json.dumps({**report, "status": "UNDERPOWERED"}))
     (tmp_path / "policy.json").unlink()
-    assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")[0] is None
+    assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)[0] is None
     few = {"status": "UNDERPOWERED", "verdict": "Too few people", "ops": {}}
     (tmp_path / "ks_report.json").write_text(json.dumps(few))
-    assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")[0] is None
+    assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)[0] is None
     (tmp_path / "ks_report.json").write_text(json.dumps({**report, "ops": {}}))
     with pytest.raises(loading.UserError, match="not written by ks_test.py --ops"):
-        augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path / "none")
+        augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)
 
 
 @pytest.mark.parametrize(

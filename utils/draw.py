@@ -53,17 +53,19 @@ def overlay(photo, ids, colors, classes, alpha=0.5):
     return np.concatenate([wide, key])
 
 
-def comparison(images, labels, preds, colors, classes, columns=2, scale=1):
+def comparison(images, labels, preds, colors, classes, columns=2, scale=1, where=None):
     """image | truth | prediction | error for each sample, under one legend.
 
-    images (B, 3, H, W) uint8; labels, preds (B, H, W) uint8; scale: an integer zoom. In the error
-    panel right pixels are dim, wrong ones show the class they should have had. -> (H', W', 3) uint8.
+    images (B, 3, H, W) uint8; labels, preds (B, H, W) uint8; scale: an integer zoom; where: (B, H, W)
+    bool, the errors to show (default all). In the error panel right pixels are dim, wrong ones show the
+    class they should have had. -> (H', W', 3) uint8.
     """
     photos = np.asarray(images).transpose(0, 2, 3, 1)
     truth, guess = colorise(labels, colors), colorise(preds, colors)
     labels, preds = np.asarray(labels), np.asarray(preds)
-    wrong = ((labels != preds) & (labels != 255))[..., None]
-    return grid([photos, truth, guess, np.where(wrong, truth, photos // 4)], colors, classes, columns, scale)
+    wrong = (labels != preds) & (labels != 255) if where is None else np.asarray(where)
+    errors = np.where(wrong[..., None], truth, photos // 4)
+    return grid([photos, truth, guess, errors], colors, classes, columns, scale)
 
 
 def validation(predict, data, colors, classes, count=8):

@@ -15,9 +15,9 @@ SUSPECT = 3.5, 0.05  # robust deviations above the others (Iglewicz and Hoaglin,
 ALLOCATIONS = {
     "ft": "more steps of fine-tuning on all photos",
     "cleaned": "as many without the suspects, which go into quarantine",
-    "shared": "reward tuning on the photos that were fine-tuned on",
-    "routed": "reward tuning on the half whose drawn masks disagree most",
-    "disjoint": "fine-tuning on one half, reward tuning on the other",
+    "shared": "reward tuning on all photos but the suspects",
+    "routed": "reward tuning on the half whose drawn masks disagree most, the suspects aside",
+    "disjoint": "fine-tuning on one half, reward tuning on the other, the suspects in neither",
 }
 REWARDED = "shared", "routed", "disjoint"
 MASKS = 8  # drawn of each photo, out of fold, to see what is undecided
@@ -69,13 +69,14 @@ def winner(gains, safe="none"):
 
 def rows_of(stage, scores, gains, people, kept):
     """A row of the table for each arm, the best first: {"stage", "photos", "people", "arm", "f1", "gain",
-    "se", "kept"}."""
+    "se", "fate"}; fate is "stays" or, of one alone, "taken", and "" where the arm is out."""
     rows = []
     for arm, (mean, error) in sorted(gains.items(), key=lambda kv: kv[1][1] - kv[1][0]):
         f1 = list(scores[arm].values())
         whose = sum(ids[0] in scores[arm] for ids in people.values())
         row = {"stage": stage, "photos": len(f1), "people": whose, "arm": arm, "f1": sum(f1) / len(f1)}
-        rows.append(row | {"gain": mean, "se": error, "kept": arm in kept})
+        fate = ("taken" if len(kept) == 1 else "stays") if arm in kept else ""
+        rows.append(row | {"gain": mean, "se": error, "fate": fate})
     return rows
 
 
@@ -84,25 +85,30 @@ def show(rows):
     on = f"{rows[0]['stage']}: {rows[0]['photos']} held-out photos"
     lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   {on}"]
     for r in rows:
-        fate = "stays" if r["kept"] else "cut"
-        lines.append(f"{r['arm']:<14}{r['f1']:7.3f}{r['gain']:+9.3f}{r['gain'] - r['se']:+9.3f}   {fate}")
+        figures = f"{r['f1']:7.3f}{r['gain']:+9.3f}{r['gain'] - r['se']:+9.3f}"
+        lines.append(f"{r['arm']:<14}{figures}   {r['fate'] or 'cut'}")
     return "\n".join(lines)
+
+
+def contradicted(logits, labels):
+    """Where the network gives a class that is not the label's a probability of `CONFIDENT` or more. logits
+    (B, K, H, W), labels (B, H, W) -> (B, H, W) bool."""
+    sure, preds = logits.softmax(1).max(1)
+    return (preds != labels) & (labels != metrics.IGNORE) & (sure >= CONFIDENT)
 
 
 def signals(logits, labels, seed, positions):
     """Of photos that the network has not learned from, (B,) each: mean and spread of the F1 of drawn masks,
-    and `contradiction`, the share of the labelled pixels where the network gives another class a probability
-    of `CONFIDENT` or more (after Northcutt et al., 1911.00068: only out-of-sample ones count)."""
+    and `contradiction`, the share of the labelled pixels that it contradicts confidently (after Northcutt et
+    al., 1911.00068: only out-of-sample predictions count)."""
     num_classes, shape = logits.shape[1], logits.shape[2:]
     f1 = []
     for k in range(MASKS):
         u = rng.uniform(seed, positions, shape.numel(), stream=70 + k).view(-1, *shape).to(logits.device)
         counts = metrics.confusion(sample(logits, u), labels, num_classes)
         f1.append(metrics.mean_f1(counts))
-    f1, (sure, preds) = torch.stack(f1).nan_to_num(0.0), logits.softmax(1).max(1)
-    known = labels != metrics.IGNORE
-    against = (preds != labels) & known & (sure >= CONFIDENT)
-    share = against.sum((1, 2)) / known.sum((1, 2)).clamp_min(1)
+    f1, known = torch.stack(f1).nan_to_num(0.0), labels != metrics.IGNORE
+    share = contradicted(logits, labels).sum((1, 2)) / known.sum((1, 2)).clamp_min(1)
     return {"mean": f1.mean(0), "spread": f1.std(0), "contradiction": share}
 
 
@@ -119,17 +125,14 @@ def suspicious(contradiction):
     return [i for i, v in contradiction.items() if v > line]
 
 
-def dispute(label, pred, classes):
-    """What mask (H, W) and prediction (H, W), uint8, differ on most, in words."""
-    wrong = (label != pred) & (label != metrics.IGNORE)
-    if not wrong.any():
-        return "nothing"
-    pair = (label.long() * len(classes) + pred.long())[wrong].mode().values.item()
+def dispute(label, pred, where, classes):
+    """What mask and prediction, (H, W) uint8, differ on most, in words; where: (H, W) bool, some pixels."""
+    pair = (label.long() * len(classes) + pred.long())[where].mode().values.item()
     return f"{classes[pair // len(classes)]} in the mask, {classes[pair % len(classes)]} to the network"
 
 
-def say(moves, photo, start, end, signal, values, why):
+def say(moves, photo, start, end, signal, value, why):
     """A row of moves.jsonl more."""
     step = len(moves)
     moves.append({"step": step, "id": photo, "from": start, "to": end, "signal": signal,
-                  "value": round(values[signal], 4), "why": why})  # fmt: skip
+                  "value": value and round(value, 4), "why": why})  # fmt: skip

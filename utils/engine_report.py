@@ -7,21 +7,21 @@ UNITS = {  # of each operation's magnitude, in datasets/transforms.py
     **dict.fromkeys(("translate_x", "translate_y", "cutmix", "erase"), "share of a side"),
     **dict.fromkeys(("zoom", "stretch", "gamma"), "octaves"),
     **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), "share of itself"),
-    **dict.fromkeys(("autocontrast", "equalise"), "done, whatever the number"),
+    **dict.fromkeys(("autocontrast", "equalise"), "done or not"),
     "rotate": "degrees",
     "hue": "turns of the circle",
     "blur": "standard deviation, per cent of a side",
     "noise": "standard deviation, share of white",
-    "posterise": "bits dropped",
+    "posterise": "bits dropped, rounded",
     "solarise": "inverted from white down to 1 minus this",
 }
 
 
-def markdown(policy, arms, table, found, people, moves, made, gate_on):
+def markdown(policy, arms, table, found, people, moves, made, asked, commands):
     """The report as a page: what was decided, from which figures. arms: {name: {"what", "gated", ...}};
-    table: rows {"stage", "photos", "people", "arm", "f1", "gain", "se", "kept"}; found: {photo: signals};
-    people: {person: photos}; moves: rows {"id", "to", "why", ...}; made: names of pictures; gate_on: name of
-    the folder that the gate was asked on."""
+    table: rows {"stage", "photos", "people", "arm", "f1", "gain", "se", "fate"}; found: {photo: signals};
+    people: {person: photos}; moves: rows {"id", "to", "why", ...}; made: names of pictures; asked: what the
+    gate was asked on, as a sentence; commands: to go on with."""
     searched, kind = policy["search"], policy["kind"]
     never = " and ".join(f"`{arm}`" for arm in dict.fromkeys(("none", searched["safe"])))
     photos = f"{len(found)} photos of {len(people)} people"
@@ -34,21 +34,25 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
         "every rung, and another arm takes its place only where it gains more than one standard error over",
         f"it. {_doubt(kind, searched['safe'])} Only a test set says what was gained.",
         "",
-        f"**Gate.** {policy['gate']['verdict']}{f' (Asked on {gate_on}.)' if gate_on else ''}",
-        f"{_gate(policy['gate']['verdict'])} That is what `gated` means below.{beyond(policy)}",
+        f"**Gate.** {policy['gate']['verdict']} {asked}",
+        f"{_gate(policy['gate']['verdict'])}{beyond(policy)}",
         "",
         *_allocation(policy, people),
         f"**Cost.** {searched['runs']} runs, {searched['images']:,} images forwarded in training.",
+        "",
+        f"**Next.** {_next(commands)}",
+        "",
+        *(f"    {command}" for command in commands),
         "",
         *_operations(policy),
     ]
     for stage in dict.fromkeys(row["stage"] for row in table):
         rows = [r for r in table if r["stage"] == stage]
-        last = sum(r["kept"] for r in rows) == 1
+        last = any(r["fate"] == "taken" for r in rows)
         on = f"{rows[0]['photos']} held-out photos of {rows[0]['people']} people"
         rule = "The best is taken if its gain minus one standard error is above zero." if last else (
-            f"Rungs add up. {never} and, of the other arms, one in {ETA} (rounded up), the best by gain "
-            "minus one standard error, go on."
+            f"Each rung adds a fold of people to those before it. {never} and, of the other arms, one in "
+            f"{ETA} (rounded up), the best by gain minus one standard error, go on."
         )  # fmt: skip
         lines += [f"## {stage.capitalize()}", "", f"On {on}. {rule}", ""]
         lines += [
@@ -59,14 +63,15 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
             arm = arms.get(r["arm"], {"gated": "", "what": ALLOCATIONS.get(r["arm"], "")})
             gated = {True: "yes", False: "no"}.get(arm["gated"], "")
             figures = f"{r['f1']:.3f} | {r['gain']:+.3f} | {r['gain'] - r['se']:+.3f}"
-            fate = ("taken" if last else "stays") if r["kept"] else _why(r, rows, last)
+            fate = r["fate"] or _why(r, rows, last)
             lines.append(f"| {r['arm']} | {gated} | {figures} | {fate} | {arm['what']} |")
         lines.append("")
     lines += [
         "## Photos, as networks see them that have not learned from them",
         "",
-        f"Contradiction: the share of pixels where the network gives another class than the mask {CONFIDENT}",
-        f"or more. Suspect are photos above {line_of(f['contradiction'] for f in found.values()):.3f} here:",
+        "Contradiction: the share of pixels where the network gives a class that is not the mask's a",
+        f"probability of {CONFIDENT} or more. Suspect are photos above",
+        f"{line_of(f['contradiction'] for f in found.values()):.3f} here:",
         f"{SUSPECT[1]} at the least, and {SUSPECT[0]} robust deviations above the median. For information,",
         f"and for the allocation: mean and spread of the F1 of {MASKS} masks drawn from its probabilities.",
         "",
@@ -81,27 +86,34 @@ def markdown(policy, arms, table, found, people, moves, made, gate_on):
         "gains": "Gains and one standard error, rung by rung.",
         "faces": "Photos as they are, then as the policy changes them. What comes from outside a photo "
         "is its mirror image, which is not labelled.",
-        "suspects": "The suspects, in the order of the table: photo, mask, what the network says, where they "
-        "differ (in the colour of the mask).",
+        "suspects": "The suspects, the first 16 in the order of the table: photo, mask, what the network "
+        "says, and the pixels that it contradicts confidently (in the colour of the mask).",
     }
     return "\n".join([*lines, "", *(f"![{name}]({name}.png)\n\n{captions[name]}\n" for name in made)])
+
+
+def _next(commands):
+    return "Train:" if len(commands) == 1 else "Train; then, as the allocation did, a third more steps:"
 
 
 def _doubt(kind, safe):
     if kind == safe:
         return "None did: it stays by default, and others may be as good or a little better."
     return (
-        "The best of many looks better than it is: where all arms are worth the same, one of the others "
-        "still takes its place in four searches of ten (simulated)."
+        "The best of many looks better than it is: where eight arms are all worth the same, one of the "
+        "others still takes its place in four searches of ten (simulated)."
     )
 
 
 def _gate(verdict):
     if verdict.startswith("PASS"):
-        return "So the operations of gated arms go as far as it accepts; smaller changes it would not see."
+        return (
+            "So full scale is as far as it accepts; smaller changes it would not see. Arms that follow it "
+            "are called `gated` below; one of which it accepts no operation is left out."
+        )
     if verdict.startswith("REJECT"):
-        return "So gated arms have no operations."
-    return "So no arm but `none` is gated: where others would follow it, operations go half as far as they can."
+        return "So the arms that would follow it are left out: `gated`, below, is `none` alone."
+    return "So full scale is half as far as operations can go, and `gated`, below, is `none` alone."
 
 
 def beyond(policy):
@@ -118,13 +130,16 @@ def _allocation(policy, people):
     decided += f", {len(plan['reward'])} for reward tuning." if plan["mode"] in REWARDED else "."
     lines = [
         f"**Allocation.** {decided} `ft` is kept unless another way gains more than one standard error over",
-        "it. Who is routed where was told by networks that had learned from other folds, the scored one",
-        "among them: a slight optimism that `ft` does not have.",
+        "it. Suspects and undecided photos were found by networks that had trained on the fold now scored,",
+        "which favours every way but `ft` a little. Reward tuning sees the policy without CutMix and",
+        "erasing, whose images are no photos.",
     ]
     if not policy["search"]["allocated"]:
         lines = ["**Allocation.** Not asked: all photos are for fine-tuning."]
     whose = sum(any(i in suspects for i in ids) for ids in people.values())
-    fate = "in quarantine: no script trains on them" if plan["quarantine"] else "still trained on"
+    away = {"cleaned": "in quarantine: no script trains on them", "disjoint": "in neither half"}
+    fate = "still fine-tuned on" + (", but not rewarded" if plan["mode"] in REWARDED else "")
+    fate = away.get(plan["mode"], fate)
     told = f"{len(suspects)} photos of {whose} people are suspect, and {fate}; look at them below. Several of"
     told += " one person may well be an unusual face, not wrong masks."
     return [*lines, "", f"**Suspects.** {told if suspects else 'None.'}", ""]
@@ -135,15 +150,16 @@ def _operations(policy):
     if not policy["ops"]:
         return ["## What the policy does", "", "Nothing.", ""]
     least, most = policy["levels"]
-    how = "always at one of the two ends" if least == most else "by chance anywhere between the ends"
+    how = "always as strong as here" if least == most else "anywhere between the ends"
     lines = [
         "## What the policy does",
         "",
         f"A photo is mirrored with probability {policy['flip']:g}. Then it gets {policy['num_ops']} of",
-        f"these, drawn by their shares, {how}; each is none with probability {policy['p_identity']:.2g}.",
+        f"these, drawn by their shares, {how}; a draw is skipped with probability",
+        f"{policy['p_identity']:.2g}.",
         "",
-        "| operation | from | to | unit | share |",
-        "|---|---|---|---|---|",
+        "| operation | strength | unit | share |",
+        "|---|---|---|---|",
     ]
     if "schedule" in policy:
         lines[2] += " The ends are those of its strongest step."
@@ -151,8 +167,10 @@ def _operations(policy):
     total = sum(op["weight"] for op in policy["ops"])
     for op in policy["ops"]:
         low, high = (scale * most / 30 * op[key] for key in ("m_neg", "m_pos"))
-        share = f"{op['weight'] / total:.1%}"
-        lines.append(f"| {op['name']} | {0.0 - low:.3g} | {high:.3g} | {UNITS[op['name']]} | {share} |")
+        between = " or " if least == most else " to "  # of operations that go one way alone, that way
+        ends = [f"{end:.3g}" for end in (-low, high) if end or least != most]
+        strength = "" if op["name"] in ("autocontrast", "equalise") else between.join(ends)
+        lines.append(f"| {op['name']} | {strength} | {UNITS[op['name']]} | {op['weight'] / total:.1%} |")
     return [*lines, ""]
 
 
