@@ -30,14 +30,14 @@ def search(effects, seed, safe="none"):
 
 
 def test_a_harmful_arm_is_never_chosen_and_a_good_one_mostly():
-    """E1."""
+    """E1, on simulated scores."""
     effects = {"none": 0, "hue": -0.1, "geometric": 0.05, "half": 0.06, "full": 0.01, "cutmix": -0.02}
     chosen = [search(effects, seed) for seed in range(20)]
     assert "hue" not in chosen and sum(c in ("geometric", "half") for c in chosen) >= 18
 
 
 def test_if_all_arms_harm_none_is_chosen():
-    """E2."""
+    """E2, on simulated scores."""
     effects = {"none": 0} | {f"arm {i}": -0.02 * (i + 1) for i in range(8)}
     assert sum(search(effects, seed) == "none" for seed in range(20)) >= 18
     effects["safe"] = -0.05

@@ -451,6 +451,7 @@ def controlled(call, folder, tmp_path_factory):
 
 
 def test_control_moves_the_strength_against_the_gap(call, folder, controlled):
+    """E3: and it never leaves what it is clamped to."""
     rows = [row for row in logged(controlled / "run") if "augment/gap" in row]
     assert [row["step"] for row in rows] == [4, 9, 14, 19, 24, 29, 34, 39]
     strengths, change = [row["augment/strength"] for row in rows], 1.0 * 3 * 5 / 40
