@@ -357,7 +357,7 @@ def main(args):
               "search": searched}  # fmt: skip
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
-    names = [f"{r['stage']}: {r['arm']} {r['fate'] and '(' + r['fate'] + ')'}" for r in table]
+    names = [f"{r['stage']}: {r['arm']}" + f" ({r['fate']})" * bool(r["fate"]) for r in table]
     values, errors = ([r[k] for r in table] for k in ("gain", "se"))
     title = "gain on held-out people, and one standard error"
     made = {
@@ -367,7 +367,7 @@ def main(args):
     if suspects:
         worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
         batch = data[[row_of[i] for i in worst]]
-        preds, where = (torch.stack([found_in[i] for i in worst]) for found_in in (parsed, against))
+        preds, where = (torch.stack([of[i] for i in worst]) for of in (parsed, against))
         shown = batch["image"], batch["semantic"], preds, faces.colors, faces.classes
         made["suspects"] = draw.comparison(*shown, scale=max(1, 192 // size), where=where)
     for name, picture in made.items():

@@ -2,7 +2,7 @@
 # Algorithm 2 at a small rate after recipes/fasseg_v3.sh (with the same AUGMENT), last weights and not the best
 # ones: what the masks' own score adds where the masks were already used for cross-entropy.
 set -euo pipefail
-augment=${AUGMENT:-trivial} root=runs/reward_fasseg_v3_${AUGMENT:-trivial}
+augment=${AUGMENT:-trivial} root=runs/reward_fasseg_v3_$augment
 for seed in ${SEEDS:-0 1 2}; do
   out=$root/$seed
   python train_reward.py --init "runs/fasseg_v3_$augment/$seed/best.pt" --estimator reinforce --lr 1e-5 \

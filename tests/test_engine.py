@@ -121,6 +121,19 @@ def test_planted_wrong_masks_are_found():
     assert engine.suspicious(dict.fromkeys("abcd", 0.01)) == []
 
 
+def test_a_reason_is_of_what_is_contradicted_confidently():
+    """Of 16 x 16 pixels that the mask calls a, 2 rows are c for sure, and 12 perhaps b."""
+    pred = torch.zeros(16, 16, dtype=torch.long)
+    pred[:2], pred[2:14] = 2, 1
+    logits = torch.where(pred == 1, photo(pred, 0.6, 3), photo(pred, 0.97, 3))
+    label = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    where = engine.contradicted(logits, label)
+    assert torch.equal(where[0], pred == 2)
+    assert engine.dispute(label[0], pred, where[0], "abc") == "a in the mask, c to the network"
+    label[0, 0] = 255  # not labelled
+    assert engine.contradicted(logits, label).sum() == 16
+
+
 def test_signals_tell_solved_from_undecided():
     truth = torch.zeros(16, 16, dtype=torch.long)
     truth[:, 8:], truth[:4] = 1, 2

@@ -2,12 +2,13 @@
 
 from utils.engine import ALLOCATIONS, CONFIDENT, ETA, MASKS, REWARDED, SUSPECT, line_of
 
+SWITCHES = "autocontrast", "equalise"  # done or not, whatever the magnitude
 UNITS = {  # of each operation's magnitude, in datasets/transforms.py
     **dict.fromkeys(("shear_x", "shear_y"), "tangent"),
     **dict.fromkeys(("translate_x", "translate_y", "cutmix", "erase"), "share of a side"),
     **dict.fromkeys(("zoom", "stretch", "gamma"), "octaves"),
     **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), "share of itself"),
-    **dict.fromkeys(("autocontrast", "equalise"), "done or not"),
+    **dict.fromkeys(SWITCHES, "done or not"),
     "rotate": "degrees",
     "hue": "turns of the circle",
     "blur": "standard deviation, per cent of a side",
@@ -169,7 +170,7 @@ def _operations(policy):
         low, high = (scale * most / 30 * op[key] for key in ("m_neg", "m_pos"))
         between = " or " if least == most else " to "  # of operations that go one way alone, that way
         ends = [f"{end:.3g}" for end in (-low, high) if end or least != most]
-        strength = "" if op["name"] in ("autocontrast", "equalise") else between.join(ends)
+        strength = "" if op["name"] in SWITCHES else between.join(ends)
         lines.append(f"| {op['name']} | {strength} | {UNITS[op['name']]} | {op['weight'] / total:.1%} |")
     return [*lines, ""]
 
