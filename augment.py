@@ -4,9 +4,9 @@ Run:    python augment.py --data FOLDER --limit 16 --out runs/augment         ga
         python augment.py --data FOLDER --policy FILE --preview               what a policy does, as a picture
         python augment.py --data FOLDER --policy FILE --materialise 500 DIR   ... and as pairs on disk
 Needs:  labelled faces of two people at the very least; no photo of the test split is ever read
-Writes: policy.json, engine_report.md, moves.jsonl, photos.json (how each looks to a network that has not
-        learned from it), arms.jsonl (every run), pictures, TensorBoard events
-Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py --augment OUT/policy.json
+Writes: policy.json, finetune.ids.json, reward.ids.json, engine_report.md, moves.jsonl, photos.json (how each
+        looks to a network that has not learned from it), arms.jsonl (every run), pictures, TensorBoard events
+Expect: docs/engine.md   -> train_finetune.py, train_reward.py, both with --augment and --ids of these files
 
 1. Gate: ks_test.py says how far each operation may go before photos are no longer drawn like themselves.
 2. Search: arms (policies and flags) by successive halving; each run is train_finetune.py as a command. A
@@ -14,13 +14,11 @@ Expect: README.md, "The data engine"     -> train_finetune.py, train_reward.py -
    runs are equally long, since in short ones weak augmentation looks best. "none" and "cutmix", the best
    guess before any run, are never cut; at last an arm has to beat "cutmix" by one standard error (where
    that is no arm, "randaugment", else "none").
-3. Control: as an arm, the strength follows the gap between training and held-out score during the run.
-4. Allocate: out-of-fold predictions say which masks contradict the network confidently (suspects), and on
+3. Allocate: out-of-fold predictions say which masks contradict the network confidently (suspects), and on
    which photos drawn masks disagree; arms then decide what to tune on rewards, if anything.
 Killed, the same command goes on: every finished run is a line of arms.jsonl and is not run again.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -29,62 +27,19 @@ import shutil
 
 import torch
 
-from datasets import loading, transforms
+from datasets import policies, splits
 from datasets.cache import CachedFaces
 from datasets.faces import limit
+from datasets.images import to_float
+from datasets.operations import GEOMETRY
 from datasets.pairs import preview, write_pairs
 from models import restore
-from utils import checkpoint, dist, draw, engine, metrics, plot, runs
-from utils.engine import ETA, folds_of, gain, rows_of, scaled, show, signals, survivors, winner
-from utils.engine_report import markdown
-from utils.errors import UserError, positive, run
+from utils import checkpoint, cli, dist, draw, metrics
+from utils.engine import decisions, report, runs
+from utils.errors import UserError
 from utils.log import RunLog
 
-FINETUNE, REWARD, CONTROL = "train_finetune.py", "train_reward.py", "0.2"
-
-
-def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    g = p.add_argument_group("data")
-    g.add_argument("--data", help="folder of labelled faces")
-    g.add_argument("--limit", type=positive, help="labelled images, spread over people, "
-                   "nested by --seed (default all)")  # fmt: skip
-    g.add_argument("--gate-on", metavar="FOLDER", help="photos of the same kind for the gate, which needs "
-                   "some forty people, or the --out of a ks_test.py --ops (default: all photos of --data "
-                   "but test)")  # fmt: skip
-    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE",
-                   help="of every batch, as one more arm (default 0, none)")  # fmt: skip
-    g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels (default 96)")
-    g = p.add_argument_group("model")
-    g.add_argument("--model", help="unet (default), or another of README.md")
-    g = p.add_argument_group("search")
-    g.add_argument("--steps", type=positive, default=600, help="of each run (default 600)")
-    g.add_argument("--folds", type=positive, default=3, help="of the people (default 3)")
-    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
-    g.add_argument("--arms", nargs="+", metavar="ARM", help="to search, besides none: policy files, or some "
-                   f"of {' '.join(ARMS)} (default {' '.join(DEFAULT)})")  # fmt: skip
-    g.add_argument("--no-gate", action="store_true", help="search without asking how far operations may go")
-    g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
-    g = p.add_argument_group("a policy that is there")
-    g.add_argument("--policy", metavar="FILE", help="look at it, instead of searching")
-    g.add_argument("--preview", action="store_true", help="draw what it does to these faces")
-    g.add_argument("--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs")
-    g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="labels, folds, every run (default 0)")
-    g.add_argument(
-        "--jobs", type=positive, help="runs at a time (default 1 on a GPU, else one a core, up to 8)"
-    )
-    g.add_argument("--amp", choices=["off", "bf16", "fp16"],
-                   help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
-    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
-    g = p.add_argument_group("output")
-    g.add_argument("--out", default="runs/augment", help="run folder (default runs/augment)")
-    return p
-
-
-# ---- the arms
-
+FINETUNE, REWARD = "train_finetune.py", "train_reward.py"
 ARMS = {
     "none": "no augmentation",
     "randaugment": "as published, two operations of medium strength",
@@ -92,60 +47,94 @@ ARMS = {
     "cutmix": "RandAugment, and CutMix on every other image",
     "full": "all operations at full scale",
     "geometric": "geometry alone, at full scale",
-    "controlled": "strength follows the gap to held-out people",
     "standardise": "full scale; every channel of every photo to mean 0, variance 1",
     "half": "all operations at half the scale",
     "quarter": "all operations at a quarter of the scale",
     "photometric": "colour alone, at full scale",
     "grey-world": "full scale; the light's colour is taken out of every photo, before and after training",
 }
-DEFAULT = list(ARMS)[:8]  # a search over three folds then takes fifteen runs
+DEFAULT = list(ARMS)[:7]
 SAFE = "cutmix", "randaugment", "none"  # the first of them that is an arm has to be beaten
+
+
+def get_parser():
+    p = cli.parser(__doc__)
+    g = p.add_argument_group("data")
+    g.add_argument("--data", help="folder of faces, its layout recognised")
+    cli.add_who_trains(g)
+    gate = (
+        "photos of the same kind for the gate, or the --out of a ks_test.py --ops; --data but test by default"
+    )
+    g.add_argument("--gate-on", metavar="FOLDER", help=gate)
+    share = "of every batch that is synthetic faces, as one more arm"
+    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help=share)
+    g.add_argument("--size", type=cli.positive, default=96, help="side that photos are stretched to, pixels")
+    g.add_argument("--model", help="as train_finetune.py")
+    g = p.add_argument_group("search")
+    g.add_argument("--steps", type=cli.positive, default=600, help="optimiser steps of each run")
+    g.add_argument("--folds", type=cli.positive, default=3, help="of the people")
+    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    arms = f"beside none: policy files, or some of {' '.join(ARMS)}; by default {' '.join(DEFAULT)}"
+    g.add_argument("--arms", nargs="+", metavar="ARM", help=arms)
+    no_gate = "search without asking how far operations may go"
+    g.add_argument("--no-gate", action="store_true", help=no_gate)
+    g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
+    g = p.add_argument_group("a policy that is there")
+    g.add_argument("--policy", metavar="FILE", help="look at it, instead of searching")
+    g.add_argument("--preview", action="store_true", help="draw what it does to these faces")
+    g.add_argument("--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs")
+    g = p.add_argument_group("runtime")
+    g.add_argument("--seed", type=int, default=0, help="of all that is random")
+    jobs = "runs at a time; 1 by default on a GPU, else one a core, up to 8"
+    g.add_argument("--jobs", type=cli.positive, help=jobs)
+    cli.add_device_flags(g)
+    g = p.add_argument_group("output")
+    g.add_argument("--out", default="runs/augment", metavar="FOLDER", help="run folder")
+    return p
 
 
 def make_arms(gated, synthetic, names):
     """{name: {"policy", "flags", "gated", "what"}}. gated: the policy of ks_test.py --ops, or None, where the
     gate cannot tell; then operations go half as far as they can at full scale."""
-    gated, known = gated or {"ops": transforms.WIDE, "scale": 0.5, "flip": 0.5}, bool(gated)
+    known, gated = bool(gated), gated or {"ops": policies.WIDE, "scale": 0.5, "flip": 0.5}
     ops, top = gated["ops"] if gated["scale"] else [], gated["scale"] or 1.0
-    at = functools.partial(scaled, flip=gated["flip"])
+    at = functools.partial(decisions.scaled, flip=gated["flip"])
     full = at(ops, top)
-    geometry = [op for op in ops if op["name"] in transforms.GEOMETRY]
-    colour = [op for op in ops if op["name"] not in transforms.GEOMETRY]
-    arms = {
-        "none": (transforms.POLICIES["none"], [], True),
-        "randaugment": (transforms.POLICIES["randaugment"], [], False),
-        "trivial": (transforms.POLICIES["trivial"], [], False),
-        "full": (full, [], known),
-        "half": (at(ops, top / 2), [], known),
-        "quarter": (at(ops, top / 4), [], known),
-        "geometric": (at(geometry, top), [], known),
-        "photometric": (at(colour, top), [], known),
-        "cutmix": (transforms.POLICIES["cutmix"], [], False),
-        "controlled": ({**at(ops, top / 2), "scale_max": top}, ["--control", CONTROL], known),
-        "grey-world": (full, ["--preprocess", "grey-world"], known),
-        "standardise": (full, ["--preprocess", "standardise"], known),
+    geometry = [op for op in ops if op["name"] in GEOMETRY]
+    colour = [op for op in ops if op["name"] not in GEOMETRY]
+    published = {name: policies.POLICIES[name] for name in ("none", "randaugment", "trivial", "cutmix")}
+    limited = {
+        "full": full,
+        "geometric": at(geometry, top),
+        "standardise": full,
+        "half": at(ops, top / 2),
+        "quarter": at(ops, top / 4),
+        "photometric": at(colour, top),
+        "grey-world": full,
     }
+    flags = {name: ["--preprocess", name] for name in ("standardise", "grey-world")}
     what = dict(ARMS)
     if synthetic:
-        arms["synthetic"] = (full, ["--synthetic", str(synthetic)], known)
+        limited["synthetic"], flags["synthetic"] = full, ["--synthetic", str(synthetic)]
         what["synthetic"] = f"full scale; synthetic faces are {synthetic:.0%} of each batch"
-    # a gate may have passed no operation of a kind
-    arms = {name: arm for name, arm in arms.items() if arm[0]["ops"] or name == "none"}
-    for file in [name for name in names or [] if name.endswith(".json")]:
-        policy = {k: v for k, v in transforms.load_policy(file).items() if k != "allocation"}
-        arms[file], what[file] = (policy, [], False), "of a file"
-    if unknown := set(names or []) - arms.keys():
-        raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(arms)}, or FILE.json")
-    title = lambda name: pathlib.Path(name).stem  # of a file; its path would not do for a folder of runs
-    default = [*DEFAULT, "synthetic"]
-    keys, chosen = ("policy", "flags", "gated", "what"), {"none", *(names or arms.keys() & default)}
-    if len({title(name) for name in chosen}) < len(chosen):
-        raise UserError(f"--arms {' '.join(sorted(chosen))}: two have one name")
-    return {title(n): dict(zip(keys, (*arms[n], what[n]), strict=True)) for n in arms if n in chosen}
-
-
-# ---- the gate and the runs
+    limited = {name: policy for name, policy in limited.items() if policy["ops"]}  # the gate may pass none
+    files = {name: policies.load_policy(name) for name in names or [] if name.endswith(".json")}
+    every = published | limited | files
+    if unknown := set(names or []) - every.keys():
+        raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(every)}, or FILE.json")
+    chosen = {"none", *(names or every.keys() & {*DEFAULT, "synthetic"})}
+    arms = {}
+    for name in [name for name in every if name in chosen]:
+        title = pathlib.Path(name).stem  # of a file; its path would not do for a folder of runs
+        if title in arms:
+            raise UserError(f"--arms {' '.join(sorted(chosen))}: two have one name")
+        arms[title] = {
+            "policy": every[name],
+            "flags": flags.get(name, []),
+            "gated": name == "none" or known and name in limited,
+            "what": what.get(name, "of a file"),
+        }
+    return arms
 
 
 def run_gate(real, size, seed, device, folder):
@@ -158,32 +147,31 @@ def run_gate(real, size, seed, device, folder):
         if status == 2 or not (folder / "ks_report.json").is_file():
             last = error.splitlines()[-1].removeprefix("error: ") if error else f"status {status}"
             raise UserError(f"the gate: {last}; --gate-on takes other photos, and --no-gate does without")
-    report = json.loads((folder / "ks_report.json").read_text())
-    if not report["ops"] and report["status"] in ("PASS", "REJECT"):  # too few people: none is looked at
+    found = json.loads((folder / "ks_report.json").read_text())
+    if not found["ops"] and found["status"] in ("PASS", "REJECT"):  # too few people: none is looked at
         raise UserError(f"--gate-on {folder}: was not written by ks_test.py --ops")
     policy = None  # the gate cannot tell
-    if report["status"] in ("PASS", "REJECT"):
-        passed = report["status"] == "PASS"
+    if found["status"] in ("PASS", "REJECT"):
+        passed = found["status"] == "PASS"
         policy = json.loads((folder / "policy.json").read_text()) if passed else {"ops": [], "scale": 0.0}
         # BLIND, as it often is, says nothing against the mirror image of a face
-        policy["flip"] = 0.0 if report["ops"].get("flip", {}).get("status") == "REJECT" else 0.5
-    return policy, f"{report['status']}: {report['verdict']}"
+        policy["flip"] = 0.0 if found["ops"].get("flip", {}).get("status") == "REJECT" else 0.5
+    return policy, f"{found['status']}: {found['verdict']}"
 
 
 def job_of(run, script, train, held, policy, steps, flags, write, keep=False):
-    """A run of a training script on the photos `train`, scored on those held out; see utils/runs.py."""
-    arm, fold = run.split("/")[1:]
+    """A run of a training script on the photos `train`, scored on those held out; see `runs.run_all`."""
+    _, arm, fold = run.split("/")
     ids = write(f"jobs/{run}/ids.json", {"train": train, "val": held})
     policy = write(f"jobs/{run}/policy.json", policy)
-    looks = max(1, steps // 10) if "--control" in flags else steps
-    flags = [*flags, "--ids", ids, "--augment", policy, "--steps", steps, "--eval-every", looks]
-    return {"run": run, "script": script, "flags": flags, "held": held, "arm": arm, "fold": int(fold),
-            "steps": steps, "keep": keep}  # fmt: skip
+    flags = [*flags, "--ids", ids, "--augment", policy, "--steps", steps, "--eval-every", steps]
+    row = {"arm": arm, "fold": int(fold), "steps": steps}
+    return {"run": run, "script": script, "flags": flags, "held": held, "row": row, "keep": keep}
 
 
-def use(policy, args, faces, data, out):
+def use(args, policy, faces, data, out):
     """Look at a policy that is there, as strong as its schedule ends."""
-    policy = transforms.at_step(policy, 10**9)
+    policy = policies.at_step(policy, 10**9)
     if args.preview:
         out.mkdir(parents=True, exist_ok=True)
         draw.write(out / "preview.png", preview(data, faces, policy, args.seed))
@@ -199,7 +187,7 @@ def use(policy, args, faces, data, out):
 def main(args):
     # ---- setup ----
     out, device = pathlib.Path(args.out), dist.init(args.device)[2]
-    size, write = args.size or 96, functools.partial(runs.write_json, out)
+    write = functools.partial(runs.write_json, out)
     if not args.data:
         raise UserError("--data FOLDER: of whose faces?")
     if bool(args.policy) != bool(args.preview or args.materialise):
@@ -207,192 +195,192 @@ def main(args):
     at_once = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
 
     # ---- data ----
-    faces = loading.open_any(args.data)
+    faces = splits.open_any(args.data)
+    if ids := splits.ids_file(args.ids, args.data, None, args.limit):
+        faces = splits.take_ids(faces, ids)
     labelled = [s for s in faces.splits.get("train", []) if s.label is not None]  # the test split stays shut
     if not labelled:
         raise UserError(f"{args.data}: no labelled training photos")
     labelled = limit(labelled, args.limit, args.seed) if args.limit else labelled
-    policy = transforms.load_policy(args.policy) if args.policy else {}
-    doubtful = policy.get("allocation", {}).get("quarantine", [])
-    labelled = [s for s in labelled if s.id not in doubtful]
-    data, row_of = CachedFaces(faces, labelled, size), {s.id: i for i, s in enumerate(labelled)}
-    if policy:
-        return use(policy, args, faces, data, out)
-    folds, people = folds_of(labelled, args.folds)
-    asked = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
-    files = {name: arm["policy"] for name, arm in asked.items() if name not in ARMS}
+    data, row_of = CachedFaces(faces, labelled, args.size), {s.id: i for i, s in enumerate(labelled)}
+    if args.policy:
+        return use(args, policies.load_policy(args.policy), faces, data, out)
+    folds, people = decisions.folds_of(labelled, args.folds)
+    asked_for = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
+    files = {name: arm["policy"] for name, arm in asked_for.items() if name not in ARMS}
     runs.begin(out, vars(args), {"photos": list(row_of), "files": files})
     ledger, log = runs.Ledger(out / "arms.jsonl"), RunLog(out, vars(args))
-    every = ["--data", args.data, "--size", size, "--seed", args.seed, "--batch-size", args.batch_size,
-             "--device", device.type, *(["--amp", args.amp] if args.amp else [])]  # fmt: skip
-    fresh = [*every, *(["--model", args.model] if args.model else [])]
+    amp = ["--amp", args.amp] if args.amp else []
+    common = [
+        "--data",
+        args.data,
+        "--size",
+        args.size,
+        "--seed",
+        args.seed,
+        "--batch-size",
+        args.batch_size,
+        *amp,
+    ]
+    here, model = [*common, "--device", device.type], ["--model", args.model] if args.model else []
 
-    def predict(folder, ids):
+    def predict_photos(folder, ids):
         """logits (B, K, S, S) and labels (B, S, S) of photos, by the last weights in a run folder."""
-        model, batch = restore(checkpoint.load(folder / "last.pt"), device), data[[row_of[i] for i in ids]]
+        net, batch = restore(checkpoint.load(folder / "last.pt"), device), data[[row_of[i] for i in ids]]
         with torch.no_grad():
-            pieces = [
-                model(transforms.normalise(x.to(device)))["semantic"].float()
-                for x in batch["image"].split(16)
-            ]
+            pieces = [net(to_float(x.to(device)))["semantic"].float() for x in batch["image"].split(16)]
         return torch.cat(pieces), batch["semantic"].to(device)
 
     def finish(job, folder):
-        logits, labels = predict(folder, job["held"])
+        """The row of the ledger: F1 of each photo held out. Weights are kept where `job` says so."""
+        logits, labels = predict_photos(folder, job["held"])
         f1 = metrics.mean_f1(metrics.confusion(logits.argmax(1), labels, len(faces.classes))).nan_to_num(0.0)
         for name in ("best.pt", *([] if job["keep"] else ["last.pt"])):
             (folder / name).unlink(missing_ok=True)
-        return {k: job[k] for k in ("arm", "fold", "steps")} | {
-            "f1": dict(zip(job["held"], f1.tolist(), strict=True))
-        }
+        return {**job["row"], "f1": dict(zip(job["held"], f1.tolist(), strict=True))}
 
     def compare(jobs, baseline):
         """{arm: {photo: F1}} of jobs over all folds, and {arm: (gain, standard error)} over the baseline."""
-        rows, scores = runs.run_all(jobs, out / "runs", ledger, finish, at_once), {}
-        for row in rows:
+        scores = {}
+        for row in runs.run_all(jobs, out / "runs", ledger, finish, at_once):
             scores.setdefault(row["arm"], {}).update(row["f1"])
-        return scores, {arm: gain(f1, scores[baseline], people) for arm, f1 in scores.items() if baseline}
+        return scores, {arm: decisions.gain(f1, scores[baseline], people) for arm, f1 in scores.items()}
 
     # ---- gate ----
     real = pathlib.Path(args.gate_on or args.data)
-    folder = real if (real / "ks_report.json").is_file() else out / "gate"
-    gated, verdict = (
-        (None, "not asked") if args.no_gate else run_gate(real, size, args.seed, device.type, folder)
-    )
+    gate = real if (real / "ks_report.json").is_file() else out / "gate"
+    gated, verdict = None, "not asked"
+    if not args.no_gate:
+        gated, verdict = run_gate(real, args.size, args.seed, device.type, gate)
     print(f"gate:    {verdict}")
     arms = make_arms(gated, args.synthetic, args.arms)
 
     # ---- search ----
-    alive, table, safe = list(arms), [], next(name for name in SAFE if name in arms)
+    left, table, safe = list(arms), [], next(name for name in SAFE if name in arms)
     for rung in range(1, len(folds) + 1):  # those who go on are held to one fold of people more
         last = rung == len(folds)
-        over = safe if last else "none"
-        jobs = [job_of(f"search/{name}/{k}", FINETUNE, *folds[k], arms[name]["policy"], args.steps,
-                       fresh + arms[name]["flags"], write, keep=True)
-                for name in alive for k in range(rung)]  # fmt: skip
+        over, jobs = safe if last else "none", []
+        for name, k in [(name, k) for name in left for k in range(rung)]:
+            flags = [*here, *model, *arms[name]["flags"]]
+            run, policy = f"search/{name}/{k}", arms[name]["policy"]
+            jobs.append(job_of(run, FINETUNE, *folds[k], policy, args.steps, flags, write, keep=True))
         scores, gains = compare(jobs, over)
-        alive = [winner(gains, safe)] if last else survivors(gains, safe)
-        rows = rows_of(f"rung {rung}, over {over}", scores, gains, people, alive)
+        left = [decisions.winner(gains, safe)] if last else decisions.survivors(gains, safe)
+        rows = decisions.rows_of(f"rung {rung}, over {over}", scores, gains, people, left)
         log.scalars(rung, **{f"gain_over_{over}/{row['arm']}": row["gain"] for row in rows})
-        print(show(rows))
+        print(decisions.show(rows))
         table += rows
-    best = alive[0]
-    chosen = arms[best]
-    controlled = "--control" in chosen["flags"]
-    plain = [] if controlled else chosen["flags"]  # the schedule does it, where nobody is held out
+    best = left[0]
+    chosen, flags = arms[best], arms[best]["flags"]
     winners = [out / f"runs/search/{best}/{k}" for k in range(len(folds))]
     for weights in {*out.glob("runs/search/*/*/last.pt")} - {folder / "last.pt" for folder in winners}:
         weights.unlink()
-    settled = chosen["policy"]  # as strong as the runs ended
-    plan = {}
-    if controlled:  # what the folds did on average; rounding may lift a mean above the cap
-        held, cap = [checkpoint.load(f / "last.pt")["schedule"] for f in winners], settled["scale_max"]
-        means = [[row[0][0], min(sum(s for _, s in row) / len(row), cap)] for row in zip(*held, strict=True)]
-        settled, plan = {**settled, "scale": means[-1][1]}, {"schedule": means}
 
     # ---- allocate ----
-    found, parsed, against, moves = {}, {}, {}, []
+    found, parsed, against = {}, {}, {}  # of each photo, by the network that has not learned from it
     for k, (_, held) in enumerate(folds):
-        logits, labels = predict(winners[k], held)
+        logits, labels = predict_photos(winners[k], held)
         parsed |= dict(zip(held, logits.argmax(1).byte().cpu(), strict=True))
-        against |= dict(zip(held, engine.contradicted(logits, labels).cpu(), strict=True))
-        columns = signals(logits, labels, args.seed, torch.tensor([row_of[i] for i in held]))
+        against |= dict(zip(held, decisions.contradicted(logits, labels).cpu(), strict=True))
+        columns = decisions.signals(logits, labels, args.seed, torch.tensor([row_of[i] for i in held]))
         found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
-    suspects = engine.suspicious({i: f["contradiction"] for i, f in found.items()})
-    everybody, kept = list(row_of), [i for i in row_of if i not in suspects]  # no reward on doubtful masks
-    routed = sorted(kept, key=lambda i: -found[i]["spread"])[: (len(kept) + 1) // 2]
-    shares = {  # who fine-tunes, and who is in the steps after that
-        "ft": (everybody, everybody),
-        "cleaned": (kept, kept),
-        "shared": (everybody, kept),
-        "routed": (everybody, routed),
-        "disjoint": (kept[::2], kept[1::2]),
-    }
-    if not suspects:
-        del shares["cleaned"]
-    everywhere = lambda ids: all(set(ids) & set(train) for train, _ in folds)
-    shares = {arm: pair for arm, pair in shares.items() if everywhere(pair[0]) and everywhere(pair[1])}
-    mode, extra = "ft", max(1, args.steps // ETA)
+    suspects = decisions.suspicious({i: f["contradiction"] for i, f in found.items()})
+    shares = decisions.shares_of(list(row_of), suspects, found, folds)
+    mode, extra = "ft", max(1, args.steps // decisions.ETA)
     if not args.no_allocation:
         halves, jobs = [], []
         for k, (train, held) in enumerate(folds):
-            start, halfway = winners[k] / "last.pt", out / f"runs/half/disjoint/{k}/last.pt"
-            mine = {arm: [[i for i in ids if i in train] for ids in pair] for arm, pair in shares.items()}
-            if "disjoint" in mine:
-                half = FINETUNE, mine["disjoint"][0], held, {**chosen["policy"], **plan}, args.steps
-                halves.append(job_of(f"half/disjoint/{k}", *half, fresh + plain, write, keep=True))
-            for arm, (_, ids) in mine.items():
-                init = ["--init", halfway if arm == "disjoint" else start, "--lr", "1e-3"]
-                rewarded = arm in engine.REWARDED
-                script, more = (REWARD, ["--ce-weight", "1"]) if rewarded else (FINETUNE, plain)
-                flags = [*every, *init, *more]
-                jobs.append(job_of(f"extra/{arm}/{k}", script, ids, held, settled, extra, flags, write))
-        compare(halves, None)
+            start, half = winners[k] / "last.pt", out / f"runs/half/disjoint/{k}/last.pt"
+            for arm, pair in shares.items():
+                first, then = ([i for i in ids if i in train] for ids in pair)
+                if arm == "disjoint":  # the only one that begins with other photos
+                    run, how = f"half/disjoint/{k}", [*here, *model, *flags]
+                    job = job_of(
+                        run, FINETUNE, first, held, chosen["policy"], args.steps, how, write, keep=True
+                    )
+                    halves.append(job)
+                rewarded = arm in decisions.REWARDED
+                script, more = (REWARD, ["--ce-weight", "1"]) if rewarded else (FINETUNE, flags)
+                how = [*here, "--init", half if arm == "disjoint" else start, "--lr", "1e-3", *more]
+                jobs.append(
+                    job_of(f"extra/{arm}/{k}", script, then, held, chosen["policy"], extra, how, write)
+                )
+        runs.run_all(halves, out / "runs", ledger, finish, at_once)
         scores, gains = compare(jobs, "ft")
-        mode = winner(gains, "ft")
-        rows = rows_of("allocation, over ft", scores, gains, people, [mode])
-        print(show(rows))
+        mode = decisions.winner(gains, "ft")
+        rows = decisions.rows_of("allocation, over ft", scores, gains, people, [mode])
+        print(decisions.show(rows))
         table += rows
+    reasons = {}
+    for i in suspects:
+        mask = data[[row_of[i]]]["semantic"][0]
+        reasons[i] = decisions.main_confusion(mask, parsed[i], against[i], faces.classes)
+    moves = decisions.moves_of(list(row_of), found, reasons, mode, shares[mode][1])
 
     # ---- finish ----
-    for i in row_of:
-        f = found[i]
-        if i in suspects:
-            most = engine.dispute(data[[row_of[i]]]["semantic"][0], parsed[i], against[i], faces.classes)
-            why = f"{f['contradiction']:.0%} contradicted by a network that has not seen it; mostly {most}"
-            to = "quarantine" if mode == "cleaned" else "suspect"
-            engine.say(moves, i, "labelled", to, "contradiction", f["contradiction"], why)
-        elif mode in ("routed", "disjoint") and i in shares[mode][1]:
-            signal = "spread" if mode == "routed" else None  # halves are every other photo
-            why = f"{mode} won: {engine.ALLOCATIONS[mode]}"
-            engine.say(moves, i, "labelled", "reward", signal, f.get(signal), why)
     ft, reward = shares[mode]
-    images = args.batch_size * sum(row["steps"] for row in ledger.rows.values())
-    searched = {"arm": best, "safe": safe, "flags": plain, "steps": args.steps, "folds": len(folds),
-                "images": images, "runs": len(ledger.rows), "allocated": not args.no_allocation}  # fmt: skip
-    quarantine = suspects if mode == "cleaned" else []
-    allocation = {"mode": mode, "ft": ft, "reward": reward, "quarantine": quarantine}
-    policy = {**chosen["policy"], **plan, "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects,
-              "allocation": allocation, "gate": {"verdict": verdict, "gated": chosen["gated"]},
-              "search": searched}  # fmt: skip
-    write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
-    (out / "moves.jsonl").write_text("".join(json.dumps(m) + "\n" for m in moves))
-    names = [f"{r['stage']}: {r['arm']}" + f" ({r['fate']})" * bool(r["fate"]) for r in table]
-    values, errors = ([r[k] for r in table] for k in ("gain", "se"))
-    title = "gain on held-out people, and one standard error"
-    made = {
-        "gains": plot.bars(names, values, errors, title),
-        "faces": preview(data, faces, policy, args.seed),
+    finetune_ids = write("finetune.ids.json", {"train": ft})
+    reward_ids = write("reward.ids.json", {"train": [i for i in row_of if i in set(reward)]})
+    searched = {
+        "arm": best,
+        "safe": safe,
+        "flags": flags,
+        "steps": args.steps,
+        "folds": len(folds),
+        "images": args.batch_size * sum(row["steps"] for row in ledger.rows.values()),
+        "runs": len(ledger.rows),
+        "allocated": not args.no_allocation,
+        "allocation": mode,
     }
+    gate_said = {"verdict": verdict, "gated": chosen["gated"]}
+    policy = {**chosen["policy"], "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects}
+    policy |= {"gate": gate_said, "search": searched}
+    write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
+    (out / "moves.jsonl").write_text("".join(json.dumps(move) + "\n" for move in moves))
+    pictures = {"gains": report.gains(table), "faces": preview(data, faces, policy, args.seed)}
     if suspects:
         worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
         batch = data[[row_of[i] for i in worst]]
-        preds, where = (torch.stack([of[i] for i in worst]) for of in (parsed, against))
+        preds, wrong = (torch.stack([of[i] for i in worst]) for of in (parsed, against))
         shown = batch["image"], batch["semantic"], preds, faces.colors, faces.classes
-        made["suspects"] = draw.comparison(*shown, scale=max(1, 192 // size), where=where)
-    for name, picture in made.items():
-        draw.write(out / f"{name}.png", picture)
-        log.image(0, f"engine/{name}", picture)
+        pictures["suspects"] = draw.comparison(*shown, max(1, 192 // args.size), wrong)
+    for name, picture in pictures.items():
+        log.image(0, f"engine/{name}", picture, f"{name}.png")
     log.close()
-    same = [f for f in every if f not in ("--device", device.type)]
-    same += [*(["--limit", args.limit] if args.limit else []), "--val-fraction", 0]
-    same += ["--augment", out / "policy.json"]
-    model = ["--model", args.model] if args.model else []
-    steps = [[FINETUNE, *same, *model, "--steps", args.steps, *plain, "--out", "runs/finetune"]]
+    same = [*common, "--augment", out / "policy.json"]
+    then = [
+        FINETUNE,
+        *same,
+        "--ids",
+        finetune_ids,
+        *model,
+        "--steps",
+        args.steps,
+        *flags,
+        "--out",
+        "runs/finetune",
+    ]
+    commands = [then]
     if not args.no_allocation:  # what won there
-        script, more = (REWARD, ["--ce-weight", 1]) if mode in engine.REWARDED else (FINETUNE, plain)
+        rewarded = mode in decisions.REWARDED
+        script, more = (REWARD, ["--ce-weight", 1]) if rewarded else (FINETUNE, flags)
+        ids = reward_ids if rewarded else finetune_ids
         init = ["--init", "runs/finetune/last.pt", "--lr", "1e-3", "--steps", extra]
-        steps.append([script, *init, *same, *more, "--out", "runs/tuned"])
-    commands = [" ".join(map(str, ["python", *step])) for step in steps]
-    asked = "Asked before" if folder == real else f"Asked on all photos of {real.name} but its test split"
-    asked = "" if args.no_gate else f"{asked}: [report]({os.path.relpath(folder, out)}/ks_report.md)."
-    page = markdown(policy, arms, table, found, people, moves, made, asked, commands)
+        commands.append([script, *init, *same, "--ids", ids, *more, "--out", "runs/tuned"])
+    commands = [" ".join(map(str, ["python", *command])) for command in commands]
+    asked = "Asked before" if gate == real else f"Asked on all photos of {real.name} but its test split"
+    asked = "" if args.no_gate else f"{asked}: [report]({os.path.relpath(gate, out)}/ks_report.md)."
+    decided = {"ft": ft, "reward": reward, "people": people, "found": found, "moves": moves}
+    page = report.markdown(policy, arms, table, decided, pictures, asked, commands)
     (out / "engine_report.md").write_text(page)
     write("policy.json", policy)  # last: with it, all is there
-    say_so = f"{best}, allocation {mode}, {len(suspects)} photos to look at"
-    print(f"policy:  {say_so}; see {out}/engine_report.md")
+    print(
+        f"policy:  {best}, allocation {mode}, {len(suspects)} photos to look at; see {out}/engine_report.md"
+    )
     print("next:   ", "\nthen:    ".join(commands))
 
 
+# >>> shared: start
 if __name__ == "__main__":
-    run(main, get_parser().parse_args())
+    cli.run(main, get_parser().parse_args())
+# <<< shared: start

@@ -9,37 +9,34 @@ Masks are scored at the checkpoint's --size. |yaw| is rounded to the nearest 15 
 come from one confusion matrix over the split; intervals are bootstrapped over people.
 """
 
-import argparse
 import json
 import pathlib
 
 import torch
 
-from datasets import loading, transforms
+from datasets import batches, splits
 from datasets.faces import meaning
+from datasets.images import to_float
 from datasets.synthetic import scheme_of
 from models import restore
-from utils import checkpoint, dist, metrics
-from utils.errors import UserError, positive, run
+from utils import checkpoint, cli, dist, metrics
+from utils.errors import UserError
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    g = p.add_argument_group("data")
-    g.add_argument("--data", help="folder of faces or synthetic (default: what --init trained on)")
-    g.add_argument("--part-order", choices=["canonical", "farl"],
-                   help="which part of CelebAMask-HQ is painted last (default: as in training)")  # fmt: skip
-    g.add_argument("--split", default="test", help="train, val, test (default) ...")
-    g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: what --split '
-                   "train and val are (default: as in training)")  # fmt: skip
+    p = cli.parser(__doc__)
+    g = p.add_argument_group("data", "where a flag is not given: what --init trained on")
+    g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
+    orders = ["canonical", "farl"]
+    g.add_argument("--part-order", choices=orders, help="which part of CelebAMask-HQ is painted last")
+    g.add_argument("--split", default="test", help="train, val, test ...")
+    ids = 'JSON {"train": [ids], "val": [ids]}: what --split train and val are'
+    g.add_argument("--ids", metavar="FILE", help=ids)
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
     g = p.add_argument_group("runtime")
-    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
-    g.add_argument("--amp", choices=["off", "bf16", "fp16"],
-                   help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
-    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    cli.add_device_flags(g)
     g = p.add_argument_group("output")
     g.add_argument("--json", metavar="FILE", help="write the figures here too")
     return p
@@ -65,32 +62,37 @@ def main(args):
     rank, world, device = dist.init(args.device)
     state = checkpoint.load(args.init)
     trained, classes = state["args"], state["data"]["classes"]
-    amp = args.amp or ("bf16" if device.type == "cuda" else "off")
-    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    args = cli.inherit(args, None, amp=dist.default_amp(device))
 
     # ---- data ----
     path = args.data or trained["data"]
     scheme = scheme_of(classes) if path == "synthetic" else None
     order = args.part_order or (trained["part_order"] if path == trained["data"] else "canonical")
-    ids = loading.which_ids(args.ids, args.data, trained) if args.split in ("train", "val") else None
+    ids = splits.ids_file(args.ids, args.data, trained) if args.split in ("train", "val") else None
     if args.ids and not ids:
         raise UserError(f"--ids {args.ids}: says who trains and who validates; --split train or val takes it")
-    faces = loading.open_data(path, scheme, order, trained["val_fraction"], ids)
+    faces = splits.open_data(path, scheme, order, trained["val_fraction"], ids)
     if faces.classes != classes:
-        raise UserError(f"{path} has the classes {' '.join(faces.classes)}; "
-                        f"{args.init} was trained on {' '.join(classes)}")  # fmt: skip
-    data = loading.load(faces, args.split, trained["size"], device=device)
+        raise UserError(
+            f"{path} has the classes {' '.join(faces.classes)}; "
+            f"{args.init} was trained on {' '.join(classes)}"
+        )
+    data = batches.load(faces, args.split, trained["size"], device=device)
 
     # ---- model ----
-    model = restore(state, device)
+    evaluated = restore(state, device)
 
-    def predict(images):
-        images = transforms.normalise(images.to(device)).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
-            return model(images)["semantic"].float()
+    # >>> shared: predict
+    def predict(images, net=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32."""
+        images = to_float(images.to(device)).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
+            return (net or evaluated)(images)["semantic"].float()
+
+    # <<< shared: predict
 
     # ---- finish ----
-    counts = metrics.measure(predict, data, len(classes), args.batch_size, rank, world)
+    counts = metrics.measure(predict, data, "semantic", len(classes), args.batch_size, rank, world)
     result = metrics.summary(counts, classes)
     if result["mean_f1"] is None:
         raise UserError(f"--split {args.split}: {faces.name} has no labels there to score against")
@@ -99,26 +101,40 @@ def main(args):
         "mean_f1": metrics.bootstrap(counts["confusion"], data.groups),
         "miou": metrics.bootstrap(counts["confusion"], data.groups, metrics.miou),
     }
-    result |= {"init": args.init, "step": state["step"], "data": path, "split": args.split,
-               "ids": ids, "size": trained["size"], **meaning(faces)}  # fmt: skip
+    result |= {
+        "init": args.init,
+        "step": state["step"],
+        "data": path,
+        "split": args.split,
+        "ids": ids,
+        "size": trained["size"],
+        **meaning(faces),
+    }
     dist.finish()
     if rank:
         return
-    print(f"{args.init} on {faces.name} {args.split}: {len(data)} images of "
-          f"{len(set(data.groups))} people", *faces.notes, sep="\n  ")  # fmt: skip
+    print(
+        f"{args.init} on {faces.name} {args.split}: {len(data)} images of {len(set(data.groups))} people",
+        *faces.notes,
+        sep="\n  ",
+    )
     print(metrics.table(result))
     if result["slices"]["yaw"]:
         print(f"\n{'|yaw|':<16}{'F1':>6}{'mIoU':>8}{'images':>12}")
         for angle, row in result["slices"]["yaw"].items():
             print(f"{angle:<16}{row['mean_f1']:6.3f}{row['miou']:8.3f}{row['n_images']:>12,}")
     if interval := result["ci95"]["mean_f1"]:
-        print(f"\nmean F1 {result['mean_f1']:.3f}, 95 % interval over people "
-              f"{interval[0]:.3f} to {interval[1]:.3f}")  # fmt: skip
+        print(
+            f"\nmean F1 {result['mean_f1']:.3f}, 95 % interval over people "
+            f"{interval[0]:.3f} to {interval[1]:.3f}"
+        )
     if args.json:
         pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
     print(f"next:    python predict.py --init {args.init} PHOTO_OR_FOLDER --out runs/predict")
 
 
+# >>> shared: start
 if __name__ == "__main__":
-    run(main, get_parser().parse_args())
+    cli.run(main, get_parser().parse_args())
+# <<< shared: start

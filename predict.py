@@ -5,7 +5,6 @@ Needs:  a checkpoint of train_finetune.py or train_reward.py; photos with one fa
 Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo
 """
 
-import argparse
 import os
 import pathlib
 
@@ -15,23 +14,21 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import transforms
-from datasets.faces import pictures, read_image
+from datasets.images import pictures, read_image, to_float
 from models import restore
-from utils import checkpoint, dist, draw
-from utils.errors import UserError, run
+from utils import checkpoint, cli, dist, draw
+from utils.errors import UserError
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = cli.parser(__doc__)
     p.add_argument("photos", metavar="PHOTO_OR_FOLDER", help="one photo, or a folder of photos")
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
     g = p.add_argument_group("runtime")
-    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     g = p.add_argument_group("output")
-    g.add_argument("--out", default="runs/predict", help="folder for the masks (default runs/predict)")
+    g.add_argument("--out", default="runs/predict", metavar="FOLDER", help="folder for the masks")
     g.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
     return p
 
@@ -68,18 +65,22 @@ def main(args):
             continue
         pixels = np.asarray(photo.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
         with torch.no_grad():
-            images = transforms.normalise(torch.tensor(pixels, device=device)[None])
+            images = to_float(torch.tensor(pixels, device=device)[None])
             logits = model(images.to(memory_format=torch.channels_last))["semantic"]
             logits = F.interpolate(logits, size=(photo.height, photo.width), mode="bilinear")
         ids = logits[0].argmax(0).byte().cpu().numpy()
         draw.index_mask(ids, colors).save(out / f"{name}_mask.png")
         draw.write(out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes))
-    print(f"{len(photos) - len(faults)} photos parsed with {args.init}: {out}/*_overlay.png, "
-          f"{out}/*_mask.png (ids 0 to {len(classes) - 1}: {' '.join(classes)})")  # fmt: skip
+    print(
+        f"{len(photos) - len(faults)} photos parsed with {args.init}: {out}/*_overlay.png, "
+        f"{out}/*_mask.png (ids 0 to {len(classes) - 1}: {' '.join(classes)})"
+    )
 
     if faults:
         raise UserError(f"{len(faults)} of {len(photos)} photos left out: {'; '.join(faults[:5])}")
 
 
+# >>> shared: start
 if __name__ == "__main__":
-    run(main, get_parser().parse_args())
+    cli.run(main, get_parser().parse_args())
+# <<< shared: start

@@ -5,7 +5,7 @@ Run:    python train_reward.py --init runs/finetune/best.pt --out runs/reward
 Needs:  a checkpoint of train_finetune.py (or of this script), and labelled faces to score against
 Writes: best.pt (by greedy validation reward), last.pt, args.json, metrics.jsonl, TensorBoard events
         and val.png into --out
-Expect: README.md, "Results"                   -> evaluate.py --init runs/reward/best.pt
+Expect: docs/reward.md                         -> evaluate.py --init runs/reward/best.pt
 
 Pinto et al., "Tuning computer vision models with task rewards", 2023 (2302.08242), on masks: one
 forward pass gives each pixel's class probabilities, masks are drawn from them and scored, and an
@@ -13,93 +13,67 @@ estimator says how much likelier each pixel's classes should become. Where label
 score is all there is: train_scores.py.
 """
 
-import argparse
 import math
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets import loading, transforms
-from datasets.faces import IGNORE, meaning
+from datasets import batches, splits
+from datasets.augmentation import augment
+from datasets.faces import meaning
+from datasets.images import to_float
+from datasets.policies import at_step, load_policy, without_regularisers
 from models import restore
-from utils import checkpoint, dist, draw, metrics, rng
-from utils.errors import UserError, above_zero, positive, run
-from utils.log import RunLog, open_run
-from utils.policy import agreement, credit, divergence, entropy, policy_loss, sample
-from utils.rewards import REWARDS, Reward, build
+from utils import checkpoint, cli, dist, draw, losses, metrics, rng
+from utils.errors import UserError
+from utils.log import RunLog
+from utils.rewards.policy_gradient import agreement, credit, divergence, entropy, policy_loss, sample
+from utils.rewards.rewards import REWARDS, Reward, build
 
 WARMUP = 0.05  # share of the steps
 COLLAPSE = 0.02  # a fall of the greedy validation reward below the start that ends the run
-COLLAPSED = 3  # exit status then
-LOG_EVERY = 10  # steps between two looks at the figures
+LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 INHERITED = dict.fromkeys(["data", "classes", "part_order", "val_fraction", "size"])  # from --init
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    g = p.add_argument_group("data (the checkpoint's where a flag is not given)")
-    g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
-    g.add_argument("--classes", choices=["full", "fasseg", "celebamask", "lapa"],
-                   help="class list of --data synthetic")  # fmt: skip
-    g.add_argument("--part-order", choices=["canonical", "farl"],
-                   help="which part of CelebAMask-HQ is painted last")  # fmt: skip
-    g.add_argument("--val-fraction", type=float,
-                   help="share of the people held out where the data has no validation split; 0: nobody, "
-                        "and the training photos take their place")  # fmt: skip
-    g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
-    g.add_argument("--limit", type=positive, help="labelled training images, spread over people and yaw, "
-                   "nested by --seed; validation comes on top (default all)")  # fmt: skip
-    g.add_argument("--ids", metavar="FILE", help='{"train": [sample ids], "val": [sample ids]}: which photos '
-                   "train and which validate, in place of --limit and --val-fraction")  # fmt: skip
-    g.add_argument("--augment", default="flip",
-                   help="none, flip (default), randaugment, trivial, or a policy.json")  # fmt: skip
-    g = p.add_argument_group("model")
-    g.add_argument("--init", metavar="FILE", required="--resume" not in sys.argv,
-                   help="checkpoint to start from")  # fmt: skip
+    p = cli.parser(__doc__)
+    g = cli.add_data_flags(p, "the checkpoint's; where nobody is held out, the training photos are watched")
+    g.add_argument(
+        "--augment", default="flip", metavar="POLICY", help="as train_finetune.py; no CutMix, no erasing"
+    )
+    g.add_argument("--init", metavar="FILE", help="checkpoint to start from")
     g = p.add_argument_group("reward")
-    g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT",
-                   help=f"weighted sum of {', '.join(REWARDS)}, anatomy (default f1) and "
-                        "FILE.py:FUNCTION, which takes preds, labels (B, H, W) and returns (B,)")  # fmt: skip
-    g.add_argument("--reward-level", choices=["image", "batch"], default="image",
-                   help="score each image by itself (default), or the counts of the whole batch")  # fmt: skip
-    g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT",
-                   help="of a class in the reward's mean over classes (default 1 each)")  # fmt: skip
-    g.add_argument("--tolerance", type=positive, default=1, help="of boundary_f1, pixels (default 1)")
-    g.add_argument("--estimator", default="local", choices=list(ESTIMATORS),
-                   help="reinforce: algorithm 2; rloo: leave-one-out; local (default): exact change of "
-                        "each pixel; block: change of each block, for any FUNCTION")  # fmt: skip
-    g.add_argument("--samples", type=positive, default=8, help="masks an image, of rloo (default 8)")
-    g.add_argument("--temperature", type=above_zero, default=1.0,
-                   help="of the policy: logits are divided by it (default 1)")  # fmt: skip
-    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS",
-                   help="entropy per pixel below which its lack is a loss (default 0, off)")  # fmt: skip
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT",
-                   help="of the divergence from the starting model, nats per pixel (default 0)")  # fmt: skip
-    g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT",
-                   help="of cross-entropy with the labels, nats per pixel (default 0)")  # fmt: skip
+    rewards = f"weighted sum of {', '.join(REWARDS)}, anatomy and FILE.py:FUNCTION (docs/reward.md)"
+    g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT", help=rewards)
+    level = "score each image by itself, or the counts of the whole batch"
+    g.add_argument("--reward-level", choices=["image", "batch"], default="image", help=level)
+    weight = "of a class in the reward's mean over classes; 1 each by default"
+    g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT", help=weight)
+    g.add_argument("--tolerance", type=cli.positive, default=1, help="of boundary_f1, pixels")
+    estimators = (
+        "reinforce: algorithm 2; rloo: leave-one-out; local: exact change of each pixel; block: of blocks"
+    )
+    g.add_argument("--estimator", default="local", choices=list(ESTIMATORS), help=estimators)
+    g.add_argument("--samples", type=cli.positive, default=8, help="masks an image, of rloo")
+    policy = "of the policy: logits are divided by it"
+    g.add_argument("--temperature", type=cli.above_zero, default=1.0, help=policy)
+    floor = "entropy per pixel below which its lack is a loss; 0: off"
+    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS", help=floor)
+    kl = "of the divergence from the starting model, nats per pixel"
+    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
+    ce = "of cross-entropy with the labels, nats per pixel"
+    g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT", help=ce)
     g = p.add_argument_group("optimisation")
-    g.add_argument("--steps", type=positive, default=200, help="optimiser steps (default 200)")
-    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
-    g.add_argument("--lr", type=float, default=1e-4, help="peak rate of AdamW (default 1e-4)")
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm (default 1)")
-    g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="order, augmentation, samples (default 0)")
-    g.add_argument("--amp", choices=["off", "bf16", "fp16"],
-                   help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
-    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
-    g.add_argument("--workers", type=int, default=0, help="processes that read batches (default 0)")
-    g.add_argument("--compile", action="store_true", help="torch.compile the training pass")
-    g = p.add_argument_group("output")
-    g.add_argument("--out", default="runs/reward", help="run folder (default runs/reward)")
-    g.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    g.add_argument("--eval-every", type=positive, default=50, metavar="STEPS",
-                   help="steps between validations and checkpoints (default 50)")  # fmt: skip
+    g.add_argument("--steps", type=cli.positive, default=200, help="optimiser steps")
+    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--lr", type=float, default=1e-4, help="peak rate of AdamW")
+    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
+    cli.add_runtime_flags(p)
+    cli.add_output_flags(p, out="runs/reward", eval_every=50)
     return p
 
 
@@ -158,6 +132,7 @@ def block(logits, labels, reward, u, side=32):
 ESTIMATORS = {"reinforce": reinforce, "rloo": rloo, "local": local, "block": block}
 
 
+# >>> shared: schedule
 def lr_at(step, steps, peak):
     """Linear warm-up, then half a cosine to zero. Pure in `step`, so there is no scheduler state."""
     warmup = max(1, round(WARMUP * steps))
@@ -166,57 +141,53 @@ def lr_at(step, steps, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+# <<< shared: schedule
+
+
 def main(args):
     # ---- setup ----
-    out = open_run(args.out, args.resume)
-    last = checkpoint.load(out / "last.pt", "train_reward.py") if args.resume else None
-    if last:
-        args = checkpoint.resume_flags(get_parser(), last["args"])
+    out, args, last = cli.start_run(args, get_parser(), "train_reward.py", needs=["init"])
     init = checkpoint.load(args.init)
     rank, world, device = dist.init(args.device)
-    args.ids = loading.which_ids(args.ids, args.data, init["args"], args.limit)
-    args = checkpoint.inherit(args, init, **INHERITED)
-    args = checkpoint.inherit(args, None, device=device.type,
-                              amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
-    for key in ("model", "preprocess"):  # so that this run's checkpoints say what they hold
-        setattr(args, key, init["args"].get(key, "none"))
-    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
-    policy = transforms.real_like(transforms.load_policy(args.augment))
+    args.ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
+    args = cli.inherit(args, init, **INHERITED)
+    args = cli.inherit(args, None, device=device.type, amp=dist.default_amp(device))
+    args.model, args.preprocess = init["args"]["model"], init["args"].get("preprocess", "none")
+    policy = without_regularisers(load_policy(args.augment))
     stop = dist.Stop()
 
     # ---- data ----
-    faces = loading.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
+    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     if faces.classes != init["data"]["classes"]:
-        raise UserError(f"{args.data} has the classes {' '.join(faces.classes)}; {args.init} was "
-                        f"trained on {' '.join(init['data']['classes'])}")  # fmt: skip
-    made_on = "cpu" if args.workers else device  # where synthetic faces are rendered
-    train = loading.load(faces, "train", args.size, args.seed, args.limit, made_on,
-                         policy.get("allocation"), "reward")  # fmt: skip
-    nobody = not (args.val_fraction or args.ids) and args.data != "synthetic"  # held out
-    val = train if nobody else loading.load(faces, "val", args.size, device=device)
-    num_classes, means = len(faces.classes), meaning(faces)
+        raise UserError(
+            f"{args.data} has the classes {' '.join(faces.classes)}; {args.init} was trained on "
+            f"{' '.join(init['data']['classes'])}"
+        )
+    render_on = "cpu" if args.workers else device  # where synthetic faces are made
+    train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
+    validates = args.data == "synthetic" or ("val" in faces.splits if args.ids else args.val_fraction)
+    val = batches.load(faces, "val", args.size, device=device) if validates else train
+    num_classes, flip_pairs = len(faces.classes), {"semantic": faces.flip_pairs}
     reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)
     needs_sums = args.estimator == "local" or args.reward_level == "batch"
     if needs_sums and not isinstance(reward, Reward):
-        raise UserError(f"--reward {' '.join(args.reward)}: --estimator local and --reward-level batch "
-                        f"need some of {', '.join(REWARDS)}; --estimator block takes any")  # fmt: skip
-    masks_of = {"rloo": args.samples, "local": 1 if getattr(reward, "radius", 0) == 0 else 2}
-    samples = masks_of.get(args.estimator, 2)  # masks drawn from an image
-    if args.estimator == "rloo" and samples < 2:
-        raise UserError(f"--samples {samples}: rloo compares each mask with the others; give 2 or more")
+        raise UserError(
+            f"--reward {' '.join(args.reward)}: --estimator local and --reward-level batch need some of "
+            f"{', '.join(REWARDS)}; --estimator block takes any"
+        )
+    if args.estimator == "rloo" and args.samples < 2:
+        raise UserError(f"--samples {args.samples}: rloo compares each mask with the others; give 2 or more")
+    one_mask = args.estimator == "local" and reward.radius == 0
+    samples = args.samples if args.estimator == "rloo" else 1 if one_mask else 2  # masks drawn from an image
     first = last["step"] if last else 0
-    if first >= args.steps:
-        raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
-    order = loading.Order(len(train), args.batch_size, args.seed, first, args.steps, rank, world)
-    loader = DataLoader(train, sampler=order, batch_size=None, num_workers=args.workers,
-                        pin_memory=args.workers > 0 and device.type == "cuda",
-                        worker_init_fn=dist.ignore_signals)  # fmt: skip
+    order = batches.Order(len(train), args.batch_size, args.seed, first, args.steps, rank, world)
+    loader = batches.loader(train, order, args.workers, device)
 
     # ---- model ----
     # `restore` gives eval mode, and it stays: frozen BatchNorm and no dropout, so that masks are
     # drawn from the very distribution whose log-probability is weighed
     start = restore(init, device).requires_grad_(False)
-    model = restore(last or init, device)
+    model = evaluated = restore(last or init, device)
 
     # ---- optimizer ----
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -230,29 +201,49 @@ def main(args):
     net = torch.compile(net) if args.compile else net
     log = RunLog(out, vars(args), first, rank == 0)
 
-    def forward(images, net=model):
-        images = transforms.normalise(images.to(device)).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, amp_dtype, enabled=args.amp != "off"):
-            return net(images)["semantic"].float()
+    # >>> shared: predict
+    def predict(images, net=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32."""
+        images = to_float(images.to(device)).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
+            return (net or evaluated)(images)["semantic"].float()
 
-    def draw_mask(images):
-        """(B, K, H, W): a mask from the policy, one-hot; the same one for an image at each step."""
-        logits, key = forward(images) / args.temperature, images.to(device).flatten(1).long().sum(1)
+    # <<< shared: predict
+
+    def sampled(images):
+        """A mask from the policy as one-hot "logits" (B, K, H, W); the same one for an image at each step."""
+        logits, key = predict(images) / args.temperature, images.to(device).flatten(1).long().sum(1)
         u = rng.uniform(args.seed, key, logits[0, 0].numel(), stream=11).view_as(logits[:, 0])
         return F.one_hot(sample(logits, u), num_classes).movedim(-1, 1).float()
 
     def evaluate():
-        over, batch_level = (num_classes, args.batch_size, rank, world), args.reward_level == "batch"
-        counts = metrics.measure(forward, val, *over, reward.sums if batch_level else reward)
-        drawn = metrics.measure(draw_mask, val, *over)
+        """`metrics.summary` of the most likely masks, with their reward, and the F1 of drawn ones."""
+        rest, batch_level = (
+            (val, "semantic", num_classes, args.batch_size, rank, world),
+            args.reward_level == "batch",
+        )
+        counts = metrics.measure(predict, *rest, reward.sums if batch_level else reward)
+        drawn = metrics.measure(sampled, *rest)
         value = reward.score(counts["reward"].sum(0)) if batch_level else counts["reward"].mean()
         result = metrics.summary(counts, faces.classes) | {"reward": float(value)}
         return result | {"sampled_f1": metrics.summary(drawn, faces.classes)["mean_f1"]}
 
+    def pixel_mean(total, count):
+        """Over the pixels of all processes. DDP averages gradients over processes, which is undone here."""
+        return world * total / dist.total(count).clamp_min(1)
+
     def save(step):
-        state = dict(script="train_reward.py", args=vars(args), step=step, best=best, before=before,
-                     data={"path": args.data, **means}, model=model.state_dict(),
-                     optimizer=optimizer.state_dict(), scaler=scaler.state_dict())  # fmt: skip
+        state = {
+            "script": "train_reward.py",
+            "args": vars(args),
+            "step": step,
+            "best": best,
+            "before": before,
+            "data": {"path": args.data, **meaning(faces)},
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        }
         if best["step"] == step:  # before last.pt, which vouches for it
             kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler")}
             checkpoint.save(out / "best.pt", **kept)
@@ -262,56 +253,57 @@ def main(args):
     best = last["best"] if last else {"step": 0, "reward": before["reward"]}
     if rank == 0:
         print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val", *faces.notes, sep="\n  ")
-        print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to "
-              f"{args.steps} of {world} x {args.batch_size} images at {args.size} x {args.size}; "
-              f"{args.estimator} on {' + '.join(args.reward)}")  # fmt: skip
+        print(
+            f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} "
+            f"of {world} x {args.batch_size} images at {args.size} x {args.size}; {args.estimator} on "
+            f"{' + '.join(args.reward)}"
+        )
         print(f"start: greedy val reward {before['reward']:.4f}, mean F1 {before['mean_f1']:.4f}")
         if not last:
             save(0)  # the start is the best so far: a run that only loses ground ends with it
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="reward", disable=rank > 0 or None)
-    batches, since, done, asked, collapsed = iter(loader), time.time(), first, 0, False
+    iterator, since, signal, collapsed = iter(loader), time.time(), 0, False
     for step in range(first, args.steps):
-        batch = next(batches)
-        images = batch["image"].to(device, non_blocking=True)
-        labels = batch["semantic"].to(device, non_blocking=True)
-        where = loading.positions(step, args.batch_size, rank, world)
-        drawn = transforms.at_step(policy, step), args.seed, where, faces.flip_pairs
-        images, labels = transforms.augment(images, labels, *drawn)
-        labels = labels.long()
+        # >>> shared: cadence
+        done = step + 1
+        eval_now = done % args.eval_every == 0 or done == args.steps
+        log_now = done % LOG_EVERY == 0 or eval_now or (world == 1 and stop.signal)
+        # <<< shared: cadence
+        batch = next(iterator)
+        # >>> shared: batch
+        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        positions = batches.positions(step, args.batch_size, rank, world)
+        batch = augment(batch, at_step(policy, step), args.seed, positions, flip_pairs)
+        images, labels = batch["image"], batch["semantic"].long()
+        # <<< shared: batch
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
-        logits = forward(images, net)  # (B, K, H, W)
+        logits = predict(images, net)  # (B, K, H, W)
         tempered, scored, scale = logits / args.temperature, reward, 1.0
         with torch.no_grad():
-            u = rng.uniform(args.seed, where.to(device), samples * labels[0].numel(), stream=9)
+            u = rng.uniform(args.seed, positions.to(device), samples * labels[0].numel(), stream=9)
             u = u.view(len(labels), samples, *labels.shape[1:])
-            if args.reward_level == "batch":  # one image changes, those of all processes stand beside it
+            if args.reward_level == "batch":  # one image changes, those of all processes are counted with it
                 sums = reward.sums(sample(tempered, u[:, 0]), labels)
-                scored = reward.beside(dist.total(sums.sum(0)) - sums)
+                scored = reward.with_counts(dist.total(sums.sum(0)) - sums)
                 scale = world * len(labels)  # the loss is a mean over images; here it is to be their sum
             weights, values = ESTIMATORS[args.estimator](tempered, labels, scored, u)
-        losses = scale * policy_loss(tempered, weights, labels)  # (B,)
-        loss = of_policy = losses.mean()
-        done = step + 1
-        evaluates = done % args.eval_every == 0 or done == args.steps
-        looks = done % LOG_EVERY == 0 or evaluates or (world == 1 and stop.signal)
-        # DDP averages gradients over processes: undo that, and divide by the count of all
-        if args.kl or looks:
+        image_losses = scale * policy_loss(tempered, weights, labels)  # (B,)
+        loss = of_policy = image_losses.mean()
+        if args.kl or log_now:
             with torch.set_grad_enabled(bool(args.kl)):
-                total, count = divergence(logits, forward(images, start), labels)
-            kl = world * total / dist.total(count).clamp_min(1)
+                kl = pixel_mean(*divergence(logits, predict(images, start), labels))
             loss = loss + args.kl * kl
-        if args.ce_weight or looks:
-            total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-            ce = world * total / dist.total((labels != IGNORE).sum()).clamp_min(1)
+        if args.ce_weight or log_now:
+            ce = pixel_mean(*losses.ce(logits, labels))
             loss = loss + args.ce_weight * ce if args.ce_weight else loss
-        if args.entropy_floor or looks:
-            total, count = entropy(tempered, labels)
-            nats = world * total / dist.total(count).clamp_min(1)
+        if args.entropy_floor or log_now:
+            nats = pixel_mean(*entropy(tempered, labels))
             loss = loss + F.relu(args.entropy_floor - nats) if args.entropy_floor else loss
-        snr = agreement(losses, list(model.parameters())) if looks and not args.compile else math.nan
+        snr = agreement(image_losses, list(model.parameters())) if log_now and not args.compile else math.nan
+        # >>> shared: optimiser step
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)  # so that the norm is in real units
@@ -319,82 +311,95 @@ def main(args):
         scaler.step(optimizer)
         scaler.update()
         bar.update()
-
-        asked = stop.asked(device) if looks else 0
-        if looks:
+        signal = stop.asked(device) if log_now else 0
+        # <<< shared: optimiser step
+        if log_now:
+            mean_loss = dist.total(loss.detach()).item() / world
+            # >>> shared: not finite
+            if not math.isfinite(mean_loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
+                raise UserError(
+                    f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
+                    f"lower --lr {args.lr}, or --amp off"
+                )
+            # <<< shared: not finite
             with torch.no_grad():
                 mask, likely = sample(tempered, u[:, 0]), logits.argmax(1)
-                if args.reward_level == "batch":  # beside the most likely masks, not beside drawn ones
+                if args.reward_level == "batch":  # of all most likely masks, with no drawn one among them
                     greedy = reward.score(dist.total(reward.sums(likely, labels).sum(0)))
                 else:
                     greedy = reward(likely, labels)
                 others = values[:, 1:].mean(1)  # NaN for one sample
-                spread = values.var(1).mean().sqrt() if values.shape[1] > 1 else math.nan
                 f1 = metrics.f1_per_class(metrics.confusion(mask, labels, num_classes)).nanmean(0)
                 figures = {
-                    "reward/mean": values.mean(), "reward/std": spread,
-                    "reward/greedy": greedy.mean(), "reward/baseline": others.mean(),
+                    "reward/mean": values.mean(),
+                    "reward/std": values.var(1).mean().sqrt() if values.shape[1] > 1 else math.nan,
+                    "reward/greedy": greedy.mean(),
+                    "reward/baseline": others.mean(),
                     "advantage/mean": (values[:, 0] - others).mean(),
                     "advantage/std": (values[:, 0] - others).std(correction=0),
                     "frac_reward_zero_std": 1 - weights.flatten(1).any(1).double().mean(),
-                    "grad_snr": snr, "kl": kl, "entropy": nats, "ce_loss": ce,
-                    "policy_loss": of_policy, "loss": loss,
-                    **{f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()},
-                    **{f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)},
-                }  # fmt: skip
-                each = torch.stack([torch.as_tensor(v, device=device).double() for v in figures.values()])
-                known = dist.total((~each.isnan()).double())  # processes that have something to say
-                average = (dist.total(each.masked_fill(each.isnan(), 0)) / known).tolist()
-                figures = dict(zip(figures, average, strict=True))
-            if not dist.total(loss.detach()).isfinite() or (args.amp != "fp16" and not grad_norm.isfinite()):
-                raise UserError(f"the loss is not finite at step {step}; nothing was saved since the last "
-                                f"checkpoint; lower --lr {args.lr} or use --amp off")  # fmt: skip
+                    "grad_snr": snr,
+                    "kl": kl,
+                    "entropy": nats,
+                    "ce_loss": ce,
+                    "policy_loss": of_policy,
+                    "train/loss": loss,
+                }
+                figures |= {f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()}
+                figures |= {f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)}
+            figures = dist.mean(figures, device)
+            figures["train/lr"], figures["train/grad_norm"] = optimizer.param_groups[0]["lr"], grad_norm
             rate = LOG_EVERY * world * args.batch_size / (time.time() - since)
-            log.scalars(step, **figures, **{"grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"],
-                                            "time/images_per_sec": rate})  # fmt: skip
-            bar.set_postfix_str(f"reward {figures['reward/mean']:.4f} greedy {figures['reward/greedy']:.4f} "
-                                f"entropy {figures['entropy']:.3f}")  # fmt: skip
+            log.scalars(step, **figures, **{"time/images_per_sec": rate})
+            bar.set_postfix_str(
+                f"reward {figures['reward/mean']:.4f} greedy {figures['reward/greedy']:.4f} "
+                f"entropy {figures['entropy']:.3f}"
+            )
             since = time.time()
-        if evaluates:
+        if eval_now:
             result = evaluate()
             log.scalars(step, **metrics.scalars("val", result))
             if result["reward"] > best["reward"]:
                 best = {"step": done, "reward": result["reward"]}
             collapsed = result["reward"] < before["reward"] - COLLAPSE
             if rank == 0:
-                tqdm.write(f"step {done}: greedy val reward {result['reward']:.4f} "
-                           f"({result['reward'] - before['reward']:+.4f}), mean F1 {result['mean_f1']:.4f}"
-                           f"{' *' if best['step'] == done else ''}")  # fmt: skip
-                with torch.no_grad():
-                    picture = draw.validation(forward, val, faces.colors, faces.classes)
-                draw.write(out / "val.png", picture)
-                log.image(step, "val/grid", picture)
+                star = " *" if best["step"] == done else ""
+                tqdm.write(
+                    f"step {done}: greedy val reward {result['reward']:.4f} "
+                    f"({result['reward'] - before['reward']:+.4f}), mean F1 {result['mean_f1']:.4f}{star}"
+                )
+                picture = draw.validation(predict, val, "semantic", faces.colors, faces.classes)
+                log.image(step, "val/grid", picture, "val.png")
             since = time.time()
-        if (evaluates or asked) and rank == 0:
+        if (eval_now or signal) and rank == 0:
             save(done)
-        if asked or collapsed:
+        if signal or collapsed:
             break
 
     # ---- finish ----
+    # >>> shared: finish
     bar.close()
     log.close()
     dist.finish()
-    if asked and rank == 0:
-        print(f"stopped by signal {asked} after step {done}; --out {out} --resume goes on")
-    if asked:
-        return 128 + asked
-    if rank == 0:
-        print(f"{'validation':<16}{'before':>8}{'after':>8}")
-        for key in ("reward", "mean_f1", "sampled_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
-            print(f"{key:<16}{before[key]:8.4f}{result[key]:8.4f}")
-        if collapsed:
-            print(f"collapsed: the greedy val reward fell from {before['reward']:.4f} to "
-                  f"{result['reward']:.4f} by step {done}; stopped. best.pt is step {best['step']}. "
-                  f"Try a lower --lr than {args.lr}, or --ce-weight or --kl above 0")  # fmt: skip
-            return COLLAPSED
-        print(f"best.pt: step {best['step']}, greedy reward {best['reward']:.4f}\n"
-              f"next:    python evaluate.py --init {out / 'best.pt'} --split test")  # fmt: skip
+    if signal:
+        return cli.stopped(signal, done, out) if rank == 0 else 128 + signal
+    if rank > 0:
+        return
+    # <<< shared: finish
+    keys = ("reward", "mean_f1", "sampled_f1", "miou", "pixel_accuracy", "boundary_f1", "ece")
+    print(metrics.before_and_after(before, result, keys))
+    if collapsed:
+        print(
+            f"collapsed: the greedy val reward fell from {before['reward']:.4f} to {result['reward']:.4f} by "
+            f"step {done}; stopped. best.pt is step {best['step']}. Try a lower --lr than {args.lr}, or "
+            "--ce-weight or --kl above 0"
+        )
+        return cli.COLLAPSED
+    print(f"best.pt: step {best['step']}, greedy reward {best['reward']:.4f}")
+    print(f"next:    python evaluate.py --init {out / 'best.pt'} --split test")
 
 
+# >>> shared: start
 if __name__ == "__main__":
-    run(main, get_parser().parse_args())
+    cli.run(main, get_parser().parse_args())
+# <<< shared: start

@@ -7,116 +7,109 @@ Run:    python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER 
 Needs:  a checkpoint of train_finetune.py, photos, and a function that judges masks (utils/scorer.py)
 Writes: best.pt (by the score of held-out photos), last.pt, scores.jsonl (every answer, never asked for
         again), fields.pt (what they said), args.json, metrics.jsonl, TensorBoard events, val.png into --out
-Expect: README.md, "Scores instead of masks"   -> evaluate.py --init runs/scores/best.pt --data LABELLED
+Expect: docs/scores.md   -> evaluate.py --init runs/scores/best.pt --data LABELLED
 
 The currency is the number of scores asked for. Masks are drawn and judged on the photo as it is. What the
 scores say becomes weights of each pixel and class, which go through the augmentation with the photo.
 """
 
-import argparse
 import functools
 import math
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import loading, transforms
+from datasets import batches, splits
+from datasets.augmentation import augment
+from datasets.images import to_float
+from datasets.policies import at_step, load_policy
 from models import restore
-from utils import checkpoint, dist, draw, rng
-from utils.errors import UserError, above_zero, positive, run
-from utils.log import RunLog, open_run
-from utils.policy import against_others, credit_each, divergence, entropy, sample
-from utils.rewards import FREE
-from utils.scorer import Scorer, judge
+from utils import checkpoint, cli, dist, draw, rng
+from utils.errors import UserError
+from utils.log import RunLog
+from utils.rewards.policy_gradient import credit_each, divergence, entropy, leave_one_out, sample
+from utils.rewards.rewards import FREE
+from utils.rewards.scorer import Scorer, judge
 
 WARMUP = 0.05  # share of the steps
-COLLAPSE, COLLAPSED = 0.1, 3  # a fall of the held-out score that ends the run; its exit status then
-LOG_EVERY = 10  # steps between two looks at the figures
-OF_FIELD = dict(temperature=2.0, steps=400, lr=5e-4)  # defaults of --estimator field ...
-OF_STEPS = dict(temperature=1.0, samples=8, lr=2e-4)  # ... and of the others
+COLLAPSE = 0.1  # a fall of the held-out score below the start that ends the run
+LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 EVALUATIONS = 5  # of the held-out photos: the start, three on the way, the end
-NEW = "--resume" not in sys.argv  # a resumed run knows its flags
+FOR_FIELD = {"temperature": 2.0, "steps": 400, "lr": 5e-4}  # defaults of --estimator field ...
+FOR_OTHERS = {"temperature": 1.0, "samples": 8, "lr": 2e-4}  # ... and of the others
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = cli.parser(__doc__)
     g = p.add_argument_group("data")
-    g.add_argument("--unlabelled", metavar="FOLDER", required=NEW,
-                   help="photos, or a data set, whose training photos are taken without masks")  # fmt: skip
-    g.add_argument("--val-fraction", type=float, help="share of the people held out to judge the network "
-                   "by, where there is no validation split (default: the checkpoint's)")  # fmt: skip
-    g.add_argument("--limit", type=positive, help="photos to ask about, spread over people and yaw, nested "
-                   "by --seed (default all)")  # fmt: skip
-    g.add_argument("--augment", default="trivial", help="of photos and weights together: none, flip, "
-                   "randaugment, trivial (default), or a policy.json")  # fmt: skip
-    g = p.add_argument_group("model")
-    g.add_argument("--init", metavar="FILE", required=NEW, help="checkpoint to start from")
+    photos = "photos, or a data set, whose training photos are taken without masks"
+    g.add_argument("--unlabelled", metavar="FOLDER", help=photos)
+    held = "of the people held out to judge the network by, without a validation split; the checkpoint's"
+    g.add_argument("--val-fraction", type=float, metavar="SHARE", help=held)
+    limit = "photos to ask about, spread over people and yaw, nested by --seed; all by default"
+    g.add_argument("--limit", type=cli.positive, metavar="N", help=limit)
+    policies = "of photos and weights together, as train_finetune.py"
+    g.add_argument("--augment", default="trivial", metavar="POLICY", help=policies)
+    g.add_argument("--init", metavar="FILE", help="checkpoint to start from")
     g = p.add_argument_group("reward")
-    g.add_argument("--reward", nargs="+", required=NEW, metavar="NAME=WEIGHT", help="weighted sum of "
-                   f"FILE.py:FUNCTION, see utils/scorer.py, and {', '.join(FREE)}")  # fmt: skip
-    g.add_argument("--score-budget", type=positive, metavar="N",
-                   help="masks to submit in all, validation included; sets the number of steps")  # fmt: skip
-    g.add_argument("--estimator", default="field", choices=["field", *ESTIMATORS],
-                   help="field (default): all scores of a photo together say where its truth is, and the "
-                        "network learns that; the others push it by the scores of each step")  # fmt: skip
-    g.add_argument("--samples", type=positive, help="masks an image and step (default 8; field: an image, "
-                   "as the budget allows)")  # fmt: skip
-    g.add_argument("--standardise", action="store_true",
-                   help="divide advantages by their deviation over an image's masks (not field)")  # fmt: skip
-    g.add_argument("--cell", type=positive, default=1, help="side of the cells whose pixels are drawn "
-                   "together, pixels; it halves on the way down to 1 (default 1; not field)")  # fmt: skip
-    g.add_argument("--temperature", type=above_zero, help="of the policy (default 2 for field, else 1)")
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT",
-                   help="of the divergence from the starting model, nats per pixel (default 0)")  # fmt: skip
+    rewards = f"weighted sum of FILE.py:FUNCTION (docs/scores.md) and {', '.join(FREE)}"
+    g.add_argument("--reward", nargs="+", metavar="NAME=WEIGHT", help=rewards)
+    budget = "masks to submit in all, validation included; sets the number of steps"
+    g.add_argument("--score-budget", type=cli.positive, metavar="N", help=budget)
+    estimators = "field: where the scores of a photo say its truth is; the others: by the scores of each step"
+    g.add_argument("--estimator", default="field", choices=["field", *ESTIMATORS], help=estimators)
+    masks = "masks an image and step, 8 by default; field: an image, as the budget allows"
+    g.add_argument("--samples", type=cli.positive, help=masks)
+    deviation = "divide advantages by their deviation over an image's masks (not field)"
+    g.add_argument("--standardise", action="store_true", help=deviation)
+    cell = "side of cells whose pixels are drawn together, pixels; it halves on the way to 1 (not field)"
+    g.add_argument("--cell", type=cli.positive, default=1, help=cell)
+    policy = "of the policy: logits are divided by it; 2 by default for field, else 1"
+    g.add_argument("--temperature", type=cli.above_zero, help=policy)
+    kl = "of the divergence from the starting model, nats per pixel"
+    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
     g = p.add_argument_group("optimisation")
-    g.add_argument("--steps", type=positive, help="optimiser steps (default: field 400, else by the budget)")
-    g.add_argument("--batch-size", type=positive, default=16, help="images per process (default 16)")
-    g.add_argument("--lr", type=float, help="peak rate of AdamW (default 5e-4 for field, else 2e-4)")
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm (default 1)")
+    steps = "optimiser steps; 400 by default for field, else by the budget"
+    g.add_argument("--steps", type=cli.positive, help=steps)
+    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--lr", type=float, help="peak rate of AdamW; 5e-4 by default for field, else 2e-4")
+    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="order, augmentation, samples (default 0)")
-    g.add_argument("--amp", choices=["off", "bf16", "fp16"],
-                   help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
-    g.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
-    g = p.add_argument_group("output")
-    g.add_argument("--out", default="runs/scores", help="run folder (default runs/scores)")
-    g.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    g.add_argument("--eval-every", type=positive, metavar="STEPS",
-                   help="steps between validations and checkpoints (default: a quarter of them)")  # fmt: skip
+    g.add_argument("--seed", type=int, default=0, help="of all that is random")
+    cli.add_device_flags(g)
+    cli.add_output_flags(p, out="runs/scores", eval_every=None)
     return p
 
 
-# ---- estimators. logits (B, K, H, W) of photos as they are; deal(k) -> (B, H, W), mask k of each;
-# ask(masks) -> (B, C) scores, C = 1 or K. Each returns weights (B, K, H, W), and the scores (B, n, C).
+# ---- estimators. logits (B, K, H, W) of photos as they are; draw_mask(k) -> (B, H, W), mask k of
+# each; score(masks) -> (B, C), C = 1 or K. Each returns weights (B, K, H, W), and the scores (B, n, C).
 
 
-def rloo(logits, deal, ask, samples, standardise, learn=None):
+def rloo(logits, draw_mask, score, samples, standardise, learn=None):
     """Leave-one-out (Kool et al., ICLR workshop 2019): each mask against the others. With two of them, only
     pixels where they differ hear anything: the pair-wise spatial difference of 2505.17905."""
-    masks = [deal(k) for k in range(samples)]
-    scores = torch.stack([ask(mask) for mask in masks], 1)
-    return credit_each(against_others(scores, standardise)[:, :learn], masks[:learn], logits.shape[1]), scores
+    masks = [draw_mask(k) for k in range(samples)]
+    scores = torch.stack([score(mask) for mask in masks], 1)
+    return credit_each(leave_one_out(scores, standardise)[:, :learn], masks[:learn], logits.shape[1]), scores
 
 
 reinforce = functools.partial(rloo, learn=1)  # algorithm 2 of 2302.08242: the others are a baseline only
 
 
-def block(logits, deal, ask, samples, standardise, side=32):
+def block(logits, draw_mask, score, samples, standardise, side=32):
     """The S - 1 blocks where two masks differ most are put from the second into the first, one at a time;
     each is credited with the change that it makes (COMA's counterfactual, 1705.08926, for blocks)."""
-    first, second = deal(0), deal(1)
+    first, second = draw_mask(0), draw_mask(1)
     height, width = (-(-n // side) for n in first.shape[1:])
     cells = torch.arange(height * width, device=first.device).view(height, width)
     cells = cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[: first.shape[1], : first.shape[2]]
     differ = F.avg_pool2d((first != second).float(), side, ceil_mode=True, divisor_override=1).flatten(1)
-    scores, weights = [ask(first)], torch.zeros_like(logits)
+    scores, weights = [score(first)], torch.zeros_like(logits)
     for cell in differ.argsort(1, descending=True)[:, : samples - 1].T:
         inside = cells == cell.view(-1, 1, 1)
-        scores.append(ask(torch.where(inside, second, first)))
+        scores.append(score(torch.where(inside, second, first)))
         change = (scores[-1] - scores[0]).nan_to_num(0.0)
         pair = credit_each(torch.stack([change, -change], 1), [second, first], logits.shape[1])
         weights += pair * inside[:, None]
@@ -132,7 +125,7 @@ def blur(maps, width):
     return down @ maps @ across
 
 
-def believe(probs, masks, scores, width=4.0):
+def posterior(probs, masks, scores, width=4.0):
     """Where the scores say the truth is, for one photo: the class probabilities that the masks were drawn
     by (K, H, W), plus what the scores (n, C) of the masks (n, H, W) change about them; not normalised.
 
@@ -175,6 +168,7 @@ def believe(probs, masks, scores, width=4.0):
 ESTIMATORS = {"reinforce": reinforce, "rloo": rloo, "block": block}
 
 
+# >>> shared: schedule
 def lr_at(step, steps, peak):
     """Linear warm-up, then half a cosine to zero. Pure in `step`, so there is no scheduler state."""
     warmup = max(1, round(WARMUP * steps))
@@ -183,58 +177,60 @@ def lr_at(step, steps, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+# <<< shared: schedule
+
+
 def main(args):
     # ---- setup ----
-    out = open_run(args.out, args.resume)
-    last = checkpoint.load(out / "last.pt", "train_scores.py") if args.resume else None
-    if last:
-        free = ("resume", "out", "device", "score_budget")  # more may be asked than was thought
-        args = checkpoint.resume_flags(get_parser(), last["args"], free=free)
+    needs, free = (
+        ["init", "unlabelled", "reward"],
+        (*cli.FREE, "score_budget"),
+    )  # more may be asked than was thought
+    out, args, last = cli.start_run(args, get_parser(), "train_scores.py", needs, free)
     init = checkpoint.load(args.init)
-    _, world, device = dist.init(args.device)
+    rank, world, device = dist.init(args.device)
     if world > 1:
         raise UserError("train_scores.py is one process: it spends scores, not time; start it with python")
-    args = checkpoint.inherit(args, init, val_fraction=None)
-    args = checkpoint.inherit(args, None, **(OF_FIELD if args.estimator == "field" else OF_STEPS),
-                              device=device.type, amp="bf16" if device.type == "cuda" else "off")  # fmt: skip
+    use_field = args.estimator == "field"
+    if use_field and (args.standardise or args.cell > 1):
+        raise UserError("--estimator field has no --standardise and no --cell: leave them out, or try rloo")
+    args = cli.inherit(args, init, val_fraction=None)
+    args = cli.inherit(args, None, **(FOR_FIELD if use_field else FOR_OTHERS))
+    args = cli.inherit(args, None, device=device.type, amp=dist.default_amp(device))
     for key in ("model", "preprocess", "size", "data", "classes", "part_order"):  # of its checkpoints
         setattr(args, key, init["args"].get(key, "none"))
-    amp_dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.amp]
-    policy, means = transforms.load_policy(args.augment), init["data"]
+    policy, meaning = load_policy(args.augment), init["data"]
     stop = dist.Stop()
-    if not last and args.estimator == "field" and (args.standardise or args.cell > 1):
-        raise UserError("--estimator field has no --standardise and no --cell: leave them out, or try rloo")
 
     # ---- data ----
-    faces = loading.open_photos(args.unlabelled, means["classes"], val_fraction=args.val_fraction)
-    train = loading.load(faces, "train", args.size, args.seed, args.limit)
-    val = loading.load(faces, "val", args.size) if args.val_fraction else None
-    n_val = len(val) if val else 0
-    asking = judge(args.reward, means["classes"]), " ".join(args.reward)
-    scorer = Scorer(*asking, out / "scores.jsonl", args.score_budget)
-    fields, asks = args.estimator == "field", len(train)  # photos to ask about in all
-    if not last:  # a resumed run has these already
+    faces = splits.open_photos(args.unlabelled, meaning["classes"], val_fraction=args.val_fraction)
+    train = batches.load(faces, "train", args.size, args.seed, args.limit)
+    val = batches.load(faces, "val", args.size) if args.val_fraction else None
+    num_val, flip_pairs = len(val) if val else 0, {"weights": meaning["flip_pairs"]}
+    function, name = judge(args.reward, meaning["classes"]), " ".join(args.reward)
+    scorer = Scorer(function, name, out / "scores.jsonl", args.score_budget)
+    if not last:  # a resumed run has samples and steps already
         if not args.score_budget and not (args.steps and args.samples):
             raise UserError("--score-budget: say how many scores there are, or give --steps and --samples")
         if args.eval_every and not args.steps:
             raise UserError("--eval-every: give --steps as well")
         evaluations = 1 - (-args.steps // args.eval_every) if args.eval_every else EVALUATIONS
-        spare = scorer.left() - evaluations * n_val
-        args.samples = args.samples or int(max(0, spare) // asks)
-        args.steps = args.steps or int(max(0, spare) // (args.batch_size * args.samples))
-        asks = asks if fields else args.steps * args.batch_size
-        if args.samples < 2 or args.steps < 1 or spare < asks * args.samples:
-            raise UserError(f"--score-budget {args.score_budget}: too small for {evaluations} validations of "
-                            f"{n_val} photos and masks of {asks} others (--limit)")  # fmt: skip
+        left = scorer.left() - evaluations * num_val
+        args.samples = args.samples or int(max(0, left) // len(train))
+        args.steps = args.steps or int(max(0, left) // (args.batch_size * args.samples))
+        num_photos = len(train) if use_field else args.steps * args.batch_size
+        if args.samples < 2 or args.steps < 1 or left < num_photos * args.samples:
+            raise UserError(
+                f"--score-budget {args.score_budget}: too small for {evaluations} validations of {num_val} "
+                f"photos and masks of {num_photos} others (--limit)"
+            )
     args.eval_every = args.eval_every or -(-args.steps // (EVALUATIONS - 1))
     first = last["step"] if last else 0
-    if first >= args.steps:
-        raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
-    order = loading.Order(len(train), args.batch_size, args.seed, first, args.steps)
+    order = batches.Order(len(train), args.batch_size, args.seed, first, args.steps)
 
     # ---- model ----
     start = restore(init, device).requires_grad_(False)  # in eval mode, which stays: frozen BatchNorm
-    model = restore(last or init, device)
+    model = evaluated = restore(last or init, device)
 
     # ---- optimizer ----
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -246,48 +242,65 @@ def main(args):
         scaler.load_state_dict(last["scaler"])
     log = RunLog(out, vars(args), first)
 
-    def forward(images, net=model):
-        images = transforms.normalise(images.to(device)).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, amp_dtype, enabled=args.amp != "off"):
-            return net(images)["semantic"].float()
+    # >>> shared: predict
+    def predict(images, net=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32."""
+        images = to_float(images.to(device)).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
+            return (net or evaluated)(images)["semantic"].float()
 
-    def dealer(logits, where, side=1):
-        """deal(k) -> mask k of each photo, from the tempered policy."""
-        shape, where = logits.shape[2:], where.to(device)
-        u = lambda k: rng.cells(args.seed, where, shape, side, stream=100 + k)  # noqa: E731
-        return lambda k: sample(logits / args.temperature, u(k))
+    # <<< shared: predict
+
+    def mask_drawer(logits, positions, side=1):
+        """draw_mask(k) -> mask k of each photo, from the tempered policy."""
+        shape, positions = logits.shape[2:], positions.to(device)
+
+        def draw_mask(k):
+            u = rng.cells(args.seed, positions, shape, side, stream=100 + k)
+            return sample(logits / args.temperature, u)
+
+        return draw_mask
 
     @torch.no_grad()
     def explore():
-        """(N, K, H, W) half: `believe` of each photo, from masks of the starting model; None if stopped. It
+        """(N, K, H, W) half: `posterior` of each photo, from masks of the starting model; None if stopped. It
         is kept in a file, since another machine might draw other masks."""
         found = []
         for row in tqdm(range(len(train)), "asking", disable=None):
-            logits = forward(train[[row]]["image"], start)
-            deal = dealer(logits, torch.tensor([row]))
-            masks = torch.cat([deal(k) for k in range(args.samples)])
+            logits = predict(train[[row]]["image"], start)
+            draw_mask = mask_drawer(logits, torch.tensor([row]))
+            masks = torch.cat([draw_mask(k) for k in range(args.samples)])
             scores = scorer(masks, [train.paths[row]] * len(masks))
             probs = (logits / args.temperature).softmax(1)
-            found.append(believe(probs[0], masks, scores).half().cpu())
+            found.append(posterior(probs[0], masks, scores).half().cpu())
             if stop.signal:
                 return None
-        checkpoint.save(out / "fields.pt", fields=(found := torch.stack(found)))
-        return found
+        fields = torch.stack(found)
+        checkpoint.save(out / "fields.pt", fields=fields)
+        return fields
 
     @torch.no_grad()
     def evaluate():
         """Mean score of the most likely masks of the held-out photos; None without any."""
         values = []
-        for i in range(0, n_val, args.batch_size):
-            rows = list(range(i, min(i + args.batch_size, n_val)))
-            masks = forward(val[rows]["image"]).argmax(1)
+        for i in range(0, num_val, args.batch_size):
+            rows = list(range(i, min(i + args.batch_size, num_val)))
+            masks = predict(val[rows]["image"]).argmax(1)
             values.append(scorer(masks, [val.paths[row] for row in rows]).nanmean(1))
         return torch.cat(values).mean().item() if values else None
 
     def save(step):
-        state = dict(script="train_scores.py", args=vars(args), step=step, best=best, before=before,
-                     data=means, model=model.state_dict(), optimizer=optimizer.state_dict(),
-                     scaler=scaler.state_dict())  # fmt: skip
+        state = {
+            "script": "train_scores.py",
+            "args": vars(args),
+            "step": step,
+            "best": best,
+            "before": before,
+            "data": meaning,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        }
         if best["step"] == step or not val:  # before last.pt, which vouches for it
             kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler")}
             checkpoint.save(out / "best.pt", **kept)
@@ -295,48 +308,55 @@ def main(args):
 
     before = last["before"] if last else evaluate()
     best = last["best"] if last else {"step": 0, "score": before}
-    print(f"{faces.name} ({args.unlabelled}): {len(train)} photos to ask about, {n_val} to judge by",
-          *faces.notes, sep="\n  ")  # fmt: skip
-    print(f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} "
-          f"of {args.batch_size} photos at {args.size} x {args.size}; {args.estimator}, {args.samples} masks "
-          f"a photo{'' if fields else ' and step'}, judged by {' + '.join(args.reward)}")  # fmt: skip
+    print(f"{faces.name} ({args.unlabelled}): {len(train)} photos to ask about, {num_val} to judge by")
+    print("".join(f"  {note}\n" for note in faces.notes), end="")
+    print(
+        f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} of "
+        f"{args.batch_size} photos at {args.size} x {args.size}; {args.estimator}, {args.samples} masks a "
+        f"photo{'' if use_field else ' and step'}, judged by {' + '.join(args.reward)}"
+    )
     if not last:
         save(0)  # the start is the best so far: a run that only loses ground ends with it
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="scores", disable=None)
-    since, done, asked, collapsed = time.time(), first, 0, False
-    scores = torch.full((1, 2, 1), torch.nan)  # of a step that asks
-    if fields:
-        there = last and (out / "fields.pt").is_file()
-        fields = checkpoint.load(out / "fields.pt")["fields"] if there else explore()
-        asked = stop.signal if fields is None else 0
-    for step, rows in zip(range(first, first if asked else args.steps), order, strict=False):
-        photos, where = train[rows]["image"], loading.positions(step, args.batch_size)
+    since, done, signal, collapsed = time.time(), first, 0, False
+    scores = torch.full((1, 2, 1), torch.nan)  # of a step that asks for none
+    if use_field:
+        known = last and (out / "fields.pt").is_file()
+        fields = checkpoint.load(out / "fields.pt")["fields"] if known else explore()
+        signal = stop.signal if fields is None else 0
+    for step, rows in zip(range(first, first if signal else args.steps), order, strict=False):
+        # >>> shared: cadence
+        done = step + 1
+        eval_now = done % args.eval_every == 0 or done == args.steps
+        log_now = done % LOG_EVERY == 0 or eval_now or (world == 1 and stop.signal)
+        # <<< shared: cadence
+        photos, positions = train[rows]["image"].to(device), batches.positions(step, args.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
         with torch.no_grad():
-            logits = forward(photos)
-            if args.estimator == "field":  # the scores and the network, as it is by now, agree on a mask
+            logits = predict(photos)
+            if use_field:  # the scores and the network, as it is by now, agree on a mask
                 target = (fields[rows].to(device).float() + logits.softmax(1)).argmax(1)
                 weights = F.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
             else:
                 side = max(1, args.cell >> int(step / args.steps * (1 + math.log2(args.cell))))
-                ask = functools.partial(scorer, photos=[train.paths[row] for row in rows])
-                given = dealer(logits, where, side), ask, args.samples, args.standardise
-                weights, scores = ESTIMATORS[args.estimator](logits / args.temperature, *given)
-            rest = transforms.at_step(policy, step), args.seed, where, means["flip_pairs"]
-            images, weights = transforms.augment(photos.to(device), weights, *rest)
-        logits = forward(images)
-        log_p = (logits if args.estimator == "field" else logits / args.temperature).log_softmax(1)
+                draw_mask = mask_drawer(logits, positions, side)
+                score = functools.partial(scorer, photos=[train.paths[row] for row in rows])
+                estimate, tempered = ESTIMATORS[args.estimator], logits / args.temperature
+                weights, scores = estimate(tempered, draw_mask, score, args.samples, args.standardise)
+            batch = {"image": photos, "weights": weights}
+            batch = augment(batch, at_step(policy, step), args.seed, positions, flip_pairs)
+        logits, weights = predict(batch["image"]), batch["weights"]
+        log_p = (logits if use_field else logits / args.temperature).log_softmax(1)
         loss = of_policy = -(weights * log_p).sum(1).mean()
-        done, every = step + 1, torch.zeros_like(logits[:, 0], dtype=torch.long)  # pixel counts
-        evaluates = done % args.eval_every == 0 or done == args.steps
-        looks = done % LOG_EVERY == 0 or evaluates or stop.signal
-        if args.kl or looks:
+        every_pixel = torch.zeros_like(logits[:, 0], dtype=torch.long)  # none is ignored
+        if args.kl or log_now:
             with torch.set_grad_enabled(bool(args.kl)):
-                kl = torch.div(*divergence(logits, forward(images, start), every))
+                kl = torch.div(*divergence(logits, predict(batch["image"], start), every_pixel))
             loss = loss + args.kl * kl
+        # >>> shared: optimiser step
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)  # so that the norm is in real units
@@ -344,57 +364,75 @@ def main(args):
         scaler.step(optimizer)
         scaler.update()
         bar.update()
-
-        asked = stop.asked(device) if looks else 0
-        if looks:
-            if not math.isfinite(loss.item()) or (args.amp != "fp16" and not grad_norm.isfinite()):
-                raise UserError(f"the loss is not finite at step {step}; nothing was saved since the last "
-                                f"checkpoint; lower --lr {args.lr} or use --amp off")  # fmt: skip
-            log.scalars(step, **{
+        signal = stop.asked(device) if log_now else 0
+        # <<< shared: optimiser step
+        if log_now:
+            mean_loss = loss.item()
+            # >>> shared: not finite
+            if not math.isfinite(mean_loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
+                raise UserError(
+                    f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
+                    f"lower --lr {args.lr}, or --amp off"
+                )
+            # <<< shared: not finite
+            figures = {
                 "reward/mean": scores.nanmean(),
                 "reward/std": scores.nanmean(2).var(1).mean().sqrt(),
                 "frac_reward_zero_std": 1 - weights.flatten(1).any(1).float().mean(),
-                "scores/asked": scorer.asked, "kl": kl.detach(),
-                "entropy": torch.div(*entropy(logits.detach(), every)),
-                "policy_loss": of_policy.detach(), "loss": loss.detach(), "grad_norm": grad_norm,
-                "lr": optimizer.param_groups[0]["lr"],
+                "scores/asked": scorer.asked,
+                "kl": kl.detach(),
+                "entropy": torch.div(*entropy(logits.detach(), every_pixel)),
+                "policy_loss": of_policy.detach(),
+                "train/loss": mean_loss,
+                "train/grad_norm": grad_norm,
+                "train/lr": optimizer.param_groups[0]["lr"],
                 "time/images_per_sec": LOG_EVERY * args.batch_size / (time.time() - since),
-            })  # fmt: skip
-            bar.set_postfix_str(f"loss {loss.item():.3f}, {scorer.asked} scores asked")
+            }
+            log.scalars(step, **figures)
+            bar.set_postfix_str(f"loss {mean_loss:.3f}, {scorer.asked} scores asked")
             since = time.time()
-        if evaluates:
+        if eval_now:
             result = evaluate()
             if val:
                 log.scalars(step, **{"val/reward": result})
                 if result > best["score"]:
                     best = {"step": done, "score": result}
                 collapsed = result < before - COLLAPSE
-                tqdm.write(f"step {done}: {scorer.asked} scores asked, val score {result:.4f} "
-                           f"({result - before:+.4f}){' *' if best['step'] == done else ''}")  # fmt: skip
-                with torch.no_grad():
-                    picture = draw.progress(forward, (start, model), val, means["colors"], means["classes"])
-                draw.write(out / "val.png", picture)
-                log.image(step, "val/grid", picture)
+                star = " *" if best["step"] == done else ""
+                tqdm.write(
+                    f"step {done}: {scorer.asked} scores asked, val score {result:.4f} "
+                    f"({result - before:+.4f}){star}"
+                )
+                picture = draw.progress(predict, (start, model), val, meaning["colors"], meaning["classes"])
+                log.image(step, "val/grid", picture, "val.png")
             since = time.time()
-        if evaluates or asked:
+        if eval_now or signal:
             save(done)
-        if asked or collapsed:
+        if signal or collapsed:
             break
 
     # ---- finish ----
+    # >>> shared: finish
     bar.close()
     log.close()
-    if asked:
-        print(f"stopped by signal {asked} after step {done}; --out {out} --resume goes on")
-        return 128 + asked
+    dist.finish()
+    if signal:
+        return cli.stopped(signal, done, out) if rank == 0 else 128 + signal
+    if rank > 0:
+        return
+    # <<< shared: finish
     if collapsed:
-        print(f"collapsed: val score {before:.4f} -> {result:.4f} by step {done}; stopped. best.pt is step "
-              f"{best['step']}. Try a lower --lr than {args.lr}, or --kl above 0")  # fmt: skip
-        return COLLAPSED
+        print(
+            f"collapsed: val score {before:.4f} -> {result:.4f} by step {done}; stopped. best.pt is step "
+            f"{best['step']}. Try a lower --lr than {args.lr}, or --kl above 0"
+        )
+        return cli.COLLAPSED
     kept = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
-    print(f"{scorer.asked} scores asked for; best.pt: {kept}\n"
-          f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED --split test")  # fmt: skip
+    print(f"{scorer.asked} scores asked for; best.pt: {kept}")
+    print(f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED --split test")
 
 
+# >>> shared: start
 if __name__ == "__main__":
-    run(main, get_parser().parse_args())
+    cli.run(main, get_parser().parse_args())
+# <<< shared: start

@@ -21,7 +21,6 @@ Features are normal, correlated by .5 (one factor), of standard deviation 1. ReL
 0, the last one constant. Copies and photos of a person are correlated by .9 and .8, drawn alike all the same.
 """
 
-import argparse
 import contextlib
 import functools
 import io
@@ -38,9 +37,11 @@ from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from ks_test import choose_columns, render  # noqa: E402
-from utils import checkpoint, features, ks  # noqa: E402
-from utils.errors import UserError, positive, run  # noqa: E402
+from ks_test import render  # noqa: E402
+from utils import checkpoint, cli  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.ks import features  # noqa: E402
+from utils.ks import test as ks  # noqa: E402
 
 try:  # it talks while it is imported
     logging.disable(logging.WARNING)
@@ -58,12 +59,12 @@ FASSEG_SIZE = 128
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    p.add_argument("--data", metavar="FOLDER", help="with FASSEG's V2 and V3 in it (default: not tested)")
+    p = cli.parser(__doc__)
+    p.add_argument("--data", metavar="FOLDER", help="with FASSEG's V2 and V3 in it ; not tested without")
     p.add_argument("--init", metavar="FILE", help="checkpoint whose softmax V2 is read by")
-    p.add_argument("--trials", type=positive, default=400,
-                   help="of each row; three quarters of them for power (default 400)")  # fmt: skip
+    p.add_argument(
+        "--trials", type=cli.positive, default=400, help="of each row; three quarters of them for power"
+    )
     p.add_argument("--out", metavar="FILE", help="write the tables here too")
     return p
 
@@ -184,8 +185,11 @@ def seconds(n, d, repeats=25):
     found = []
     for _ in range(repeats):
         at = [time.perf_counter()]
-        for call in (lambda: ks.gate(a, b, splits[:1], 0), lambda: ks.gate(a, b, splits, 0),
-                     lambda: theirs(a[rows], b[others])):  # fmt: skip
+        for call in (
+            lambda: ks.gate(a, b, splits[:1], 0),
+            lambda: ks.gate(a, b, splits, 0),
+            lambda: theirs(a[rows], b[others]),
+        ):
             call()
             at.append(time.perf_counter())
         found.append(np.diff(at))
@@ -198,7 +202,7 @@ def seconds(n, d, repeats=25):
 
 def photographs(args, notes):
     """(bbsd of V2, one row a person; pixel features of V3; whose row of V3 is whose)"""
-    from datasets import loading, sides, transforms
+    from datasets import sides, splits
     from datasets.cache import CachedFaces
     from models import restore
 
@@ -208,25 +212,28 @@ def photographs(args, notes):
     side, _, dropped = sides.refuse_copies(side, None, True)
     notes += [line.replace(str(root), root.name) for line in more + dropped]
     net = restore(state, "cpu")
-    extract = features.extractor(["bbsd"], net, transforms.normalise, len(classes), "cpu", 16)
+    extract = features.extractor(["bbsd"], net, len(classes), "cpu", 16)
     found = extract(render(side.images), side.labels)["bbsd"]
-    columns = [i for _, i, _ in choose_columns({"bbsd": found}, classes)]
-    faces = loading.open_any(str(root / "V3"))
+    columns = [i for _, i, _ in features.choose_columns({"bbsd": found}, classes)]
+    faces = splits.open_any(str(root / "V3"))
     samples = [s for split in faces.splits.values() for s in split]
     photos = CachedFaces(faces, samples, 2 * FASSEG_SIZE)
     batches = (range(i, min(i + 32, len(photos))) for i in range(0, len(photos), 32))
     pixel = [features.pixel(render(photos[list(rows)]["image"]).float() / 255) for rows in batches]
     whose = photos.groups
-    notes.append(f"V2: {len(found)} people, {len(columns)} numbers of bbsd; V3: {len(set(whose))} people, "
-                 f"{len(whose)} photos, {pixel[0].shape[1]} pixel features")  # fmt: skip
+    notes.append(
+        f"V2: {len(found)} people, {len(columns)} numbers of bbsd; V3: {len(set(whose))} people, "
+        f"{len(whose)} photos, {pixel[0].shape[1]} pixel features"
+    )
     return found[:, columns], np.concatenate([p.double().numpy() for p in pixel]), whose
 
 
 def main(args):
     # ---- setup ----
     if alibi_detect is None:
-        raise UserError("no alibi-detect here; in an environment of its own: pip install -r requirements.txt "
-                        "alibi-detect")  # fmt: skip
+        raise UserError(
+            "no alibi-detect here; in an environment of its own: pip install -r requirements.txt alibi-detect"
+        )
     if bool(args.data) != bool(args.init):
         raise UserError("--data and --init: the rows on photos need both")
     lines, notes, part = [], [], functools.partial
@@ -235,18 +242,23 @@ def main(args):
         lines.append(line)
         print(line, flush=True)
 
-    say(f"alibi-detect {alibi_detect.__version__}, numpy {np.__version__}, scipy {scipy.__version__}; "
-        f"{args.trials} trials a row")  # fmt: skip
+    say(
+        f"alibi-detect {alibi_detect.__version__}, numpy {np.__version__}, scipy {scipy.__version__}; "
+        f"{args.trials} trials a row"
+    )
     grid = [(n, d) for d in WIDTHS for n in SIZES]
 
     # ---- level ----
-    level = {f"one image a person, n = {n}, d = {d}": part(alike_pool, make=normal, n=n, d=d)
-             for n, d in grid}  # fmt: skip
+    level = {
+        f"one image a person, n = {n}, d = {d}": part(alike_pool, make=normal, n=n, d=d) for n, d in grid
+    }
     level |= {f"ReLU and a constant, n = {n}, d = 8": part(alike_pool, make=relu, n=n, d=8) for n in SIZES}
     for both in (False, True):
         where = "both sides" if both else "one side"
-        level |= {f"50 images a side, {k} copies of each on {where}":
-                  part(copied, images=50, times=k, both=both) for k in (1, 5, 20)}  # fmt: skip
+        level |= {
+            f"50 images a side, {k} copies of each on {where}": part(copied, images=50, times=k, both=both)
+            for k in (1, 5, 20)
+        }
     level["15 people, 26 photos of each"] = part(photographed, people=15, photos=26)
     v2, real = None, {}
     if args.data:
@@ -256,8 +268,12 @@ def main(args):
         level[f"FASSEG V2, bbsd, n = {half}, d = {d}"] = part(alike_pool, make=take, n=half, d=d)
         name = f"FASSEG V3, pixel, {len(set(whose))} people, 26 photos of each"
         level[name] = part(persons, table=v3, whose=whose)
-        real = {f"FASSEG V2, bbsd, n = {half}, d = {d}: {s} sd in one":
-                part(shifted, make=take, n=half, d=d, size=s) for s in SHIFTS}  # fmt: skip
+        real = {
+            f"FASSEG V2, bbsd, n = {half}, d = {d}: {s} sd in one": part(
+                shifted, make=take, n=half, d=d, size=s
+            )
+            for s in SHIFTS
+        }
     table_of(say, "false alarms, %", level, args.trials)
 
     # ---- power ----
@@ -285,4 +301,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, get_parser().parse_args())
+    cli.run(main, get_parser().parse_args())

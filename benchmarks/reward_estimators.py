@@ -17,7 +17,6 @@ step      forward, loss (an estimator's with its random numbers, masks and rewar
 Dice and Jaccard are losses of train_finetune.py, held against the true gradient of f1.
 """
 
-import argparse
 import functools
 import json
 import pathlib
@@ -30,16 +29,17 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from datasets import loading, transforms  # noqa: E402
-from datasets.faces import IGNORE  # noqa: E402
+
+from datasets import batches, splits  # noqa: E402
+from datasets.images import to_float  # noqa: E402
 from datasets.synthetic import scheme_of  # noqa: E402
 from models import restore  # noqa: E402
-from train_finetune import dice, jaccard  # noqa: E402
 from train_reward import block, local, reinforce, rloo  # noqa: E402
-from utils import checkpoint, dist, rng  # noqa: E402
-from utils.errors import positive, run  # noqa: E402
-from utils.policy import policy_loss  # noqa: E402
-from utils.rewards import build  # noqa: E402
+from utils import checkpoint, cli, dist, rng  # noqa: E402
+from utils.losses import dice, jaccard  # noqa: E402
+from utils.metrics import IGNORE_INDEX  # noqa: E402
+from utils.rewards.policy_gradient import policy_loss  # noqa: E402
+from utils.rewards.rewards import build  # noqa: E402
 
 BATCH = 16
 SINGLE = 8  # draws that are held against the true gradient, one by one
@@ -56,17 +56,16 @@ CONTROLS = {"soft dice": dice, "soft jaccard": jaccard}
 
 
 def get_parser():
-    p = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = cli.parser(__doc__)
     p.add_argument("--init", metavar="FILE", required=True, help="checkpoint to measure on")
     p.add_argument("--data", help="folder of faces or synthetic (default: what --init trained on)")
-    p.add_argument("--sizes", nargs="+", type=positive, default=[64, 128, 256], help="default 64 128 256")
-    p.add_argument("--draws", type=positive, default=128,
-                   help="at most, averaged to the true gradient (default 128)")  # fmt: skip
-    p.add_argument("--repeats", type=positive, default=5, help="steps timed, at most (default 5)")
-    p.add_argument("--amp", choices=["off", "bf16"],
-                   help="precision of the forward pass (default bf16 on a GPU, off on a CPU)")  # fmt: skip
-    p.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
+    p.add_argument(
+        "--sizes", nargs="+", type=cli.positive, default=[64, 128, 256], help="sides of the images, pixels"
+    )
+    p.add_argument("--draws", type=cli.positive, default=128, help="at most, averaged to the true gradient")
+    p.add_argument("--repeats", type=cli.positive, default=5, help="steps timed, at most")
+    p.add_argument("--amp", choices=["off", "bf16"], help="of the forward pass; bf16 on a GPU, else off")
+    p.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     p.add_argument("--json", metavar="FILE", help="write the figures here too")
     return p
 
@@ -74,14 +73,14 @@ def get_parser():
 def loss_of(name, logits, labels, rewards, step, stream):
     """The loss whose gradient one step of an estimator, a control or `ce` takes."""
     if name == "ce":
-        return F.cross_entropy(logits, labels, ignore_index=IGNORE)
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
     if name in CONTROLS:
         total, count = CONTROLS[name](logits, labels)
         return total / count
     estimator, reward, masks = ESTIMATORS[name]
     with torch.no_grad():
-        where = loading.positions(step, len(labels)).to(labels.device)
-        u = rng.uniform(0, where, masks * labels[0].numel(), stream)
+        positions = batches.positions(step, len(labels)).to(labels.device)
+        u = rng.uniform(0, positions, masks * labels[0].numel(), stream)
         u = u.view(len(labels), masks, *labels.shape[1:])
         weights, _ = estimator(logits, labels, rewards[reward], u)
     return policy_loss(logits, weights, labels).mean()
@@ -138,8 +137,9 @@ def gradients(forward, params, labels, rewards, draws):
         both = [against(g, *pair, n) for g, pair in zip(zip(*grads, strict=True), pairs, strict=True)]
         cosine, variance = zip(*both, strict=True)
         variance = (0.0, 0.0) if name in CONTROLS else variance  # always the same, of another length
-        rows.append({"size": size, "estimator": name, "draws": len(grads), "cosine": cosine,
-                     "variance": variance})  # fmt: skip
+        rows.append(
+            {"size": size, "estimator": name, "draws": len(grads), "cosine": cosine, "variance": variance}
+        )
     return rows, averages
 
 
@@ -173,24 +173,29 @@ def main(args):
     _, _, device = dist.init(args.device)
     state = checkpoint.load(args.init)
     trained, classes = state["args"], state["data"]["classes"]
-    amp = args.amp or ("bf16" if device.type == "cuda" else "off")
+    amp = args.amp or dist.default_amp(device)
     path = args.data or trained["data"]
-    faces = loading.open_data(path, path == "synthetic" and scheme_of(classes),
-                              trained["part_order"], trained["val_fraction"])  # fmt: skip
+    faces = splits.open_data(
+        path, path == "synthetic" and scheme_of(classes), trained["part_order"], trained["val_fraction"]
+    )
     model = restore(state, device)
     params, rows, averages = list(model.parameters()), [], []
     rewards = {name: build([name], classes)[0] for name in ("f1", "boundary_f1")}
-    print(f"{faces.name} train: {BATCH} faces, {len(classes)} classes; {trained['model']} on {device.type}, "
-          f"{amp} precision, {torch.get_num_threads()} threads, torch {torch.__version__}\n")  # fmt: skip
-    print("                             cosine            variance            step\n"
-          "size  estimator    draws   logits   params   logits   params   / CE")  # fmt: skip
+    print(
+        f"{faces.name} train: {BATCH} faces, {len(classes)} classes; {trained['model']} on {device.type}, "
+        f"{amp} precision, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    )
+    print(
+        "                             cosine            variance            step\n"
+        "size  estimator    draws   logits   params   logits   params   / CE"
+    )
 
     # ---- measure ----
     for size in args.sizes:
-        train = loading.load(faces, "train", size, device=device)
-        batch = train[rng.order(0, 0, len(train)).tolist()[:BATCH]]
-        images = transforms.normalise(batch["image"].to(device)).to(memory_format=torch.channels_last)
-        labels = batch["semantic"].to(device).long()
+        train = batches.load(faces, "train", size, device=device)
+        photos = train[rng.order(0, 0, len(train)).tolist()[:BATCH]]
+        images = to_float(photos["image"].to(device)).to(memory_format=torch.channels_last)
+        labels = photos["semantic"].to(device).long()
 
         def forward(images=images):
             with torch.autocast(device.type, torch.bfloat16, enabled=amp != "off"):
@@ -200,9 +205,12 @@ def main(args):
         step = times(forward, params, labels, rewards, args.repeats)
         for row in found[0]:
             row["step"] = step[row["estimator"]]
-            print("{:4}  {:<14}{:4}{:9.4f}{:9.4f}{:9.3g}{:9.3g}{:7.2f}".format(
-                size, row["estimator"], row["draws"], *row["cosine"], *row["variance"], row["step"]),
-                flush=True)  # fmt: skip
+            print(
+                "{:4}  {:<14}{:4}{:9.4f}{:9.4f}{:9.3g}{:9.3g}{:7.2f}".format(
+                    size, row["estimator"], row["draws"], *row["cosine"], *row["variance"], row["step"]
+                ),
+                flush=True,
+            )
         rows, averages = rows + found[0], averages + found[1]
 
     # ---- finish ----
@@ -215,4 +223,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, get_parser().parse_args())
+    cli.run(main, get_parser().parse_args())

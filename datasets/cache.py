@@ -10,20 +10,23 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.faces import IGNORE, meaning, read_image
+from datasets.faces import meaning
+from datasets.images import read_image
 from utils.errors import UserError
+from utils.metrics import IGNORE_INDEX
 
 VERSION = 1  # raise it when the pixels that this file writes change
 ROOT = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reinforce-face"
 
 
 class CachedFaces:
-    """Samples as batches. `faces[[3, 1]]` -> {"image": (2, 3, S, S) uint8, "semantic": (2, S, S)
+    """Samples as batches. `data[[3, 1]]` -> {"image": (2, 3, S, S) uint8, the data set's target: (2, S, S)
     uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout."""
 
     def __init__(self, faces, samples, size):
         self.ids, self.paths = [s.id for s in samples], [s.image for s in samples]
         self.groups, self.yaws = [s.group for s in samples], [s.yaw for s in samples]
+        self.target = faces.target
         self.memory = np.load(build(faces, samples, size), mmap_mode="r")  # (N, 4, S, S)
 
     def __len__(self):
@@ -31,7 +34,7 @@ class CachedFaces:
 
     def __getitem__(self, index):
         batch = torch.from_numpy(self.memory[np.asarray(index)])
-        return {"image": batch[:, :3], "semantic": batch[:, 3], "index": torch.tensor(index)}
+        return {"image": batch[:, :3], self.target: batch[:, 3], "index": torch.tensor(index)}
 
 
 def build(faces, samples, size):
@@ -74,19 +77,19 @@ def read(faces, sample, size):
     image = read_image(sample.image)
     pixels = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
     if sample.label is None:
-        return pixels, np.full((size, size), IGNORE, np.uint8)
+        return pixels, np.full((size, size), IGNORE_INDEX, np.uint8)
     label = faces.read_label(sample)
-    where = sample.label if isinstance(sample.label, str) else sample.id
-    unknown = np.setdiff1d(label, [*range(len(faces.classes)), IGNORE])
+    name = sample.label if isinstance(sample.label, str) else sample.id
+    unknown = np.setdiff1d(label, [*range(len(faces.classes)), IGNORE_INDEX])
     if unknown.size:
         raise UserError(
-            f"{where}: ids {unknown.tolist()} are outside 0..{len(faces.classes) - 1}; "
-            f"give them a class, or mark the pixels {IGNORE}"
+            f"{name}: ids {unknown.tolist()} are outside 0..{len(faces.classes) - 1}; "
+            f"give them a class, or mark the pixels {IGNORE_INDEX}"
         )
     # masks may be smaller than photos (CelebAMask-HQ) but must show the same frame
     if abs(label.shape[1] / label.shape[0] - image.width / image.height) > 0.02:
         size = f"{label.shape[1]}x{label.shape[0]}"
-        raise UserError(f"{where}: mask {size}, photo {image.width}x{image.height}; sizes must match")
+        raise UserError(f"{name}: mask {size}, photo {image.width}x{image.height}; sizes must match")
     return pixels, np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
 
 

@@ -20,7 +20,8 @@ import re
 
 import numpy as np
 
-from datasets.faces import Faces, Sample, decode, open_image, pictures, read_lines, some
+from datasets.faces import Faces, Sample, read_lines, some
+from datasets.images import decode, open_image, pictures
 from utils.errors import UserError
 
 LOOKS_FOR = "CelebAMask-HQ: CelebA-HQ-img/ with CelebAMask-HQ-mask-anno/"

@@ -2,17 +2,12 @@
 
 import dataclasses
 import hashlib
-import os
 import typing
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from utils.errors import UserError
-
-IGNORE = 255  # the label of a pixel that never counts, in every data set here
-MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded (decompression bombs)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # what counts as a picture
+from utils.metrics import IGNORE_INDEX
 
 
 class Sample(typing.NamedTuple):
@@ -43,6 +38,7 @@ class Faces:
     read_label: typing.Callable[[Sample], np.ndarray]
     notes: list[str] = dataclasses.field(default_factory=list)
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # goes into every result
+    target: str = "semantic"  # the key of a batch under which labels are found
 
 
 def meaning(faces):
@@ -52,93 +48,12 @@ def meaning(faces):
         "classes": list(faces.classes),
         "colors": [list(color) for color in faces.colors],
         "flip_pairs": [list(pair) for pair in faces.flip_pairs],
-        "ignore_index": IGNORE,
+        "ignore_index": IGNORE_INDEX,
         "options": dict(faces.options),
     }
 
 
-def open_image(path):
-    """A PIL image, opened but not decoded; size and kind are checked first."""
-    try:
-        image = Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable picture ({error})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
-    return image
-
-
-def size_of(path):
-    """(width, height) in pixels, read from the file's header."""
-    with open_image(path) as image:
-        return image.size
-
-
-def read_image(path):
-    """RGB photo as a PIL image, turned upright by its EXIF orientation."""
-    image = open_image(path)
-    try:
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: cannot be decoded ({error}); replace or remove it") from None
-
-
-def read_mask(path):
-    """(H, W) uint8 class ids from a single-channel mask. Palette PNGs keep their indices; RGB is
-    accepted where R = G = B; 16-bit masks are refused, and grey ones of 1, 2 or 4 bits as well:
-    Pillow stretches those to 0..255, so their ids would be lost."""
-    mask = open_image(path)
-    if mask.format == "JPEG":
-        raise UserError(f"{path}: a JPEG cannot hold class ids; save the mask as PNG")
-    if mask.mode == "L" and mask.tile[0][3] in ("L;2", "L;4"):
-        raise UserError(f"{path}: grey mask of fewer than 8 bits; save it with 8 (mode L or P)")
-    if mask.mode not in ("L", "P", "RGB"):
-        raise UserError(f"{path}: mask of mode {mask.mode}; need 8-bit ids (PNG, mode L or P)")
-    array = decode(mask, path)
-    if array.ndim == 3:
-        if (array != array[..., :1]).any():
-            raise UserError(f"{path}: coloured mask; need class ids, or a classes.json with colors")
-        array = array[..., 0]
-    return array
-
-
-def decode(image, path, mode=None):
-    """All pixels of an opened PIL image as an array, converted to `mode` first if one is given; a
-    damaged file is named."""
-    try:
-        return np.asarray(image.convert(mode) if mode else image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: cannot be decoded ({error}); replace or remove it") from None
-
-
-def nearest_class(rgb, colors, far):
-    """(H, W, 3) uint8 pixels to (H, W) uint8 ids of the nearest of `colors`; 255 where even that is
-    farther than `far` in RGB distance, since anti-aliased borders have colours of no class."""
-    rgb = rgb.astype(np.int32)
-    ids = np.full(rgb.shape[:2], IGNORE, np.uint8)
-    nearest = np.full(rgb.shape[:2], far**2 + 1, np.int32)
-    for i, color in enumerate(colors):  # one class at a time: K distances at once would not fit
-        squared = ((rgb - np.array(color, np.int32)) ** 2).sum(-1)
-        ids[squared < nearest] = i
-        nearest = np.minimum(nearest, squared)
-    return ids
-
-
-def pictures(folder, suffixes=SUFFIXES):
-    """{stem: path} of the pictures in one folder, sorted; two files of one stem are refused. Hidden
-    files are no pictures: macOS leaves a `._name.jpg` beside many a `name.jpg`."""
-    found = {}
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes and not name.startswith("."):
-            if stem in found:
-                first = os.path.basename(found[stem])
-                raise UserError(f"{folder}: {first} and {name} share a name; remove one")
-            found[stem] = os.path.join(folder, name)
-    return found
-
-
-def pair(photos, labels, where):
+def pair(photos, labels, folder):
     """[(stem, photo, label)] of two {stem: path}. Neither may have what the other lacks: a label
     misplaced or misspelt must not turn into less data without a word."""
     for what, has, lacks in (
@@ -146,7 +61,7 @@ def pair(photos, labels, where):
         ("labels without a photo", labels, photos),
     ):
         if lone := [stem for stem in has if stem not in lacks]:
-            raise UserError(f"{where}: {len(lone)} {what}: {some(lone)}; add, move or remove them")
+            raise UserError(f"{folder}: {len(lone)} {what}: {some(lone)}; add, move or remove them")
     return [(stem, photos[stem], labels[stem]) for stem in photos]
 
 
@@ -182,7 +97,7 @@ def limit(samples, n, seed):
     chosen least so far; ties are broken by a hash of (seed, id).
     """
     if n > len(samples):
-        raise UserError(f"--limit {n}: there are {len(samples)} labelled training images")
+        raise UserError(f"limit {n}: there are {len(samples)} labelled training images")
     left = sorted(samples, key=lambda s: _rank(seed, s.id))
     people = [s.group for s in left]
     angle = np.array([15 * round((s.yaw or 0) / 15) for s in left])

@@ -15,7 +15,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from datasets.faces import Faces, Sample, decode, nearest_class, open_image, pictures, size_of
+from datasets.faces import Faces, Sample
+from datasets.images import decode, nearest_class, open_image, pictures, size_of
 
 LOOKS_FOR = "FASSEG: Train_RGB/ with Train_Labels/ (V1, V2) or Train_labels/<yaw>/ (V3)"
 CLASSES = ["background", "skin", "hair", "eyes", "nose", "mouth"]

@@ -21,19 +21,10 @@ import os
 
 import numpy as np
 
-from datasets.faces import (
-    IGNORE,
-    Faces,
-    Sample,
-    decode,
-    nearest_class,
-    open_image,
-    pair,
-    pictures,
-    read_mask,
-    some,
-)
+from datasets.faces import Faces, Sample, pair, some
+from datasets.images import decode, nearest_class, open_image, pictures, read_mask
 from utils.errors import UserError
+from utils.metrics import IGNORE_INDEX
 
 LOOKS_FOR = "your own: images/ and labels/, in the folder itself or in its train/, val/, test/"
 KEYS = ("classes", "colors", "flip_pairs", "groups", "yaw")
@@ -93,9 +84,9 @@ def _count_classes(root, labels):
     seen = np.zeros(256, bool)
     for label in labels:
         seen |= np.bincount(read_mask(label).ravel(), minlength=256) > 0
-    ids = np.flatnonzero(seen[:IGNORE])
+    ids = np.flatnonzero(seen[:IGNORE_INDEX])
     if not ids.any():
-        raise UserError(f"{root}: no mask holds an id but 0 and {IGNORE}; save ids 0, 1, 2, ...")
+        raise UserError(f"{root}: no mask holds an id but 0 and {IGNORE_INDEX}; save ids 0, 1, 2, ...")
     classes = [f"class {i}" for i in range(ids[-1] + 1)]
     found = f"{len(classes)} classes counted from {len(labels)} masks (ids {some(map(str, ids))})"
     return classes, [
@@ -122,8 +113,8 @@ def _read_info(path):
     swapped = [c for pair in pairs for c in pair]
     if strange := info.keys() - KEYS:
         raise UserError(f"{path}: {some(sorted(strange))}: not among {', '.join(KEYS)}")
-    if not 2 <= len(ids) == len(names) <= IGNORE:
-        raise UserError(f"{path}: classes: need 2 to {IGNORE} different names")
+    if not 2 <= len(ids) == len(names) <= IGNORE_INDEX:
+        raise UserError(f"{path}: classes: need 2 to {IGNORE_INDEX} different names")
     if colors and not (
         len(set(colors)) == len(colors) == len(names)
         and all(len(c) == 3 and 0 <= min(c) <= max(c) <= 255 for c in colors)

@@ -19,17 +19,8 @@ import os
 
 import numpy as np
 
-from datasets.faces import (
-    Faces,
-    Sample,
-    decode,
-    open_image,
-    pair,
-    pictures,
-    read_lines,
-    read_mask,
-    some,
-)
+from datasets.faces import Faces, Sample, pair, read_lines, some
+from datasets.images import decode, open_image, pictures, read_mask
 from datasets.lapa import CLASSES, COLORS, FLIP_PAIRS
 from utils.errors import UserError
 

@@ -12,7 +12,8 @@ Source: Lin, Shen, Wang, Pantic, "RoI Tanh-polar Transformer Network for Face Pa
 import os
 import re
 
-from datasets.faces import Faces, Sample, pair, pictures
+from datasets.faces import Faces, Sample, pair
+from datasets.images import pictures
 from datasets.lapa import CLASSES, COLORS, FLIP_PAIRS, read_label
 
 LOOKS_FOR = "iBugMask: train/ and test/ with {name}.jpg beside {name}.png"

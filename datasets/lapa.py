@@ -11,7 +11,8 @@ Source: Liu, Shi, Shen, Si, Wang, Mei, AAAI 2020; non-commercial.
 import os
 import re
 
-from datasets.faces import Faces, Sample, pair, pictures, read_mask
+from datasets.faces import Faces, Sample, pair
+from datasets.images import pictures, read_mask
 
 LOOKS_FOR = "LaPa: {train,val,test}/ each with images/, labels/ and landmarks/"
 CLASSES = (

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import transforms
+from datasets.augmentation import augment
 from utils import draw
 from utils.errors import UserError
 
@@ -15,9 +15,9 @@ from utils.errors import UserError
 def augmented(data, flip_pairs, policy, seed, rows, first=0):
     """Photos (B, 3, S, S) and masks (B, S, S), uint8, of some rows of a data set, as a run with this seed
     sees them at its positions first, first + 1, ..."""
-    batch, where = data[rows], torch.arange(first, first + len(rows))
-    images, labels = transforms.augment(batch["image"], batch["semantic"], policy, seed, where, flip_pairs)
-    return (images * 255).round().byte(), labels
+    positions = torch.arange(first, first + len(rows))
+    batch = augment(data[rows], policy, seed, positions, {"semantic": flip_pairs})
+    return (batch["image"] * 255).round().byte(), batch["semantic"]
 
 
 def preview(data, faces, policy, seed, count=6, times=5):

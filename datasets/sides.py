@@ -2,15 +2,19 @@
 
 import hashlib
 import os
+import pathlib
 import typing
 
 import torch
 
-from datasets import loading, synthetic
+from datasets import synthetic
 from datasets.cache import CachedFaces
 from datasets.faces import limit, some
-from utils import checkpoint, features, ks
+from datasets.splits import open_any, take_ids
+from utils import checkpoint
 from utils.errors import UserError
+from utils.ks.features import thumbnails
+from utils.ks.test import by_person, copies
 
 PHOTOS = 4  # of one person, at most: a split takes one
 
@@ -49,7 +53,7 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
     low, high = yaw or (0, 180)
     if path == "synthetic":
         return _synthetic_side(low, high, 4 * n, size, seed, classes), []
-    faces = loading.open_any(path)
+    faces = open_any(path)
     names = splits or [name for name in faces.splits if name != "test"]
     if missing := [name for name in names if name not in faces.splits]:
         raise UserError(f"{path}: no split {missing[0]}; there is {', '.join(faces.splits)}")
@@ -59,11 +63,13 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
     free = [s for s in samples if (folder, s.group) not in seen]
     notes = []
     if gone := {s.group for s in samples} - {s.group for s in free}:
-        notes.append(f"{path}: {len(gone)} people left out, since --init was trained on them")
+        notes.append(f"{path}: {len(gone)} people left out, since the parser was trained on them")
     if not free:
         why = f"in {', '.join(names)}" + (f" with |yaw| {low:g} to {high:g}" if yaw else "")
-        raise UserError(f"{path}: no photo is left" + ("; --init was trained on them" if gone else f" {why}"))
-    rows = ks.by_person([s.group for s in free])
+        raise UserError(
+            f"{path}: no photo is left" + ("; the parser was trained on them" if gone else f" {why}")
+        )
+    rows = by_person([s.group for s in free])
     people = sorted(rows, key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
     chosen = []
     for person in people[: 4 * n]:
@@ -93,6 +99,11 @@ def _synthetic_side(low, high, count, size, seed, classes):
     return Side(image, label, ids, ids, synthetic.SCHEMES[data.scheme].classes)
 
 
+def sha256(path):
+    """Of a file."""
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
 def trained_on(path):
     """{(folder, person)} of the training photos of a checkpoint and of those that it was started from."""
     seen = set()
@@ -101,8 +112,8 @@ def trained_on(path):
         for key in ("data", "unlabelled"):
             if args.get(key) and args[key] != "synthetic" and os.path.isdir(args[key]):
                 ids = args.get("ids") if key == "data" else None
-                faces = loading.open_any(args[key], (), 0.0 if ids else args.get("val_fraction", 0.0))
-                train = (loading.take_ids(faces, ids) if ids else faces).splits.get("train", [])
+                faces = open_any(args[key], (), 0.0 if ids else args.get("val_fraction", 0.0))
+                train = (take_ids(faces, ids) if ids else faces).splits.get("train", [])
                 train = limit(train, args["limit"], args["seed"]) if args.get("limit") else train
                 seen |= {(os.path.realpath(args[key]), s.group) for s in train}
         path = args.get("init")
@@ -111,19 +122,21 @@ def trained_on(path):
 
 def refuse_copies(one, two, drop):
     """The sides without photos that show twice, or a UserError that names them."""
-    thumbs = [features.thumbnails(side.images).numpy() for side in (one, two) if side]
-    both = ks.copies(thumbs[0], one.people, thumbs[1], two.people) if two else []
+    thumbs = [thumbnails(side.images).numpy() for side in (one, two) if side]
+    both = copies(thumbs[0], one.people, thumbs[1], two.people) if two else []
     lines, gone = [f"{one.ids[i]} = {two.ids[j]}" for i, j in both], [set(), {j for _, j in both}]
     for k, side in enumerate((one, two)[: len(thumbs)]):
-        for i, j in ks.copies(thumbs[k], side.people):
+        for i, j in copies(thumbs[k], side.people):
             lines.append(f"{side.ids[i]} = {side.ids[j]}")
             gone[k].add(j)
     if lines and not drop:
         where = "are on both sides" if both else "show twice, under two names"
-        raise UserError(f"{len(lines)} photos {where}: {some(lines, 4)}; copies are no evidence: remove "
-                        "them, or --drop-copies leaves them out")  # fmt: skip
+        raise UserError(
+            f"{len(lines)} photos {where}: {some(lines, 4)}; copies are no evidence: remove "
+            "them, or have them dropped"
+        )
     pairs = zip((one, two), gone, strict=True)
     kept = [side and side.keep([i for i in range(len(side.ids)) if i not in out]) for side, out in pairs]
     if two and not kept[1].ids:
-        raise UserError("--other: nothing but copies of --real")
+        raise UserError("one side is nothing but copies of the other")
     return *kept, [f"{len(lines)} copies left out: {some(lines, 4)}"] if lines else []

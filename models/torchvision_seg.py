@@ -11,8 +11,17 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from models.normalise import Normalise
+from models.stages import cut, read_torchvision_names
+
 RESNET = (3, 5, 6, 7, 8)  # conv1 to relu; maxpool and layer1; layer2; layer3; layer4
-MOBILENET_V3 = (2, 4, 7, 13, 17)  # blocks of strides 2, 4, 8, 16, 32 (here the last is dilated)
+MOBILENET_V3 = (
+    2,
+    4,
+    5,
+    13,
+    17,
+)  # strides 2, 4, 8, 16, 16 (the last is dilated); the third is what LR-ASPP taps
 # How many of the backbone's children each stage ends after.
 STAGE_ENDS = {
     "deeplabv3_resnet50": RESNET,
@@ -22,30 +31,34 @@ STAGE_ENDS = {
 
 
 class TorchvisionSegmenter(nn.Module):
-    """(B, 3, H, W) -> {"semantic": (B, num_classes, H, W)}; any H and W.
+    """(B, 3, H, W) in 0 to 1 -> {"semantic": (B, num_classes, H, W)}; any H and W.
 
-    name: a key of `STAGE_ENDS`. Parameters keep torchvision's names, so that its files fit.
+    name: a key of `STAGE_ENDS`; torchvision's files fit. preprocess: see `Normalise`. stages: five parts of
+    the backbone, from the input side.
 
     Parameters with 19 classes: deeplabv3_resnet50 39,638,355; deeplabv3_resnet101 58,630,483;
     lraspp_mobilenet_v3_large 3,221,198.
     """
 
-    def __init__(self, name, num_classes):
+    def __init__(self, name, num_classes, preprocess="none"):
         super().__init__()
         net = torchvision.models.get_model(
             name, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False
         )
-        self.backbone, self.classifier = net.backbone, net.classifier
-        self.ends = STAGE_ENDS[name]
+        self.normalise = Normalise(preprocess)
+        self.stages = cut(list(net.backbone.named_children()), STAGE_ENDS[name])
+        self.classifier = net.classifier
+        self.two_levels = name.startswith("lraspp")  # DeepLab's head reads one map, LR-ASPP's two
+        self.register_load_state_dict_pre_hook(read_torchvision_names)
 
     @property
-    def stages(self):
-        """Five parts of the backbone, from the input side."""
-        children = list(self.backbone.children())
-        starts = (0, *self.ends[:-1])
-        return [nn.Sequential(*children[i:j]) for i, j in zip(starts, self.ends, strict=True)]
+    def backbone(self):
+        return self.stages
 
     def forward(self, images):
-        features = self.backbone(images)  # a dict: DeepLab's head reads one map, LR-ASPP's two
-        logits = self.classifier(features.get("out", features))
+        maps = [self.normalise(images)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        features = {"low": maps[3], "high": maps[5]} if self.two_levels else maps[5]
+        logits = self.classifier(features)
         return {"semantic": F.interpolate(logits, size=images.shape[-2:], mode="bilinear")}

@@ -8,6 +8,8 @@ all work is done from stride 2 on; skips are added, as in FPN (1612.03144), rath
 import torch.nn.functional as F
 from torch import nn
 
+from models.normalise import Normalise
+
 
 def normalisation(norm, channels):
     """`batch`, or `group` (8 channels a group), which has no batch statistics."""
@@ -30,13 +32,15 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """(B, 3, H, W) -> {"semantic": (B, num_classes, H, W)}; any H and W.
+    """(B, 3, H, W) in 0 to 1 -> {"semantic": (B, num_classes, H, W)}; any H and W.
 
-    widths: channels at strides 2, 4, 8, ...; 1,549,492 parameters with 19 classes.
+    norm: `batch` or `group`. preprocess: see `Normalise`. widths: channels at strides 2, 4, 8, ...;
+    1,549,492 parameters with 19 classes.
     """
 
-    def __init__(self, num_classes, norm="batch", widths=(24, 48, 96, 128, 192)):
+    def __init__(self, num_classes, norm="batch", preprocess="none", widths=(24, 48, 96, 128, 192)):
         super().__init__()
+        self.normalise = Normalise(preprocess)
         inputs = (3 * 4, *widths[:-1])
         self.stages = nn.ModuleList(Block(i, o, norm) for i, o in zip(inputs, widths, strict=True))
         up = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
@@ -51,7 +55,7 @@ class UNet(nn.Module):
     def forward(self, images):
         height, width = images.shape[-2:]
         stride = 2 ** len(self.stages)
-        x = F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
+        x = F.pad(self.normalise(images), (0, -width % stride, 0, -height % stride), mode="replicate")
         x = F.pixel_unshuffle(x, 2)
         skips = []
         for i, stage in enumerate(self.stages):

@@ -9,14 +9,14 @@ set -euo pipefail
 usage="usage: bash recipes/engine.sh FOLDER/V3 GATE N DRAW"
 data=${1:?$usage} gate=${2:?$usage} n=${3:?$usage} draw=${4:?$usage}
 steps=${STEPS:-600} out=${OUT:-runs/engine}/$n/$draw
-every=(--data "$data" --limit "$n" --seed "$draw" --size 96 --batch-size 8 --amp bf16)
+every=(--data "$data" --seed "$draw" --size 96 --batch-size 8 --amp bf16)
+who=(--limit "$n" --val-fraction 0) # trains: all labels, but where the engine allocated them
 
-search() { # NAME FLAGS...: its policy without the allocation, so that all photos serve, is NAME.json
+search() { # NAME FLAGS...: its policy is NAME.json
   if [ ! -f "$out/$1/policy.json" ]; then
-    python augment.py "${every[@]}" --steps "$steps" --out "$out/$1" "${@:2}"
+    python augment.py "${every[@]}" --limit "$n" --steps "$steps" --out "$out/$1" "${@:2}"
   fi
-  python -c 'import json, sys; p = json.load(sys.stdin); del p["allocation"]; print(json.dumps(p))' \
-    < "$out/$1/policy.json" > "$out/$1.json"
+  cp "$out/$1/policy.json" "$out/$1.json"
 }
 
 flags_of() { python -c 'import json, sys; print(*json.load(sys.stdin)["search"]["flags"])' < "$1"; }
@@ -25,7 +25,7 @@ final() { # ARM SCRIPT STEPS FLAGS...
   local run=$out/final/$1
   if [ -f "$run/test.json" ]; then return; fi
   rm -rf "$run"
-  python "$2" "${every[@]}" --val-fraction 0 --steps "$3" --eval-every "$3" --out "$run" "${@:4}" ||
+  python "$2" "${every[@]}" "${who[@]}" --steps "$3" --eval-every "$3" --out "$run" "${@:4}" ||
     [ $? = 3 ] # reward tuning that collapsed has weights, too
   python evaluate.py --init "$run/last.pt" --data "$data" --split test --json "$run/test.json"
 }
@@ -37,8 +37,8 @@ python - "$out" "$gate/policy.json" <<'PY'
 import json, sys
 from pathlib import Path
 sys.path.insert(0, ".")
-from datasets.transforms import POLICIES
-from utils.engine import scaled
+from datasets.policies import POLICIES
+from utils.engine.decisions import scaled
 out, gate = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
 (out / "gate_only.json").write_text(json.dumps(scaled(gate["ops"], gate["scale"])))
 for n, m in (1, 9), (1, 14), (2, 5), (2, 14), (3, 5), (3, 9):  # about RandAugment's two knobs, N = 2 and M = 9
@@ -61,13 +61,16 @@ for arm in $arms; do
       final $arm train_finetune.py 1000 --size 128 --batch-size 16 --augment "$policy" $flags ;;
     engine_synthetic) full $arm "$out/engine.json" $(flags_of "$out/engine.json") --synthetic 0.25 ;;
     allocation) # a third more steps: as the engine would, and plainly
-      policy=$out/engine/policy.json plain=$(flags_of "$out/engine.json")
+      policy=$out/engine.json plain=$(flags_of "$out/engine.json") script=train_finetune.py ids=finetune
+      final engine_more $script $more --init "$out/final/engine/last.pt" --lr 1e-3 --augment "$policy" $plain
+      all=("${who[@]}") who=(--ids "$out/engine/finetune.ids.json")
       full allocated "$policy" $plain
-      final engine_more train_finetune.py $more --init "$out/final/engine/last.pt" --lr 1e-3 \
-        --augment "$out/engine.json" $plain
-      script=train_finetune.py
-      if grep -qE '"mode": "(shared|routed|disjoint)"' "$policy"; then script=train_reward.py plain="--ce-weight 1"; fi
-      final $arm $script $more --init "$out/final/allocated/last.pt" --lr 1e-3 --augment "$policy" $plain ;;
+      if grep -qE '"allocation": "(shared|routed|disjoint)"' "$policy"; then
+        script=train_reward.py plain="--ce-weight 1" ids=reward
+      fi
+      who=(--ids "$out/engine/$ids.ids.json")
+      final $arm $script $more --init "$out/final/allocated/last.pt" --lr 1e-3 --augment "$policy" $plain
+      who=("${all[@]}") ;;
     randaugment_tuned | ungated)
       only=(--no-gate --no-allocation)
       if [ $arm = randaugment_tuned ]; then only+=(--arms randaugment "$out"/?_*.json); fi

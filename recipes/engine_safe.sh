@@ -10,10 +10,10 @@ python - "$data" "$n" "$out" <<'PY'
 import json, sys
 from pathlib import Path
 sys.path.insert(0, ".")
-from datasets import loading
+from datasets import splits
 from datasets.faces import limit
 data, n, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-photos = loading.open_any(data).splits["train"]
+photos = splits.open_any(data).splits["train"]
 people = sorted({s.group for s in photos})
 for k, person in enumerate(people):
     pair = person, people[(k + 1) % len(people)]

@@ -17,7 +17,8 @@ import torch
 from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from datasets import loading, transforms
+from datasets import splits
+from datasets.augmentation import mirror
 from datasets.cache import CachedFaces
 from datasets.faces import limit
 from datasets.pairs import write_folder
@@ -39,7 +40,7 @@ def wrong(kind, turn, row, data, faces, order):
         strangers = [i for i in order if data.groups[i] != data.groups[row]]
         return data[[strangers[turn % len(strangers)]]]["semantic"][0]
     if kind == "mirror":
-        return transforms.flip_labels(label[None], faces.flip_pairs)[0]
+        return mirror(label[None], faces.flip_pairs)[0]
     if kind == "shifted":
         return label.roll(SIZE // 6, 1)
     if kind == "rough":
@@ -51,7 +52,7 @@ def wrong(kind, turn, row, data, faces, order):
 
 
 def plant(args):
-    faces = loading.open_any(args.data)
+    faces = splits.open_any(args.data)
     labelled = limit([s for s in faces.splits["train"] if s.label is not None], args.limit, args.seed)
     data = CachedFaces(faces, labelled, SIZE)
     order = rng.uniform(args.seed, torch.arange(len(data)), 1, stream=90)[:, 0].argsort().tolist()

@@ -3,17 +3,24 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from utils.errors import run
+from utils.cli import run
 
 torch.set_num_threads(1)
 ROOT = pathlib.Path(__file__).parents[1]
+FASSEG = pathlib.Path(os.environ.get("FACES_DATA", ROOT.parent / "shared/data")) / "fasseg"
+needs_fasseg = pytest.mark.skipif(
+    not FASSEG.is_dir(), reason=f"no real faces in {FASSEG}; FACES_DATA=FOLDER, with fasseg/V2 and V3 in it"
+)
 # To import torch takes longer than most tests: one process does it, and each script runs in a fork of it
 SERVER = """
 import json, os, runpy, signal, sys
@@ -33,10 +40,19 @@ sys.argv = job["argv"]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+TINY = ["--size", "32", "--batch-size", "4", "--model", "unet_gn", "--device", "cpu"]
+
+
+# ---- scripts as processes
 
 
 def command(script, *flags):
     return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+def torchrun(processes, script, *flags):
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *launch, str(ROOT / script), *map(str, flags)]
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +64,15 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def call(environment, tmp_path_factory):
+    """call(script, *flags, status=0): run it to its end, and check its exit status; what it said."""
     said = {name: tmp_path_factory.mktemp("said") / name for name in ("stdout", "stderr")}
-    server = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
     def call(script, *flags, status=0):
         for path in said.values():
@@ -70,7 +92,8 @@ def call(environment, tmp_path_factory):
 
 @pytest.fixture
 def complaint(capsys):
-    """What a script says of a mistake, on stderr, in this process, since starting one takes seconds."""
+    """complaint(script, *flags): what it says of a mistake, on stderr, in this process, since starting one
+    takes seconds. script: the module."""
 
     def complaint(script, *flags):
         parser = script.get_parser()
@@ -80,3 +103,101 @@ def complaint(capsys):
         return capsys.readouterr().err
 
     return complaint
+
+
+# ---- runs and their checkpoints
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_run(a, b):
+    """Weights, optimizer state, step and best of two last.pt are equal, tensor for tensor."""
+    a, b = weights(a), weights(b)
+    assert a["step"] == b["step"] and a["best"] == b["best"]
+    for key in a["model"]:
+        assert torch.equal(a["model"][key], b["model"][key]), key
+    for i, state in a["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, b["optimizer"]["state"][i][key]), (i, key)
+
+
+def logged(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def kill_in_the_middle(arguments, environment, out):
+    """Start, wait for the first checkpoint, and SIGKILL the whole group a little later."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(arguments, env=environment, start_new_session=True, **quiet)
+    until = time.time() + 120
+    while not ((out / "last.pt").is_file() and weights(out / "last.pt")["step"] > 0):
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+# ---- faces
+
+
+def write(path, content):
+    """A JSON file, and its path."""
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """24 labelled photos of 12 people in the layout of "your own", with sided classes."""
+    from datasets import synthetic
+
+    root = tmp_path_factory.mktemp("faces")
+    made = synthetic.faces(0, torch.arange(24), 48, "lapa")
+    (root / "images").mkdir()
+    (root / "labels").mkdir()
+    groups = {}
+    for i in range(24):
+        Image.fromarray(made["image"][i].permute(1, 2, 0).numpy()).save(root / "images" / f"{i}.png")
+        Image.fromarray(made["semantic"][i].numpy()).save(root / "labels" / f"{i}.png")
+        groups[str(i)] = f"person {i // 2}"
+    lapa = synthetic.SCHEMES["lapa"]
+    flips = [[lapa.classes[a], lapa.classes[b]] for a, b in lapa.flip_pairs]
+    write(root / "classes.json", {"classes": lapa.classes, "groups": groups, "flip_pairs": flips})
+    return root
+
+
+@pytest.fixture(scope="session")
+def split_of(folder):
+    """What the scripts make of `folder` by themselves, as a file for --ids would say it."""
+    from datasets import splits
+
+    faces = splits.open_data(folder)
+    return {side: [s.id for s in faces.splits[side]] for side in ("train", "val")}
+
+
+@pytest.fixture(scope="session")
+def finetuned(call, folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finetune") / "run"
+    flags = ["--steps", 12, "--eval-every", 6, "--augment", "trivial", "--out", out, *TINY]
+    call("train_finetune.py", "--data", folder, *flags)
+    return out
+
+
+@pytest.fixture(scope="session")
+def judge(folder, tmp_path_factory):
+    """A scorer of our own, which knows the masks: the share of right pixels."""
+    path = tmp_path_factory.mktemp("judge") / "judge.py"
+    path.write_text(
+        "import numpy as np, pathlib\n"
+        "from PIL import Image\n"
+        "def right(masks, photos):\n"
+        "    paths = [pathlib.Path(p) for p in photos]\n"
+        "    labels = [Image.open(p.parents[1] / 'labels' / p.name) for p in paths]\n"
+        "    size = masks.shape[2], masks.shape[1]\n"
+        "    labels = np.stack([np.asarray(m.resize(size, Image.NEAREST)) for m in labels])\n"
+        "    return (masks == labels).mean((1, 2))\n"
+    )
+    return f"{path}:right"

@@ -1,1 +1,1 @@
-"""Plumbing that the scripts need the same and nobody ablates, and the science that two of them share."""
+"""Plumbing that the scripts need the same and nobody ablates; in folders, science that scripts share."""

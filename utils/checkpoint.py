@@ -1,7 +1,5 @@
 """Checkpoints: plain data, written whole or not at all, checked before they are trusted."""
 
-import argparse
-import copy
 import os
 import pathlib
 import pickle
@@ -12,7 +10,8 @@ import torch
 
 from utils.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ knows the names of then
 
 
 def save(path, **state):
@@ -57,34 +56,10 @@ def load(path, script=None):
         raise UserError(f"{path}: not a whole checkpoint ({size} bytes: {error})") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than plain data, so it was not loaded") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") not in (OLD, FORMAT):
         raise UserError(f"{path}: not a checkpoint of these scripts (format {FORMAT} expected)")
     if script and state["script"] != script:
         raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
+    if state["format"] == OLD and state.get("args", {}).pop("control", None) and script:
+        raise UserError(f"{path}: began with --control, which is no more; start anew with --init {path}")
     return state
-
-
-def inherit(args, init, **defaults):
-    """`args` with every None among `defaults` filled in: from the checkpoint's flags, else from
-    `defaults`. args: a Namespace or any object with the flags as attributes."""
-    filled = copy.copy(args)
-    for key, value in defaults.items():
-        if getattr(args, key) is None:
-            setattr(filled, key, init["args"].get(key, value) if init else value)
-    return filled
-
-
-def resume_flags(parser, saved, argv=None, free=("resume", "out", "device", "workers")):
-    """The flags of the run that goes on: those it began with. A flag on the command line that says
-    otherwise is refused, except `free` ones, which hold."""
-    absent = object()  # tells a flag that was not written from one written with its default
-    parser.set_defaults(**dict.fromkeys(saved, absent))
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not absent}
-    for key, value in given.items():
-        began = saved.get(key, parser.get_default(key))  # a flag may be younger than the run
-        if key not in free and value != began:
-            raise UserError(
-                f"--{key.replace('_', '-')} {value}: the run in {saved['out']} began with {began} "
-                "and --resume goes on unchanged; a new stage needs --init and another --out"
-            )
-    return argparse.Namespace(**{**saved, **given})

@@ -9,6 +9,8 @@ import torch.distributed as torch_dist
 
 from utils.errors import UserError
 
+AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of --amp
+
 
 def init(device=None):
     """(rank, world, device). device: "cpu", "cuda", or None for a GPU where there is one."""
@@ -27,12 +29,26 @@ def init(device=None):
     return torch_dist.get_rank(), torch_dist.get_world_size(), torch.device(device)
 
 
+def default_amp(device):
+    """The precision of the forward pass where none is asked for."""
+    return "bf16" if device.type == "cuda" else "off"
+
+
 def total(tensor):
     """The sum of a tensor over all processes; the tensor itself where there is one."""
     if torch_dist.is_initialized():
         tensor = tensor.clone()
         torch_dist.all_reduce(tensor)
     return tensor
+
+
+def mean(figures, device):
+    """{name: float}: the mean of each figure (numbers or scalar tensors) over the processes that know it; NaN
+    means not known."""
+    values = torch.stack([torch.as_tensor(v, device=device).double() for v in figures.values()])
+    known = total((~values.isnan()).double())
+    means = total(values.masked_fill(values.isnan(), 0.0)) / known
+    return dict(zip(figures, means.tolist(), strict=True))
 
 
 def gather_rows(tensor, n):

@@ -1,16 +1,25 @@
 """Pictures, on Pillow alone: coloured masks, overlays with a legend, and grids for the eye."""
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from utils.metrics import IGNORE_INDEX
 
 INK, PAPER, VOID = (30, 30, 30), (250, 250, 250), (90, 90, 90)  # VOID: pixels that never count
 
 
+def photos_of(images):
+    """(B, 3, H, W) uint8, or float in 0 to 1, on any device -> (B, H, W, 3) uint8."""
+    images = images if images.dtype == torch.uint8 else (images * 255).byte()
+    return images.cpu().movedim(1, -1).numpy()
+
+
 def colorise(ids, colors):
-    """(..., H, W) uint8 class ids -> (..., H, W, 3) uint8."""
+    """(..., H, W) class ids, an array or a tensor -> (..., H, W, 3) uint8."""
     table = np.full((256, 3), VOID, np.uint8)
     table[: len(colors)] = colors
-    return table[np.asarray(ids)]
+    return table[ids.cpu().numpy() if torch.is_tensor(ids) else np.asarray(ids)]
 
 
 def index_mask(ids, colors):
@@ -53,51 +62,53 @@ def overlay(photo, ids, colors, classes, alpha=0.5):
     return np.concatenate([wide, key])
 
 
-def comparison(images, labels, preds, colors, classes, columns=2, scale=1, where=None):
+def comparison(images, labels, preds, colors, classes, scale=1, wrong=None):
     """image | truth | prediction | error for each sample, under one legend.
 
-    images (B, 3, H, W) uint8; labels, preds (B, H, W) uint8; scale: an integer zoom; where: (B, H, W)
+    images (B, 3, H, W); labels, preds (B, H, W) uint8 on the CPU; scale: an integer zoom; wrong: (B, H, W)
     bool, the errors to show (default all). In the error panel right pixels are dim, wrong ones show the
     class they should have had. -> (H', W', 3) uint8.
     """
-    photos = np.asarray(images).transpose(0, 2, 3, 1)
-    truth, guess = colorise(labels, colors), colorise(preds, colors)
-    labels, preds = np.asarray(labels), np.asarray(preds)
-    wrong = (labels != preds) & (labels != 255) if where is None else np.asarray(where)
-    errors = np.where(wrong[..., None], truth, photos // 4)
-    return grid([photos, truth, guess, errors], colors, classes, columns, scale)
+    photos, truth, guess = photos_of(images), colorise(labels, colors), colorise(preds, colors)
+    wrong = (labels != preds) & (labels != IGNORE_INDEX) if wrong is None else wrong
+    errors = np.where(np.asarray(wrong)[..., None], truth, photos // 4)
+    return grid([photos, truth, guess, errors], colors, classes, scale=scale)
 
 
-def validation(predict, data, colors, classes, count=8):
-    """`comparison` of `count` samples spread evenly over a data set, always the same ones.
+def evenly(data, count):
+    """A batch of `count` samples spread evenly over a data set, always the same ones."""
+    return data[[i * len(data) // count for i in range(count)]]
 
-    predict: (B, 3, H, W) uint8 -> logits (B, K, H, W). data[[i, j]] -> {"image", "semantic"}.
-    """
-    batch = data[[i * len(data) // count for i in range(count)]]
+
+@torch.no_grad()
+def validation(predict, data, key, colors, classes, count=8):
+    """`comparison` of a few samples. predict: (B, 3, H, W) uint8 -> logits (B, K, H, W). data[[i, j]] ->
+    {"image", key: labels}."""
+    batch = evenly(data, count)
     preds = predict(batch["image"]).argmax(1).byte().cpu()
-    shown = batch["image"].cpu(), batch["semantic"].cpu(), preds
-    return comparison(*shown, colors, classes, scale=max(1, 256 // preds.shape[-1]))
+    scale = max(1, 256 // preds.shape[-1])
+    return comparison(batch["image"], batch[key].cpu(), preds, colors, classes, scale)
 
 
+@torch.no_grad()
 def progress(predict, nets, data, colors, classes, count=8):
     """image | mask of the first net | mask of the second | change: `validation` where nobody knows the truth,
     of the same samples. In the last panel pixels that changed show their new class, others are dim.
 
     predict: (B, 3, H, W) uint8, net -> logits (B, K, H, W). data[[i, j]] -> {"image"}.
     """
-    images = data[[i * len(data) // count for i in range(count)]]["image"]
+    images = evenly(data, count)["image"]
     before, after = (predict(images, net).argmax(1).byte().cpu().numpy() for net in nets)
-    photos, changed = images.cpu().movedim(1, -1).numpy(), (before != after)[..., None]
+    photos, changed = photos_of(images), (before != after)[..., None]
     old, new = colorise(before, colors), colorise(after, colors)
     panels = [photos, old, new, np.where(changed, new, photos // 4)]
     return grid(panels, colors, classes, scale=max(1, 256 // after.shape[-1]))
 
 
 def pairs(images, labels, colors, classes, columns=4):
-    """image | mask for each sample, under one legend: what a network is fed. images: (B, 3, H, W)
-    uint8; labels: (B, H, W) uint8."""
-    panels = [np.asarray(images).transpose(0, 2, 3, 1), colorise(labels, colors)]
-    return grid(panels, colors, classes, columns)
+    """image | mask for each sample, under one legend: what a network is fed. images: (B, 3, H, W);
+    labels: (B, H, W)."""
+    return grid([photos_of(images), colorise(labels, colors)], colors, classes, columns)
 
 
 def grid(panels, colors, classes, columns=2, scale=1):

@@ -11,6 +11,7 @@ import sys
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils import draw
 from utils.errors import UserError
 
 
@@ -22,8 +23,8 @@ class RunLog:
         self.active = active
         if not active:
             return
-        out = pathlib.Path(out)
-        self.path = out / "metrics.jsonl"
+        self.out = pathlib.Path(out)
+        self.path = self.out / "metrics.jsonl"
         kept = []
         if step:
             for line in self.path.read_text().splitlines() if self.path.is_file() else []:
@@ -32,9 +33,9 @@ class RunLog:
                     kept.append(line)
         else:
             facts = {"args": args, "command": sys.argv, "git": git_commit(), **machine()}
-            (out / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
+            (self.out / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
         self.path.write_text("".join(line + "\n" for line in kept))
-        self.board = SummaryWriter(out, purge_step=step or None)
+        self.board = SummaryWriter(self.out, purge_step=step or None)
 
     def scalars(self, step, **values):
         """One line of metrics.jsonl and one TensorBoard scalar each. NaN (nothing to score) is left
@@ -47,10 +48,16 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
-    def image(self, step, name, array):
-        """(H, W, 3) uint8."""
+    def image(self, step, name, array, file):
+        """A picture (H, W, 3) uint8, for TensorBoard and as a PNG in the run folder."""
         if self.active:
             self.board.add_image(name, array, step, dataformats="HWC")
+            draw.write(self.out / file, array)
+
+    def histogram(self, step, name, values):
+        """Numbers of any shape, for TensorBoard."""
+        if self.active:
+            self.board.add_histogram(name, values, step)
 
     def close(self):
         if self.active:

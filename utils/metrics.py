@@ -12,10 +12,10 @@ import torch
 from utils import dist
 
 BINS = 15  # of confidence, Guo et al. 2017
-IGNORE = 255  # the label of a pixel that never counts
+IGNORE_INDEX = 255  # the label of a pixel that never counts
 
 
-def confusion(preds, labels, num_classes, ignore_index=IGNORE):
+def confusion(preds, labels, num_classes, ignore_index=IGNORE_INDEX):
     """preds, labels (B, H, W) integer -> (B, K, K) int64, rows are labels; ignored pixels never count."""
     batch, k = len(preds), num_classes
     valid = labels != ignore_index
@@ -83,7 +83,7 @@ def _around(masks, reach, join):
     return masks
 
 
-def boundary_maps(preds, labels, num_classes, ignore_index=IGNORE, tolerance=1):
+def boundary_maps(preds, labels, num_classes, ignore_index=IGNORE_INDEX, tolerance=1):
     """(B, H, W) each -> (B, 4, K, H, W) bool: predicted boundary pixels near a true one, predicted, true
     ones near a predicted one, true (Csurka et al., BMVC 2013, with a square neighbourhood). A pixel's
     label reaches 1 + tolerance pixels far."""
@@ -97,7 +97,7 @@ def boundary_maps(preds, labels, num_classes, ignore_index=IGNORE, tolerance=1):
     return torch.stack([p & near_t, p, t & near_p, t], 1)
 
 
-def boundary_counts(preds, labels, num_classes, ignore_index=IGNORE, tolerance=1):
+def boundary_counts(preds, labels, num_classes, ignore_index=IGNORE_INDEX, tolerance=1):
     """(B, H, W) each -> (B, K, 4) int64: how many pixels each of `boundary_maps` has."""
     return boundary_maps(preds, labels, num_classes, ignore_index, tolerance).sum((3, 4)).mT
 
@@ -114,7 +114,7 @@ def boundary_f1(counts):
     return boundary_f1_of(*counts.double().unbind(-1))[..., 1:].nanmean(-1)
 
 
-def calibration_counts(probs, labels, ignore_index=IGNORE):
+def calibration_counts(probs, labels, ignore_index=IGNORE_INDEX):
     """probs (B, K, H, W), labels (B, H, W) -> (BINS, 3) float64: pixels, sum of confidence, right."""
     confidence, preds = probs.float().max(1)
     valid = labels != ignore_index
@@ -146,10 +146,10 @@ def bootstrap(counts, groups, metric=mean_f1, rounds=1000, seed=0):
 
 
 @torch.no_grad()
-def measure(predict, data, num_classes, batch_size=16, rank=0, world=1, reward=None):
+def measure(predict, data, key, num_classes, batch_size=16, rank=0, world=1, reward=None):
     """Counts over a whole data set, from which every figure follows; the same on all processes.
 
-    predict: (B, 3, H, W) uint8 -> (B, K, H, W) float32 logits. data[[i, j]] -> {"image", "semantic"}.
+    predict: (B, 3, H, W) uint8 -> (B, K, H, W) float32 logits. data[[i, j]] -> {"image", key: labels}.
     Rank r reads images r, r + world, ...: none is padded, none counted twice.
     Returns {"confusion": (N, K, K), "boundary": (K, 4), "calibration": (BINS, 3)} on the CPU, and with
     a `reward`, (preds, labels) -> (B, ...) float64, {"reward": (N, ...)}.
@@ -161,7 +161,7 @@ def measure(predict, data, num_classes, batch_size=16, rank=0, world=1, reward=N
     for start in range(0, len(mine), batch_size):
         batch = data[list(mine[start : start + batch_size])]
         logits = predict(batch["image"])
-        labels, preds = batch["semantic"].to(logits.device), logits.argmax(1)
+        labels, preds = batch[key].to(logits.device), logits.argmax(1)
         confusions.append(confusion(preds, labels, num_classes).cpu())
         edges += boundary_counts(preds, labels, num_classes).sum(0).cpu()
         bins += calibration_counts(logits.softmax(1), labels).cpu()
@@ -169,7 +169,7 @@ def measure(predict, data, num_classes, batch_size=16, rank=0, world=1, reward=N
     if reward and not rewards:  # more processes than images: what the others' rows look like
         batch = data[[0]]
         logits = predict(batch["image"])
-        like = reward(logits.argmax(1), batch["semantic"].to(logits.device))
+        like = reward(logits.argmax(1), batch[key].to(logits.device))
         rewards.append(like[:0].double().cpu())
     more = {"reward": dist.gather_rows(torch.cat(rewards), len(data))} if reward else {}
     return more | {
@@ -182,7 +182,10 @@ def measure(predict, data, num_classes, batch_size=16, rank=0, world=1, reward=N
 def summary(counts, classes):
     """What `measure` counted as plain floats: the headline figures and each class; NaN becomes None."""
     pooled = counts["confusion"].sum(0)
-    plain = lambda x: None if math.isnan(x) else round(float(x), 6)  # noqa: E731
+
+    def plain(x):
+        return None if math.isnan(x) else round(float(x), 6)
+
     f1, iou, support = f1_per_class(pooled), iou_per_class(pooled), pooled.sum(1)
     return {
         "mean_f1": plain(mean_f1(pooled)),
@@ -207,10 +210,19 @@ def scalars(prefix, result):
 
 def table(result):
     """A `summary` as lines of text, the best known figures first."""
-    show = lambda x: "   -  " if x is None else f"{x:6.3f}"  # noqa: E731
+
+    def show(x):
+        return "   -  " if x is None else f"{x:6.3f}"
+
     heads = ("mean_f1", "miou", "pixel_accuracy", "boundary_f1", "ece")
     lines = ["  ".join(f"{h} {show(result[h]).strip()}" for h in heads), ""]
     lines.append(f"{'class':<16}{'F1':>6}{'IoU':>8}{'pixels':>12}")
     for name, row in result["per_class"].items():
         lines.append(f"{name:<16}{show(row['f1'])}  {show(row['iou'])}{row['support']:>12,}")
     return "\n".join(lines)
+
+
+def before_and_after(before, after, keys):
+    """Some figures of two summaries as lines of text, side by side."""
+    rows = [f"{key:<16}{before[key]:8.4f}{after[key]:8.4f}" for key in keys]
+    return "\n".join([f"{'validation':<16}{'before':>8}{'after':>8}", *rows])

@@ -1,0 +1,128 @@
+"""A split as batches, and who is next: an order is a function of (seed, step), so nothing has to be saved."""
+
+import torch
+from torch.utils.data import DataLoader
+
+from datasets import synthetic
+from datasets.cache import CachedFaces
+from datasets.faces import limit
+from utils import dist, rng
+from utils.errors import UserError
+
+SYNTHETIC = {"train": 100_000, "val": 128, "test": 256}  # faces in each split
+HELD_OUT = {"train": 0, "val": 7_000_001, "test": 7_000_003}  # added to the seed, so none is shared
+
+
+def load(faces, split, size, seed=0, count=None, device="cpu"):
+    """One split as data: `len(data)`, `data[[3, 1]]` -> batch dict, `data.groups`, `data.yaws`.
+
+    count: so many labelled images, spread over people and yaw. device: where synthetic faces are rendered.
+    Raises UserError if there is no such split.
+    """
+    if faces.name == "synthetic":
+        scheme = synthetic.scheme_of(faces.classes)
+        if split not in SYNTHETIC:
+            raise UserError(f"synthetic faces have the splits {', '.join(SYNTHETIC)}; not {split}")
+        # held-out faces are the same for every seed, and are rendered once
+        seed = (seed if split == "train" else 0) + HELD_OUT[split]
+        data = synthetic.SyntheticFaces(count or SYNTHETIC[split], seed, size, scheme, device)
+        return data if split == "train" else InMemory(data)
+    samples = faces.splits.get(split, [])
+    if not samples:
+        have = ", ".join(f"{k} ({len(v)})" for k, v in faces.splits.items())
+        hint = "; --val-fraction 0.15 holds people out, where there are two" if split == "val" else ""
+        raise UserError(f"{faces.name} has no split {split}; it has {have}{hint}")
+    return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)
+
+
+def loader(data, order, workers, device):
+    """Batches of `data` in an `Order`. workers: processes that read; they leave signals to their parent."""
+    pinned = workers > 0 and device.type == "cuda"
+    ignore = dist.ignore_signals
+    return DataLoader(
+        data, sampler=order, batch_size=None, num_workers=workers, pin_memory=pinned, worker_init_fn=ignore
+    )
+
+
+class InMemory:
+    """A small data set read once, in pieces of 32."""
+
+    def __init__(self, data):
+        rows = list(range(len(data)))
+        pieces = [data[rows[i : i + 32]] for i in range(0, len(rows), 32)]
+        self.batch = {k: torch.cat([p[k] for p in pieces]) for k in pieces[0]}
+        self.groups, self.yaws = [str(i) for i in rows], self.batch["yaw"].tolist()
+
+    def __len__(self):
+        return len(self.groups)
+
+    def __getitem__(self, index):
+        return {k: v[index] for k, v in self.batch.items()}
+
+
+def mix(real, share, classes, size, seed, device):
+    """What a loader reads: `real`, or with share > 0 `Mixed` with synthetic faces."""
+    if not share:
+        return real
+    if isinstance(real, synthetic.SyntheticFaces):
+        raise UserError(f"synthetic share {share}: these faces are all synthetic already")
+    if not 0 < share <= 1:
+        raise UserError(f"synthetic share {share}: need a share from 0 to 1")
+    scheme = synthetic.scheme_of(classes)
+    return Mixed(real, synthetic.SyntheticFaces(10**9, seed, size, scheme, device))
+
+
+class Mixed:
+    """Real faces at 0..len(real)-1 and synthetic ones beyond, in one batch."""
+
+    def __init__(self, real, faces):
+        self.real, self.synthetic = real, faces
+
+    def __getitem__(self, index):
+        n, batches, rows = len(self.real), [], []
+        for data, first in ((self.real, 0), (self.synthetic, n)):
+            mine = [row for row, i in enumerate(index) if (i >= n) == (first == n)]
+            if mine:
+                batches.append(data[[index[row] - first for row in mine]])
+                rows += mine
+        back = torch.tensor(rows).argsort()
+        keys = [key for key in batches[0] if all(key in batch for batch in batches)]
+        return {k: torch.cat([batch[k].cpu() for batch in batches])[back] for k in keys}
+
+
+class Order(torch.utils.data.Sampler):
+    """The indices of each step from `first` to `last`, a function of (seed, step) alone.
+
+    The whole batch of one step is `world` times `batch_size` images; every epoch goes through all n
+    images in a new order, and a batch may span two epochs, so that n may be smaller than a batch.
+    share: that part of the images, evenly spread, is n, n + 1, ..., each once (synthetic faces).
+    """
+
+    def __init__(self, n, batch_size, seed, first, last, rank=0, world=1, share=0.0):
+        self.n, self.batch_size, self.seed, self.share = n, batch_size, seed, share
+        self.steps, self.rank, self.world = range(first, last), rank, world
+
+    def __len__(self):
+        return len(self.steps)
+
+    def __iter__(self):
+        whole, orders = self.world * self.batch_size, {}
+        for step in self.steps:
+            first, indices = step * whole + self.rank * self.batch_size, []
+            for position in range(first, first + self.batch_size):
+                made = int(position * self.share + 1e-9)  # synthetic faces before this position
+                if int((position + 1) * self.share + 1e-9) > made:
+                    indices.append(self.n + made)
+                    continue
+                epoch, row = divmod(position - made, self.n)
+                if epoch not in orders:
+                    orders = {k: v for k, v in orders.items() if k == epoch - 1}
+                    orders[epoch] = rng.order(self.seed, epoch, self.n).tolist()
+                indices.append(orders[epoch][row])
+            yield indices
+
+
+def positions(step, batch_size, rank=0, world=1):
+    """(batch_size,) int64: the numbers of this process's images among all that a run ever sees,
+    from which their augmentation is drawn."""
+    return torch.arange(batch_size) + (step * world + rank) * batch_size

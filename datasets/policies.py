@@ -1,0 +1,166 @@
+"""Augmentation policies as plain data: a baseline, a search result and a `policy.json` are the same thing.
+
+{"flip": 0.5,            # probability of a horizontal flip, which swaps left and right classes
+ "num_ops": 1,           # operations drawn for each sample, with replacement
+ "p_identity": 0.07,     # probability that a drawn operation is none
+ "levels": [0, 30],      # strength is level / 30 of the bound, level uniform between these two
+ "scale": 1.0,           # times every bound
+ "ops": [{"name": "rotate", "m_neg": 135.0, "m_pos": 135.0, "weight": 1.0}, ...],
+ "schedule": [[0, 0.2], [200, 0.5]]}  # if wanted: from this step on, this scale
+"""
+
+import json
+import math
+
+from datasets.operations import OPERATIONS, REGULARISERS
+from utils.errors import UserError
+
+
+def _ops(**bounds):
+    """One-sided where an operation has one direction; two-sided (m_neg = m_pos) elsewhere."""
+    one = {"posterise", "solarise", "autocontrast", "equalise", "blur", "noise", *REGULARISERS}
+    return [
+        {"name": name, "m_neg": 0.0 if name in one else float(m), "m_pos": float(m), "weight": 1.0}
+        for name, m in bounds.items()
+    ]
+
+
+FLIP = {"flip": 0.5, "num_ops": 0, "p_identity": 0.0, "levels": [0, 30], "scale": 1.0, "ops": []}
+POLICIES = {
+    "none": {**FLIP, "flip": 0.0},
+    "flip": FLIP,
+    # Cubuk et al., RandAugment, 1909.13719: N = 2, M = 9; bounds as torchvision's table
+    "randaugment": {
+        **FLIP,
+        "num_ops": 2,
+        "p_identity": 1 / 14,
+        "levels": [9, 9],
+        "ops": _ops(
+            shear_x=0.3,
+            shear_y=0.3,
+            translate_x=150 / 331,
+            translate_y=150 / 331,
+            rotate=30,
+            brightness=0.9,
+            saturation=0.9,
+            contrast=0.9,
+            sharpness=0.9,
+            posterise=4,
+            solarise=1,
+            autocontrast=1,
+            equalise=1,
+        ),
+    },
+    # Mueller and Hutter, TrivialAugment, 2103.10158, table "wide"; 32 pixels taken at 128
+    "trivial": {
+        **FLIP,
+        "num_ops": 1,
+        "p_identity": 1 / 14,
+        "ops": _ops(
+            shear_x=0.99,
+            shear_y=0.99,
+            translate_x=0.25,
+            translate_y=0.25,
+            rotate=135,
+            brightness=0.99,
+            saturation=0.99,
+            contrast=0.99,
+            sharpness=0.99,
+            posterise=6,
+            solarise=1,
+            autocontrast=1,
+            equalise=1,
+        ),
+    },
+}
+
+
+def with_cutmix(policy):
+    """A policy, and in half of the images a box of half a side from another one: a regulariser."""
+    drawn = (1 - 0.5 ** (1 / policy["num_ops"])) / (1 - policy["p_identity"])
+    weight = sum(op["weight"] for op in policy["ops"]) * drawn / (1 - drawn)
+    bound = 0.5 * 30 / policy["levels"][1] / policy["scale"]
+    box = {"name": "cutmix", "m_neg": 0.0, "m_pos": bound, "weight": weight}
+    return {**policy, "ops": [*policy["ops"], box]}
+
+
+POLICIES["cutmix"] = with_cutmix(POLICIES["randaugment"])
+
+# Every operation but the regularisers, as far as it goes: where ks_test.py --ops begins to search
+WIDE = _ops(
+    shear_x=0.99,
+    shear_y=0.99,
+    translate_x=0.5,
+    translate_y=0.5,
+    rotate=135,
+    zoom=1,
+    stretch=1,
+    brightness=0.99,
+    saturation=0.99,
+    contrast=0.99,
+    sharpness=0.99,
+    hue=0.5,
+    gamma=2,
+    blur=6,
+    noise=0.3,
+    posterise=7,
+    solarise=1,
+    autocontrast=1,
+    equalise=1,
+)
+
+
+def load_policy(name):
+    """The policy called `name`, or read from a JSON file of the form above. Raises UserError."""
+    if name in POLICIES:
+        return POLICIES[name]
+    try:
+        with open(name) as file:
+            policy = {**FLIP, "num_ops": 1, **json.load(file)}
+        ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in policy["ops"]]
+        unknown = [op["name"] for op in ops if op["name"] not in OPERATIONS or "m_pos" not in op]
+    except OSError:
+        raise UserError(f"policy {name}: no such file, nor one of {', '.join(POLICIES)}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"policy {name}: not JSON of a policy ({error}); docs/finetune.md shows one"
+        ) from None
+    if unknown:
+        raise UserError(
+            f"policy {name}: operations {unknown} unknown or without m_pos; known: {', '.join(OPERATIONS)}"
+        )
+    if fault := fault_of(policy):
+        raise UserError(f"policy {name}: {fault}")
+    return {**policy, "ops": ops}
+
+
+def fault_of(policy):
+    """What is wrong with a policy's scale and schedule, or None."""
+
+    def good(number):
+        return type(number) in (int, float) and 0 <= number < math.inf
+
+    if "allocation" in policy:
+        return "holds an allocation, which is read no more; --ids FILE says who trains"
+    if not good(policy["scale"]):
+        return f"scale {policy['scale']}: need a number, 0 or more"
+    if (schedule := policy.get("schedule")) is None:
+        return None
+    pairs = isinstance(schedule, list) and all(isinstance(e, list) and len(e) == 2 for e in schedule)
+    steps = [step for step, _ in schedule] if pairs else []
+    if not (steps and steps[0] == 0 and all(type(step) is int and good(scale) for step, scale in schedule)):
+        return "schedule: need [[step, scale], ...], whole steps from 0 on, scales of 0 or more"
+    if steps != sorted(set(steps)):
+        return f"schedule: the steps {steps} do not rise"
+    return None
+
+
+def without_regularisers(policy):
+    """What regularisers make is no photo, so no reward should be earned on it."""
+    return {**policy, "ops": [op for op in policy["ops"] if op["name"] not in REGULARISERS]}
+
+
+def at_step(policy, step):
+    """The policy with the scale that holds at `step`: of the last entry of its schedule at or below it."""
+    held = [scale for first, scale in policy.get("schedule") or [] if first <= step]
+    return {**policy, "scale": held[-1]} if held else policy

@@ -1,0 +1,114 @@
+"""Which data there is, and who is in which split: from a `--data` flag to samples, before a photo is read."""
+
+import collections
+import json
+import os
+
+from datasets import open_faces, synthetic
+from datasets.faces import Faces, Sample, some, split_by_group
+from datasets.images import pictures
+from utils.errors import UserError
+
+
+def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, ids=None):
+    """`Faces` of a folder or of `synthetic`, with a validation split: that of the file `ids`, or else the
+    data set's own, or else `val_fraction` of the people of `train` (always the same ones, whatever the
+    seed)."""
+    if path == "synthetic":
+        if ids:
+            raise UserError(f"ids {ids}: synthetic faces have no ids; only photos in a folder have")
+        found = synthetic.SCHEMES[scheme]
+        return Faces("synthetic", found.classes, found.colors, found.flip_pairs, {}, None)
+    faces = open_faces(path, part_order)
+    if ids:
+        return take_ids(faces, ids)
+    train = faces.splits.get("train", [])
+    if "val" not in faces.splits and val_fraction > 0 and len({s.group for s in train}) > 1:
+        train, val = split_by_group(train, val_fraction)
+        people = sorted({s.group for s in val})
+        faces.notes.append(
+            f"no validation split: {len(val)} images of {len(people)} people are held out "
+            f"({', '.join(people[:5])}{', ...' if len(people) > 5 else ''})"
+        )
+        faces.splits.update(train=train, val=val)
+    return faces
+
+
+def take_ids(faces, path):
+    """`faces` with the training and validation photos that a JSON file names, in its order:
+    {"train": [ids], "val": [ids]}, each the `id` of a labelled sample of any split but `test`. Without
+    the key "val" nobody validates. Raises UserError: unknown ids, an id or a person on both sides."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            sides = json.load(file)
+    except OSError as error:
+        raise UserError(f"ids {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"ids {path}: not JSON ({error})") from None
+    if not isinstance(sides, dict) or "train" not in sides or not sides.keys() <= {"train", "val"}:
+        raise UserError(f'ids {path}: need {{"train": [ids], "val": [ids]}} and no other keys')
+    for side, ids in sides.items():
+        if not (isinstance(ids, list) and ids and all(isinstance(i, str) for i in ids)):
+            raise UserError(f"ids {path}: {side} needs a list of sample ids, at least one")
+    open_to = [s for split, samples in faces.splits.items() if split != "test" for s in samples]
+    labelled = [s for s in open_to if s.label is not None]
+    named, both = {s.id: s for s in labelled}, [i for ids in sides.values() for i in ids]
+    if unknown := [i for i in both if i not in named]:
+        like = f"; ids here are like {some(named, 2)}" if named else ""
+        raise UserError(f"ids {path}: of no labelled photo outside of test: {some(unknown, 5)}{like}")
+    if twice := [i for i, times in collections.Counter(both).items() if times > 1]:
+        raise UserError(f"ids {path}: named twice, on one side or on both: {some(twice, 5)}")
+    train, val = ([named[i] for i in sides.get(side, [])] for side in ("train", "val"))
+    if shared := {s.group for s in train} & {s.group for s in val}:
+        raise UserError(f"ids {path}: people in train and in val alike: {some(sorted(shared), 5)}")
+    faces.notes.append(
+        f"ids {path}: {len(both)} of {len(labelled)} labelled photos; {len(val)} images of "
+        f"{len({s.group for s in val})} people validate"
+    )
+    rest = {split: found for split, found in faces.splits.items() if split not in ("train", "val")}
+    faces.splits = {"train": train} | ({"val": val} if val else {}) | rest
+    return faces
+
+
+def ids_file(ids, data, saved, limit=None):
+    """The file of ids that holds: the one given, or that of a checkpoint's flags `saved` (None: there is no
+    checkpoint) where `data` is None or the checkpoint's. Refused beside a limit."""
+    if not ids and saved and (not data or os.path.realpath(data) == os.path.realpath(saved["data"])):
+        ids = saved.get("ids")
+    if ids and limit:
+        raise UserError(f"limit {limit}: {ids} says already which photos train; give one of the two")
+    return ids
+
+
+def open_any(path, classes=(), val_fraction=0.0):
+    """`Faces` of a data set, or of a folder of pictures without masks, each taken for a person of its own."""
+    plain = pictures(path) if os.path.isdir(path) else {}
+    try:
+        return open_data(path, val_fraction=val_fraction)
+    except UserError:
+        if not plain:
+            raise
+    samples = [Sample(stem, file, None, stem) for stem, file in plain.items()]
+    return Faces("photos", list(classes), [], [], {"train": samples}, None)
+
+
+def open_photos(path, classes, val_fraction=0.15):
+    """Photos without their masks: `Faces` with the splits `train` and `val`, where no sample has a label.
+
+    path: a data set, of which the photos in unlabelled/ are taken where it is your own and has them, else
+    those of `train`; or a folder of pictures, each taken for a person of its own. classes: names.
+    """
+    if path == "synthetic":
+        raise UserError("unlabelled synthetic: need photos in a folder; synthetic faces are labelled")
+    faces = open_any(path, classes, val_fraction)
+    own = faces.name == "folder" and "unlabelled" in faces.splits
+    mine = [s._replace(label=None) for s in faces.splits["unlabelled" if own else "train"]]
+    held = [s._replace(label=None) for s in faces.splits.get("val", [])]
+    if not held and val_fraction > 0:
+        if len({s.group for s in mine}) < 2:
+            raise UserError(
+                f"{path}: one person alone cannot be held out; a validation share of 0 does without"
+            )
+        mine, held = split_by_group(mine, val_fraction)
+    faces.splits = {"train": mine, "val": held}
+    return faces

@@ -1,0 +1,215 @@
+"""ks_test.py as its users run it: the verdict, the exit status, what is refused, and what is written."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import FASSEG, needs_fasseg
+from PIL import Image
+
+import ks_test
+
+QUICK = ["--features", "pixel", "--size", "32", "--permutations", "199", "--splits", "5", "--device", "cpu"]
+PASS, REJECT, MISTAKE, UNKNOWN = 0, 1, 2, 3
+
+
+def report(out):
+    return json.loads((out / "ks_report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """60 pictures without masks: blobs of skin with hair before a wall, each somebody else's."""
+    folder = tmp_path_factory.mktemp("photos")
+    y, x = np.mgrid[:48, :48] / 24 - 1
+    for i in range(60):
+        rng = np.random.default_rng(i)
+        inside = ((x - rng.normal(0, 0.1)) / 0.6) ** 2 + ((y - rng.normal(0, 0.1)) / 0.8) ** 2 < 1
+        wall = rng.uniform(0.2, 0.9, (6, 6, 3)).repeat(8, 0).repeat(8, 1)
+        color = np.where(inside[..., None], rng.uniform(0.4, 0.9, 3) * [1, 0.8, 0.7], wall)
+        color = np.where((inside & (y < rng.normal(-0.4, 0.1)))[..., None], rng.uniform(0, 0.3), color)
+        noisy = color + rng.normal(0, 0.03, (48, 48, 3))
+        Image.fromarray((noisy.clip(0, 1) * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def halves(photos, tmp_path_factory):
+    """Two folders of 30 of them, under names that begin anew."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    for i, path in enumerate(sorted(photos.glob("*.png"), key=lambda p: int(p.stem))):
+        (folders[i % 2] / f"{i // 2}.png").write_bytes(path.read_bytes())
+    return folders
+
+
+def test_identity_passes_and_the_same_seed_gives_the_same_report(call, photos, tmp_path):
+    """G4, G8."""
+    flags = ["--real", photos, "--augment", "none", *QUICK]
+    done = call("ks_test.py", *flags, "--out", tmp_path / "a", status=PASS)
+    assert "PASS: Not distinguishable at 0.05 with 30 people against 30; a shift of" in done.stdout
+    call("ks_test.py", *flags, "--out", tmp_path / "b", status=PASS)
+    texts = [(tmp_path / x / "ks_report.json").read_text() for x in "ab"]
+    assert texts[0] == texts[1]
+    call("ks_test.py", *flags, "--seed", 1, "--out", tmp_path / "c", status=PASS)
+    found, other = report(tmp_path / "a"), report(tmp_path / "c")
+    assert found["type1_rate"] != other["type1_rate"] or found["d_max"] != other["d_max"]
+    assert all(share >= 0.8 for share in found["power"].values())  # G6
+    keys = (
+        "status p confidence alpha n splits permutations d_max d_critical d_upper feature features type1_rate"
+    )
+    assert {*keys.split(), "power", "ops", "seed", "sha256"} <= found.keys()
+    assert found["confidence"] == 1 - found["p"] < 0.95 and max(found["features"].values()) == found["d_max"]
+    words = (tmp_path / "a/ks_report.md").read_text()
+    assert words.startswith("# PASS") and "95 % similar" not in words
+    for name in ("ecdf", "null", "power"):
+        assert f"({name}.png)" in words and Image.open(tmp_path / f"a/{name}.png").width > 800
+    assert list((tmp_path / "a").glob("events*"))
+
+
+def test_two_halves_of_one_folder_pass_and_changed_ones_do_not(call, halves, tmp_path):
+    one, two = halves
+    call("ks_test.py", "--real", one, "--other", two, *QUICK, "--out", tmp_path / "a", status=PASS)
+    found = report(tmp_path / "a")
+    assert (found["n"], found["n_other"], found["splits"]) == (30, 30, 1)  # nothing to choose: one split
+    dark = tmp_path / "dark"
+    dark.mkdir()
+    for path in two.glob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 2).save(dark / path.name)
+    done = call("ks_test.py", "--real", one, "--other", dark, *QUICK, "--out", tmp_path / "b", status=REJECT)
+    assert "REJECT: Told apart at 0.05 with 30 people against 30: most by `" in done.stdout
+    assert report(tmp_path / "b")["feature"] in ("luma", "bright")
+
+
+def test_copies_are_refused_by_name_or_left_out_on_request(call, halves, tmp_path):
+    """G3: the same photos on both sides; one photo twice, resaved under another name."""
+    one, two = halves
+    flags = ["--real", one, "--other", one, *QUICK, "--out", tmp_path / "a"]
+    done = call("ks_test.py", *flags, status=MISTAKE)
+    assert done.stderr.startswith("error: 30 photos are on both sides: ") and done.stderr.count("\n") == 1
+    more = tmp_path / "more"
+    more.mkdir()
+    for path in two.glob("*.png"):
+        (more / path.name).write_bytes(path.read_bytes())
+    Image.open(two / "3.png").save(more / "other_name.jpg", quality=60)
+    done = call(
+        "ks_test.py", "--real", more, "--augment", "none", *QUICK, "--out", tmp_path / "a", status=MISTAKE
+    )
+    assert "1 photos show twice, under two names" in done.stderr and "other_name" in done.stderr
+    flags = ["--real", more, "--augment", "none", *QUICK, "--drop-copies", "--out", tmp_path / "a"]
+    call("ks_test.py", *flags, status=UNKNOWN)
+    assert report(tmp_path / "a")["notes"][0].startswith("1 copies left out")
+
+
+def test_eight_people_are_too_few(call, photos, tmp_path):
+    """G5."""
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(8):
+        (few / f"{i}.png").write_bytes((photos / f"{i}.png").read_bytes())
+    done = call(
+        "ks_test.py", "--real", few, "--augment", "none", *QUICK, "--out", tmp_path / "a", status=UNKNOWN
+    )
+    assert "UNDERPOWERED: No verdict: 4 people against 4 can never give a p below 0.029" in done.stdout
+    assert report(tmp_path / "a")["status"] == "UNDERPOWERED"
+
+
+def test_every_operation_and_a_policy_that_the_next_script_takes(call, photos, tmp_path):
+    out = tmp_path / "ops"
+    done = call("ks_test.py", "--real", photos, "--ops", *QUICK, "--out", out, status=PASS)
+    found, policy = report(out), json.loads((out / "policy.json").read_text())
+    assert found["ops"]["brightness"]["status"] == "PASS" and found["ops"]["equalise"]["status"] == "REJECT"
+    dark = found["ops"]["brightness"]["neg"]
+    assert 0 < dark["m"] < 0.99 and dark["p"] > 0.05 and len(dark["trail"]) >= 7
+    accepted = {m: p > 0.05 for m, p, _ in dark["trail"]}
+    assert accepted[dark["m"]] and not any(ok for m, ok in accepted.items() if m > dark["m"])
+    bounds = {op["name"]: (op["m_neg"], op["m_pos"]) for op in policy["ops"]}
+    assert bounds["brightness"][0] <= dark["m"] and "equalise" not in bounds
+    assert f"--augment {out}/policy.json" in done.stdout
+    for name in ("operations", "magnitudes", "faces"):
+        assert Image.open(out / f"{name}.png").width > 400
+    flags = ["--data", "synthetic", "--augment", out / "policy.json", "--steps", 2, "--size", 32]
+    call("train_finetune.py", *flags, "--device", "cpu", "--out", tmp_path / "run")
+    flags = ["--real", photos, "--augment", out / "policy.json", *QUICK]
+    call("ks_test.py", *flags, "--out", tmp_path / "again", status=PASS)
+
+
+def test_a_schedule_is_tested_at_its_strongest(call, photos, tmp_path):
+    """Solarising everything is seen, although the policy begins and ends without it."""
+    ops = [{"name": "solarise", "m_pos": 1.0}]
+    policy = {
+        "flip": 0.0,
+        "levels": [30, 30],
+        "scale": 0.0,
+        "ops": ops,
+        "schedule": [[0, 0.0], [5, 0.7], [9, 0]],
+    }
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    flags = ["--real", photos, "--augment", tmp_path / "policy.json", *QUICK]
+    call("ks_test.py", *flags, "--out", tmp_path / "ks", status=REJECT)
+
+
+def test_a_parser_that_has_seen_the_photos_leaves_them_out(call, environment, tmp_path):
+    """bbsd of a parser, on synthetic faces, of which there is no end; on its own training people, refused."""
+    flags = ["--data", "synthetic", "--classes", "fasseg", "--steps", 2, "--size", 32, "--device", "cpu"]
+    call("train_finetune.py", *flags, "--out", tmp_path / "run")
+    flags = ["--real", "synthetic", "--other", "synthetic", "--init", tmp_path / "run/best.pt", "--splits", 3]
+    done = call("ks_test.py", *flags, "--n", 20, "--features", "bbsd", "mask", "--permutations", 99,
+                "--device", "cpu", "--out", tmp_path / "ks", status=UNKNOWN)  # fmt: skip
+    assert "No verdict" in done.stdout  # after two steps it sees next to nothing, and the report says so
+    found = report(tmp_path / "ks")
+    assert {"share skin", "entropy", "mask hair"} <= found["features"].keys() and found["sha256"]["init"]
+
+    root = tmp_path / "faces"
+    for i in range(6):
+        for kind in ("images", "labels"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"images/{i}.png")
+        Image.fromarray(pixels[..., 0] // 128).save(root / f"labels/{i}.png")
+    flags = ["--data", root, "--steps", 2, "--size", 32, "--device", "cpu", "--val-fraction", 0.2]
+    call("train_finetune.py", *flags, "--out", tmp_path / "own")
+    flags = ["--real", root, "--augment", "none", "--init", tmp_path / "own/best.pt", "--device", "cpu"]
+    done = call("ks_test.py", *flags, "--out", tmp_path / "none", status=MISTAKE)
+    assert "1 people against" in done.stderr or "no photo is left" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--other", "nowhere"], "nowhere: no such folder"),
+        (["--augment", "none", "--features", "bbsd"], "--features bbsd: needs a parser"),
+        (["--augment", "none", "--features", "mask"], "--features mask: needs --other with masks"),
+        (["--augment", "none", "--alpha", "5"], "--alpha 5.0: need a level between 0 and 1"),
+        (["--augment", "none", "--other-yaw", "0", "10"], "--other-split and --other-yaw: of which --other?"),
+        (["--augment", "none", "--real-split", "test"], "no split test; there is train"),
+        (["--augment", "none", "--real-yaw", "0", "10"], "no photo is left in train with |yaw| 0 to 10"),
+        (["--augment", "nothing.json"], "--augment nothing.json: no such file"),
+    ],
+)
+def test_mistakes_take_one_line(complaint, photos, tmp_path, flags, words):
+    said = complaint(ks_test, "--real", photos, "--size", 32, *flags, "--out", tmp_path / "x")
+    assert words in said and said.count("\n") == 1
+    assert not (tmp_path / "x/ks_report.json").exists()
+
+
+def test_a_report_is_never_overwritten(complaint, photos, tmp_path):
+    (tmp_path / "ks_report.json").write_text("{}")
+    said = complaint(ks_test, "--real", photos, "--ops", "--out", tmp_path)
+    assert "holds a report already" in said and (tmp_path / "ks_report.json").read_text() == "{}"
+
+
+@needs_fasseg
+def test_fasseg_train_and_test_share_six_photos_and_are_otherwise_alike(call, tmp_path):
+    v2 = FASSEG / "V2"
+    flags = ["--real", v2, "--real-split", "train", "--other", v2, "--other-split", "test", *QUICK]
+    done = call("ks_test.py", *flags, "--out", tmp_path / "a", status=MISTAKE)
+    assert "6 photos are on both sides" in done.stderr
+    call("ks_test.py", *flags, "--drop-copies", "--out", tmp_path / "b", status=PASS)
+    assert report(tmp_path / "b")["n"] == 20
+
+
+@needs_fasseg
+def test_fasseg_profiles_are_not_frontal_faces(call, tmp_path):
+    flags = ["--real", FASSEG / "V2", "--other", FASSEG / "V3", "--other-split", "train", "test", *QUICK]
+    call("ks_test.py", *flags, "--other-yaw", 60, 90, "--out", tmp_path, status=REJECT)
+    assert report(tmp_path)["n_other"] == 11  # people, of 286 photos

@@ -1,0 +1,161 @@
+"""Checkpoints are whole or refused."""
+
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from utils import checkpoint
+from utils.errors import UserError
+
+STATE = {"script": "train_finetune.py", "step": 3, "args": {"lr": 0.1, "data": "faces"}}
+
+
+def written(tmp_path, **more):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, **STATE, model={"w": torch.arange(4000.0)}, **more)
+    return path
+
+
+def refusal(path, *args):
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path, *args)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+# ---- what is written can be read
+
+
+def test_round_trip(tmp_path):
+    path = written(tmp_path, best={"mean_f1": 0.5}, ema=None)
+    plain = torch.load(path, weights_only=True)
+    state = checkpoint.load(path, "train_finetune.py")
+    assert state.keys() == plain.keys() == {"format", *STATE, "model", "best", "ema"}
+    assert {k: state[k] for k in STATE} == STATE and state["best"] == {"mean_f1": 0.5}
+    assert torch.equal(state["model"]["w"], torch.arange(4000.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    assert "train_finetune.py" in refusal(path, "train_reward.py")
+
+
+# ---- what is not whole, or not ours, is refused
+
+
+class Canary:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_missing(tmp_path):
+    assert "no such checkpoint" in refusal(tmp_path / "none.pt")
+    assert "no such checkpoint" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_part_of_a_file(tmp_path, share):
+    path = written(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert "not a whole checkpoint" in refusal(path)
+
+
+def test_one_flipped_byte_of_a_tensor(tmp_path):
+    path = written(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(2000.0, 2010.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["step"] == 3, "torch notices: no need of ours"
+    assert "damaged" in refusal(path)
+
+
+def test_a_flipped_byte_anywhere(tmp_path):
+    """Refused, or without effect; never another exception."""
+    path = written(tmp_path)
+    expected, content = str(checkpoint.load(path)), path.read_bytes()
+    refused = 0
+    for i in range(0, len(content), 41):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 0x81]) + content[i + 1 :])
+        try:
+            assert str(checkpoint.load(path)) == expected, i
+        except UserError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 0.8 * len(range(0, len(content), 41))
+
+
+@pytest.mark.parametrize("wrapped", ["by torch", "by torch before 1.6", "by pickle"])
+def test_a_pickled_object_is_not_run(tmp_path, wrapped):
+    path, trap = tmp_path / "evil.pt", tmp_path / "trap"
+    state = {"format": checkpoint.FORMAT, **STATE, "model": Canary(trap)}
+    if wrapped == "by pickle":
+        path.write_bytes(pickle.dumps(state))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=wrapped == "by torch")
+    refusal(path)
+    assert not trap.exists()
+    torch.load(path, weights_only=False) if wrapped == "by torch" else None
+    assert trap.exists() == (wrapped == "by torch"), "the trap does not work: no test"
+
+
+@pytest.mark.parametrize("foreign", [{"model": {}}, {"format": 99}, [1, 2], torch.zeros(3)])
+def test_another_programs_file(tmp_path, foreign):
+    path = tmp_path / "other.pt"
+    torch.save(foreign, path)
+    assert "not a checkpoint of these scripts" in refusal(path)
+
+
+def test_another_zip(tmp_path):
+    path = tmp_path / "other.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    refusal(path)
+
+
+# ---- a write that fails
+
+
+def test_a_failed_write_keeps_the_earlier_file(tmp_path):
+    path = written(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        checkpoint.save(path, model=lambda: 0)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from utils import checkpoint
+from utils.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    checkpoint.save(sys.argv[1], model=torch.zeros(100_000))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_keeps_the_earlier_file(tmp_path):
+    path = written(tmp_path)
+    before = path.read_bytes()
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert str(path) in result.stdout and "cannot be written" in result.stdout, result.stderr
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_no_folder_to_write_to(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        checkpoint.save(tmp_path / "none" / "last.pt", **STATE)

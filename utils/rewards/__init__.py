@@ -1,0 +1,1 @@
+"""Rewards of masks, the sampling of masks and the credit of their pixels, and scores from outside."""

@@ -1,0 +1,248 @@
+"""What a predicted mask is worth: one number per image, by the functions that score a data set.
+
+A reward is a score of summed local statistics. Because the sums are all that it needs, the change that
+one pixel makes is exact and cheap to find; `local` in train_reward.py lives on that. Ignored pixels
+never count. A class that neither mask has is not scored, as in utils/metrics.py; an image without a
+scored class is worth 0.
+"""
+
+import functools
+import importlib.util
+import itertools
+import pathlib
+
+import torch
+import torch.nn.functional as F
+
+from utils import metrics
+from utils.cli import named_weights
+from utils.errors import UserError
+from utils.rewards.anatomy import anatomy
+
+
+class Reward:
+    """reward(preds, labels) -> (B,) float64, for (B, H, W) integer masks; 255 in labels never counts.
+
+    stats(preds, labels) -> (B, S, H, W) bool: maps whose sums over pixels are all the score needs.
+    score(sums (..., S) float64) -> (...) float64, never NaN.
+    radius: how far, in pixels, the label of one pixel reaches in `stats`.
+    """
+
+    def __init__(self, stats, score, radius, num_classes):
+        self.stats, self.score, self.radius, self.num_classes = stats, score, radius, num_classes
+        if radius == 0:  # what one pixel adds, by its label and prediction: (K, K, S)
+            labels, preds = torch.meshgrid(*2 * [torch.arange(num_classes)], indexing="ij")
+            one = stats(preds.reshape(-1, 1, 1), labels.reshape(-1, 1, 1)).double()
+            self.table = one.view(num_classes, num_classes, -1)
+
+    def sums(self, preds, labels):
+        """(B, S) float64."""
+        if self.radius:
+            return self.stats(preds, labels).sum((2, 3), dtype=torch.double)
+        counts = metrics.confusion(preds, labels, self.num_classes).double()
+        return counts.flatten(1) @ self.table.flatten(0, 1).to(counts.device)
+
+    def __call__(self, preds, labels):
+        return self.score(self.sums(preds, labels))
+
+    def changes(self, drawn, labels):
+        """(B, K, H, W) float64, radius 0 only: how the reward would change with one pixel of `drawn`
+        given another class, all others kept. It depends on the drawn, the true and the new class alone,
+        so it is looked up in a K x K x K table for each image."""
+        k, valid, sums = self.num_classes, labels != metrics.IGNORE_INDEX, self.sums(drawn, labels)
+        pixel = self.table.to(sums.device)  # (label, pred, S)
+        step = pixel[None] - pixel.transpose(0, 1)[:, :, None]  # (drawn, label, new, S)
+        table = self.score(sums[:, None, None, None] + step) - self.score(sums)[:, None, None, None]
+        row = (drawn * k + labels.where(valid, 0)).flatten(1)
+        change = table.flatten(1, 2).gather(1, row[..., None].expand(-1, -1, k))
+        return change.view(*labels.shape, k).movedim(-1, 1) * valid[:, None]
+
+    def flips(self, drawn, other, labels):
+        """(B, H, W) float64, any radius r: how the reward would change with one pixel of `drawn` given
+        its class in `other`, all others kept.
+
+        Pixels 2r + 1 apart touch different statistics, so a whole grid of them is changed at once, and
+        each one's effect is the sum over the window around it: (2r + 1)^2 passes in all.
+        """
+        r, width = self.radius, 2 * self.radius + 1
+        small = torch.int8 if width**2 < 128 else torch.int16  # holds the sums over a window
+        before = self.stats(drawn, labels).to(small)
+        sums = before.sum((2, 3)).double()
+        change = sums.new_zeros(labels.shape)
+        padded = F.pad(torch.zeros_like(before), 4 * [2 * width])
+        step = padded[..., 2 * width : -2 * width, 2 * width : -2 * width]
+        for y, x in itertools.product(*(range(min(width, side)) for side in labels.shape[1:])):
+            grid = (slice(None), slice(y, None, width), slice(x, None, width))
+            changed = drawn.clone()
+            changed[grid] = other[grid]
+            step.copy_(self.stats(changed, labels)).sub_(before)
+            top, left = (2 * width - r + first for first in (y, x))  # of the first pixel's window
+            rows, columns = (n * width for n in change[grid].shape[1:])
+            around = padded[..., top : top + rows, left : left + columns]
+            around = sum(around[..., i::width, :] for i in range(width))
+            around = sum(around[..., i::width] for i in range(width))
+            change[grid] = self.score(sums[:, None, None] + around.movedim(1, -1))
+        return change - self.score(sums)[:, None, None]
+
+    def with_counts(self, rest):
+        """The same reward of each image's counts added to `rest`, (B, S): the counts of the others of
+        its batch, so that what is scored is the batch and what is changed is one image."""
+
+        def score(sums):
+            return self.score(sums + rest.view(len(rest), *(sums.dim() - 2) * [1], -1))
+
+        return Reward(self.stats, score, self.radius, self.num_classes)
+
+
+def combine(rewards, weights):
+    """The weighted sum of rewards, itself a `Reward`; of radius-less callables, a plain callable."""
+    if not all(isinstance(r, Reward) for r in rewards):
+        return lambda preds, labels: sum(
+            w * r(preds, labels).double() for r, w in zip(rewards, weights, strict=True)
+        )
+    if len(rewards) == 1 and weights[0] == 1:
+        return rewards[0]
+    k = rewards[0].num_classes
+    pixel = torch.zeros(1, 1, 1, dtype=torch.long)
+    sizes = [r.stats(pixel, pixel).shape[1] for r in rewards]
+
+    def stats(preds, labels):
+        return torch.cat([r.stats(preds, labels) for r in rewards], 1)
+
+    def score(sums):
+        parts = zip(weights, rewards, sums.split(sizes, -1), strict=True)
+        return sum(w * r.score(s) for w, r, s in parts)
+
+    return Reward(stats, score, max(r.radius for r in rewards), k)
+
+
+# ---- rewards of radius 0: right, predicted and labelled pixels of each class
+
+
+def areas(preds, labels, num_classes):
+    """(B, 3K, H, W) bool: right, predicted and labelled, each class by itself."""
+    pred, true = (
+        metrics.one_hot(ids, labels != metrics.IGNORE_INDEX, num_classes) for ids in (preds, labels)
+    )
+    return torch.cat([pred & true, pred, true], 1)
+
+
+def weighted(values, weights):
+    """(..., K) -> (...): weighted mean over scored classes (not NaN), 0 where there is none."""
+    weights = weights.to(values.device) * ~values.isnan()
+    return (values.nan_to_num(0) * weights).sum(-1) / weights.sum(-1).clamp_min(1e-12)
+
+
+def _areas(sums):
+    return sums.unflatten(-1, (3, -1)).unbind(-2)
+
+
+def _overlap(measure):
+    def build(weights, tolerance):
+        def score(sums):
+            return weighted(measure(*_areas(sums)), weights)
+
+        return functools.partial(areas, num_classes=len(weights)), score, 0
+
+    return build
+
+
+def _accuracy(weights, tolerance):
+    def score(sums):
+        right, _, labelled = _areas(sums)
+        w = weights.to(sums.device)
+        return (right * w).sum(-1) / (labelled * w).sum(-1).clamp_min(1e-12)
+
+    return functools.partial(areas, num_classes=len(weights)), score, 0
+
+
+def _worst(weights, tolerance):
+    def score(sums):
+        f1 = metrics.f1_of(*_areas(sums)).masked_fill(weights.to(sums.device) == 0, torch.nan)
+        worst = f1.nan_to_num(torch.inf).amin(-1)
+        return worst.where(worst < torch.inf, 0.0)
+
+    return functools.partial(areas, num_classes=len(weights)), score, 0
+
+
+def _boundary(weights, tolerance):
+    def stats(preds, labels):
+        return metrics.boundary_maps(preds, labels, len(weights), tolerance=tolerance).flatten(1, 2)
+
+    def score(sums):
+        return weighted(metrics.boundary_f1_of(*sums.unflatten(-1, (4, -1)).unbind(-2)), weights)
+
+    return stats, score, 1 + tolerance
+
+
+# name: (builder, whether background counts)
+REWARDS = {
+    "f1": (_overlap(metrics.f1_of), False),
+    "dice": (_overlap(metrics.f1_of), True),
+    "miou": (_overlap(metrics.iou_of), True),
+    "accuracy": (_accuracy, True),
+    "worst_f1": (_worst, False),
+    "boundary_f1": (_boundary, False),
+}
+FREE = {"anatomy": anatomy}  # (preds, class names) -> (B,): these need no label
+
+
+def build(words, classes, class_weights=(), tolerance=1):
+    """["f1=1", "boundary_f1=0.5"] -> (their weighted sum, {name: reward}).
+
+    classes: names. class_weights: ["nose=3"], 1 for the others, in the means over classes; `f1`,
+    `worst_f1` and `boundary_f1` leave background (class 0) out, `dice`, `miou` and `accuracy` have it.
+    tolerance: of `boundary_f1`, pixels.
+    """
+    weight_of = named_weights(class_weights, "class weights", classes)
+    if any(weight < 0 for weight in weight_of.values()):
+        raise UserError(f"class weights {' '.join(class_weights)}: weights are 0 or more")
+    wanted, parts, k = named_weights(words, "reward"), {}, len(classes)
+    for name in wanted:
+        if name not in REWARDS:
+            parts[name] = free(name, classes) if name in FREE else checked(name)
+            continue
+        builder, background = REWARDS[name]
+        weights = torch.tensor([weight_of.get(c, 1.0) for c in classes], dtype=torch.double)
+        weights[0] *= background
+        parts[name] = Reward(*builder(weights, tolerance), k)
+    return combine(list(parts.values()), list(wanted.values())), parts
+
+
+def free(name, classes):
+    """(preds, anything) -> (B,) of a reward that looks at the prediction alone."""
+    FREE[name](torch.zeros(1, 1, 1), classes)  # a class list it cannot judge is refused now
+    return lambda preds, _: FREE[name](torch.as_tensor(preds), classes)
+
+
+def load(where):
+    """The function of `FILE.py:FUNCTION`."""
+    file, _, name = where.rpartition(":")
+    if not file.endswith(".py") or not pathlib.Path(file).is_file():
+        known = ", ".join([*REWARDS, *FREE])
+        raise UserError(f"reward {where}: not one of {known}, nor FILE.py:FUNCTION of a file that exists")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may do
+        raise UserError(f"reward {where}: {file} cannot be imported ({error!r})") from error
+    if not callable(getattr(module, name, None)):
+        raise UserError(f"reward {where}: {file} has no function {name}")
+    return getattr(module, name)
+
+
+def checked(where):
+    """The function of `FILE.py:FUNCTION` as a reward, whose every answer must be one number an image."""
+    function = load(where)
+
+    def reward(preds, labels):
+        values = torch.as_tensor(function(preds, labels), dtype=torch.double, device=preds.device)
+        if values.shape != (len(preds),) or not values.isfinite().all():
+            raise UserError(
+                f"reward {where}: need one finite number for each of {len(preds)} masks, got "
+                f"shape {tuple(values.shape)}"
+            )
+        return values
+
+    return reward
