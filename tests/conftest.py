@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import server
 import torch
 from PIL import Image
 
@@ -21,33 +22,10 @@ FASSEG = pathlib.Path(os.environ.get("FACES_DATA", ROOT.parent / "shared/data"))
 needs_fasseg = pytest.mark.skipif(
     not FASSEG.is_dir(), reason=f"no real faces in {FASSEG}; FACES_DATA=FOLDER, with fasseg/V2 and V3 in it"
 )
-# To import torch takes longer than most tests: one process does it, and each script runs in a fork of it
-SERVER = """
-import json, os, runpy, signal, sys
-import scipy.stats, torch, torchvision, torch.utils.tensorboard
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if not child:
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-else:
-    sys.exit()
-signal.alarm(300)  # nobody waits for it longer
-for number, path in enumerate((os.devnull, job["stdout"], job["stderr"])):
-    os.dup2(os.open(path, os.O_RDWR), number)
-sys.argv = job["argv"]
-sys.path[0] = os.path.dirname(sys.argv[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 TINY = ["--size", "32", "--batch-size", "4", "--model", "unet_gn", "--device", "cpu"]
 
 
-# ---- scripts as processes
-
-
-def command(script, *flags):
-    return [sys.executable, str(ROOT / script), *map(str, flags)]
+# ---- scripts as processes, each a fork of one that has imported torch (server.py)
 
 
 def torchrun(processes, script, *flags):
@@ -63,31 +41,61 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def call(environment, tmp_path_factory):
+def start(environment, tmp_path_factory):
+    """start(script, *flags, stdout=PATH, stderr=PATH, **environment): a process, see `server.Started`. What
+    the script itself starts as `sys.executable` is a fork of the server, too."""
+    home = tmp_path_factory.mktemp("server")
+    path, python = str(home / "socket"), home / "python"
+    serve = [sys.executable, str(ROOT / "tests/server.py"), path]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(serve, env=environment, text=True, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {ROOT}/tests/server.py {path} "$@"\n')
+    python.chmod(0o755)
+
+    def start(script, *flags, stdout=os.devnull, stderr=os.devnull, **more):
+        streams = [os.open(name, os.O_RDWR | os.O_CREAT) for name in (os.devnull, stdout, stderr)]
+        served = {**environment, "SERVED_PYTHON": str(python), **more}
+        started = server.Started(path, [ROOT / script, *flags], served, streams)
+        for stream in streams:
+            os.close(stream)
+        return started
+
+    yield start
+    process.stdin.close()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def calls(start, tmp_path_factory):
+    """calls([script, *flags], ...): run them to their ends, two at a time; what each said. Each exit status
+    is 0, or `status`."""
+
+    def begin(script, *flags):
+        folder = tmp_path_factory.mktemp("said")
+        said = {name: folder / name for name in ("stdout", "stderr")}
+        return start(script, *flags, **said), said
+
+    def calls(*jobs, status=0):
+        running, ended = [], []
+        for job in [*jobs, None, None]:
+            if len(running) == 2 or job is None and running:
+                process, said = running.pop(0)
+                returncode = process.wait()
+                done = SimpleNamespace(**{name: path.read_text() for name, path in said.items()})
+                assert returncode == status, done.stdout + done.stderr
+                ended.append(done)
+            if job:
+                running.append(begin(*job))
+        return ended
+
+    return calls
+
+
+@pytest.fixture(scope="session")
+def call(calls):
     """call(script, *flags, status=0): run it to its end, and check its exit status; what it said."""
-    said = {name: tmp_path_factory.mktemp("said") / name for name in ("stdout", "stderr")}
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=environment,
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-
-    def call(script, *flags, status=0):
-        for path in said.values():
-            path.write_text("")
-        job = {"argv": command(script, *flags)[1:], **{name: str(path) for name, path in said.items()}}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        returncode = int(server.stdout.readline())
-        done = SimpleNamespace(**{name: path.read_text() for name, path in said.items()})
-        assert returncode == status, done.stdout + done.stderr
-        return done
-
-    yield call
-    server.stdin.close()
-    server.wait()
+    return lambda script, *flags, status=0: calls([script, *flags], status=status)[0]
 
 
 @pytest.fixture
@@ -127,17 +135,14 @@ def logged(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def kill_in_the_middle(arguments, environment, out):
-    """Start, wait for the first checkpoint, and SIGKILL the whole group a little later."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(arguments, env=environment, start_new_session=True, **quiet)
+def kill_in_the_middle(process, out):
+    """Wait for the first checkpoint, and SIGKILL the whole group a little later."""
     until = time.time() + 120
     while not ((out / "last.pt").is_file() and weights(out / "last.pt")["step"] > 0):
         assert process.poll() is None and time.time() < until
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
 
 
 # ---- faces

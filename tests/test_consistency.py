@@ -1,90 +1,188 @@
-"""The scripts are copies that must not drift, and the README's commands must parse."""
+"""The scripts are copies that must not drift, arrows point one way, and documented commands parse."""
 
 import ast
+import importlib
 import pathlib
 import re
 import shlex
 
 import pytest
+from conftest import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = {
-    path.name: ast.parse(path.read_text()) for path in ROOT.glob("*.py") if "add_argument" in path.read_text()
+    path.name: importlib.import_module(path.stem)
+    for path in sorted(ROOT.glob("*.py"))
+    if "def get_parser" in path.read_text()
 }
-RECIPE_FLAGS = {"--steps", "--lr", "--augment", "--out", "--eval-every", "--init", "--data"}
-RECIPE_FLAGS |= {"--reward", "--estimator", "--samples", "--temperature"}  # of each script's own kind
-SECTIONS = ["setup", "data", "model", "optimizer", "resume", "train", "test", "gate", "search", "allocate"]
-SECTIONS += ["finish"]
+TREES = {name: ast.parse((ROOT / name).read_text()) for name in SCRIPTS}
+# of each script's own kind: defaults, and what may be chosen
+OWN = {
+    "--steps",
+    "--lr",
+    "--augment",
+    "--out",
+    "--eval-every",
+    "--init",
+    "--data",
+    "--model",
+    "--size",
+    "--split",
+}
+OWN |= {"--reward", "--estimator", "--samples", "--temperature"}
+SECTIONS = "setup data model optimizer resume train test gate search allocate finish".split()
 
 
-def flags(tree):
-    """{"--lr": {"type": "float", "help": ...}} of one script, as written."""
+def flags(script):
+    """{"--lr": {"type", "nargs", "choices", "metavar", "action", "default"}} of one script."""
+    keys = ("type", "nargs", "metavar", "choices", "default")
     return {
-        node.args[0].value: {k.arg: ast.unparse(k.value) for k in node.keywords}
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+        option: {key: getattr(action, key) for key in keys} | {"action": type(action).__name__}
+        for action in SCRIPTS[script].get_parser()._actions
+        for option in action.option_strings
     }
+
+
+def reads(tree):
+    """Names X that are read as args.X."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args"
+    }
+
+
+def test_there_are_scripts():
+    assert {"train_finetune.py", "train_reward.py", "train_scores.py", "evaluate.py"} <= SCRIPTS.keys()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_no_flag_is_dead(name):
-    read = {
-        node.attr
-        for node in ast.walk(SCRIPTS[name])
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args"
-    }
-    dead = [f for f in flags(SCRIPTS[name]) if f.lstrip("-").replace("-", "_") not in read]
-    assert not dead
+    read = reads(TREES[name])
+    if "cli.start_run(" in (ROOT / name).read_text():
+        read |= {"out", "resume"}
+    assert not [
+        f for f in flags(name) if f.startswith("--") and f[2:].replace("-", "_") not in read | {"help"}
+    ]
 
 
 def test_a_flag_means_the_same_everywhere():
     first = {}
-    for name, tree in SCRIPTS.items():
-        for flag, spec in flags(tree).items():
-            if flag in RECIPE_FLAGS:
-                spec = {k: spec.get(k) for k in ("type", "action", "nargs", "metavar")}
-            else:
-                spec.pop("help")
+    for name in SCRIPTS:
+        for flag, spec in flags(name).items():
+            spec = {k: v for k, v in spec.items() if flag not in OWN or k not in ("default", "choices")}
             assert first.setdefault(flag, spec) == spec, (name, flag)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_shape_of_a_script(name):
-    text = (ROOT / name).read_text()
-    doc = ast.get_docstring(SCRIPTS[name])
+    text, doc = (ROOT / name).read_text(), ast.get_docstring(TREES[name])
     assert all(f"{part}:" in doc for part in ("Run", "Needs", "Writes"))
     found = re.findall(r"^    # ---- (\w+) ----$", text, re.M)
     assert found == [s for s in SECTIONS if s in found] and found
-    assert text.count("\n") <= 400
-    siblings = {n.removesuffix(".py") for n in SCRIPTS}
-    for node in ast.walk(SCRIPTS[name]):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {getattr(node, "module", None) or ""} | {a.name for a in node.names}
-            assert not names & siblings, "a script imports another"
+    assert "sys.argv" not in text, "flags are read by the parser alone"
+
+
+def imported(path):
+    """The modules that a file imports, by their first names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
 
 
 def test_arrows_point_one_way():
-    for folder, forbidden in (("utils", {"datasets", "models"}), ("datasets", {"models"})):
-        for path in (ROOT / folder).glob("*.py"):
+    scripts = {name.removesuffix(".py") for name in SCRIPTS}
+    forbidden = {
+        "utils": {"datasets", "models"} | scripts,
+        "datasets": {"models"} | scripts,
+        "models": scripts,
+    }
+    for path in ROOT.glob("*.py"):
+        assert not scripts & {*imported(path)}, f"{path.name} imports another script"
+    for folder, names in forbidden.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not names & {*imported(path)}, path
+
+
+def test_plain_values_go_into_packages():
+    """`args` never leaves its script, but for utils/cli.py, whose subject it is."""
+    for folder in ("utils", "datasets", "models"):
+        for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    module = getattr(node, "module", None) or node.names[0].name
-                    assert module.split(".")[0] not in forbidden, path
+                if isinstance(node, ast.FunctionDef) and path.name != "cli.py":
+                    assert "args" not in [a.arg for a in node.args.args], f"{path}: {node.name}"
+
+
+# ---- what is copied on purpose
+
+
+def fences(text):
+    """{name: text between `# >>> shared: NAME` and `# <<< shared: NAME`}; whatever is opened is closed."""
+    found = dict(re.findall(r"^ *# >>> shared: (.+)\n((?:.*\n)*?) *# <<< shared: \1$", text, re.M))
+    assert len(found) == text.count("# >>> shared: ") == text.count("# <<< shared: ")
+    return found
+
+
+def test_shared_text_is_the_same_to_the_letter():
+    found = {}
+    for name in SCRIPTS:
+        for fence, text in fences((ROOT / name).read_text()).items():
+            found.setdefault(fence, {})[name] = text
+    assert {"schedule", "predict", "cadence", "optimiser step", "finish", "start"} <= found.keys()
+    for fence, texts in found.items():
+        assert len(texts) > 1, f"{fence} is shared by nobody: {texts.keys()}"
+        assert len(set(texts.values())) == 1, f"{fence} has drifted apart in {', '.join(texts)}"
+    training = [name for name in SCRIPTS if name.startswith("train_")]
+    assert set(training) <= found["schedule"].keys() & found["optimiser step"].keys() & found["finish"].keys()
+
+
+def test_no_line_is_packed_by_hand():
+    for path in ROOT.rglob("*.py"):
+        if path != pathlib.Path(__file__):
+            assert not re.search(r"# fmt: *(skip|off)", path.read_text()), path
+
+
+# ---- documented commands
 
 
 def commands(text):
-    """Every `python x.py ...` in a text, with continued lines joined and prompts of shell removed."""
+    """Every `python x.py ...` in a text, with continued lines joined and what is no flag of it cut off."""
     text = re.sub(r"\\\n\s*", " ", text)
-    found = re.findall(r"python (\w+\.py)([^\n`#&|]*)", text)
+    found = re.findall(r"python (\w+\.py)([^\n`#&|;]*)", text)
     return [(script, rest) for script, rest in found if script in SCRIPTS]
 
 
-def test_the_commands_of_the_readme_and_recipes_parse():
-    texts = [(ROOT / "README.md").read_text()]
-    texts += [path.read_text() for path in (ROOT / "recipes").glob("*.sh")]
-    found = [c for text in texts for c in commands(text)]
-    assert len(found) >= 5
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_commands_of_the_documentation_parse(page, capsys):
+    for script, rest in commands(page.read_text()):
+        words = [word for word in shlex.split(rest) if word not in ("...", "…")]
+        try:
+            SCRIPTS[script].get_parser().parse_args(words)
+        except SystemExit as ended:
+            assert ended.code == 0, f"python {script} {rest}: {capsys.readouterr().err}"  # --help ends with 0
+
+
+def test_the_documentation_has_commands():
+    assert sum(len(commands(page.read_text())) for page in PAGES) > 20
+    assert {script for page in PAGES for script, _ in commands(page.read_text())} == SCRIPTS.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_flags_of_recipes_and_docstrings_are_known():
+    texts = [path.read_text() for path in (ROOT / "recipes").glob("*.sh")]
+    texts += [ast.get_docstring(tree) for tree in TREES.values()]
+    found = [command for text in texts for command in commands(text)]
+    assert len(found) >= 20
     for script, rest in found:
-        known = flags(SCRIPTS[script])
-        used = [word for word in shlex.split(rest) if word.startswith("--")]
-        assert not [w for w in used if w not in known], (script, rest)
+        used = [word for word in shlex.split(rest, posix=False) if word.startswith("--")]
+        assert not [word for word in used if word not in flags(script)], (script, rest)

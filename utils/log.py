@@ -18,8 +18,8 @@ from utils.errors import UserError
 class RunLog:
     """Writes on rank 0 and does nothing elsewhere, so callers need no rank tests."""
 
-    def __init__(self, out, args, step=0, active=True):
-        """args: plain dict of flags. step > 0 resumes: what was logged from there on is dropped."""
+    def __init__(self, out, flags, step=0, active=True):
+        """flags: {name: value}. step > 0 resumes: what was logged from there on is dropped."""
         self.active = active
         if not active:
             return
@@ -32,7 +32,7 @@ class RunLog:
                 if row and row["step"] < step:
                     kept.append(line)
         else:
-            facts = {"args": args, "command": sys.argv, "git": git_commit(), **machine()}
+            facts = {"args": flags, "command": sys.argv, "git": git_commit(), **machine()}
             (self.out / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
         self.path.write_text("".join(line + "\n" for line in kept))
         self.board = SummaryWriter(self.out, purge_step=step or None)

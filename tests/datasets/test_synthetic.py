@@ -121,8 +121,11 @@ def test_schemes_speak_of_the_real_data_sets():
 def test_flip_pairs_are_all_the_names_of_two_sides():
     for scheme in synthetic.SCHEMES.values():
         other = [name.replace("left", "right").replace("l_", "r_", 1) for name in scheme.classes]
-        pairs = {frozenset((k, scheme.classes.index(n))) for k, n in enumerate(other)
-                 if n in scheme.classes and n != scheme.classes[k]}  # fmt: skip
+        pairs = {
+            frozenset((k, scheme.classes.index(n)))
+            for k, n in enumerate(other)
+            if n in scheme.classes and n != scheme.classes[k]
+        }
         assert {frozenset(pair) for pair in scheme.flip_pairs} == pairs
 
 

@@ -3,19 +3,20 @@
 import json
 import os
 import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import command
 from PIL import Image
 
 import augment
-from datasets import loading, synthetic, transforms
+from datasets import policies, splits, synthetic
+from datasets.augmentation import augment as apply
 from datasets.cache import CachedFaces
+from datasets.operations import GEOMETRY
 from datasets.pairs import augmented, write_pairs
+from utils.errors import UserError
 
 QUICK = ["--size", "32", "--steps", "3", "--folds", "2", "--arms", "trivial", "--device", "cpu"]
 QUICK += ["--model", "unet_gn", "--batch-size", "4", "--jobs", "2"]
@@ -43,20 +44,18 @@ def faces(tmp_path_factory):
 
 
 def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_split(
-    call, environment, faces, tmp_path
+    call, start, faces, tmp_path
 ):
     """E4, E7."""
     flags, ledger = ["--data", faces, *QUICK], tmp_path / "killed/arms.jsonl"
     said = call("augment.py", *flags, "--out", tmp_path / "straight").stdout
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def killed_after(rows):
         """Of its ledger."""
-        killed, began = command("augment.py", *flags, "--out", tmp_path / "killed"), time.time()
-        process = subprocess.Popen(killed, env=environment, **quiet)
+        process, began = start("augment.py", *flags, "--out", tmp_path / "killed"), time.time()
         while not (ledger.is_file() and ledger.read_text().count("\n") >= rows):
             assert process.poll() is None and time.time() - began < 200
-            time.sleep(0.05)
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)  # the run that it had started goes on, and must do no harm
         process.wait()
         return ledger.read_text()
@@ -87,7 +86,11 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     assert {"ft", "shared", "routed", "disjoint"} <= ways and len(rows) == 4 + 2 + 2 * len(ways)
     held = [photo for row in searched if row["arm"] == "none" for photo in row["f1"]]
     assert len(set(held)) == len(held) == 8 and not [photo for photo in held if photo.startswith("test")]
-    assert sorted(policy["allocation"]["ft"]) == sorted(set(held) - {*policy["allocation"]["quarantine"]})
+    ids = [json.loads((out / f"{name}.ids.json").read_text())["train"] for name in ("finetune", "reward")]
+    suspects, mode = policy["suspects"], policy["search"]["allocation"]
+    everybody = set(held) - (set(suspects) if mode in ("cleaned", "disjoint") else set())
+    assert set(ids[0]) == everybody or mode == "disjoint" and set(ids[0]) | set(ids[1]) == everybody
+    assert set(ids[1]) <= set(held) and "allocation" not in policy
     words = (out / "engine_report.md").read_text()
     assert "## Rung 2, over none\n\nOn 8 held-out photos of 4 people." in words
     assert "train/" in words and "(gains.png)" in words
@@ -101,11 +104,11 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
 
 def test_a_policy_is_replayed_bit_for_bit(faces, tmp_path):
     """E5: through the file, and onto disk."""
-    found = loading.open_any(str(faces))
+    found = splits.open_any(str(faces))
     data = CachedFaces(found, found.splits["train"], 32)
-    policy = transforms.POLICIES["trivial"]
+    policy = policies.POLICIES["trivial"]
     (tmp_path / "policy.json").write_text(json.dumps(policy))
-    read = transforms.load_policy(str(tmp_path / "policy.json"))
+    read = policies.load_policy(str(tmp_path / "policy.json"))
     for first in (0, 100):
         one, two = (augmented(data, found.flip_pairs, p, 3, [0, 1, 2], first) for p in (policy, read))
         assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
@@ -114,9 +117,9 @@ def test_a_policy_is_replayed_bit_for_bit(faces, tmp_path):
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 21
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
-    again = loading.open_any(str(tmp_path / "a"))
+    again = splits.open_any(str(tmp_path / "a"))
     assert again.classes == found.classes and {s.group for s in again.splits["train"]} == {*data.groups}
-    with pytest.raises(loading.UserError, match="is there already"):
+    with pytest.raises(UserError, match="is there already"):
         write_pairs(data, found, read, 3, 1, tmp_path / "a")
 
 
@@ -125,9 +128,10 @@ def test_photo_and_mask_move_together():
     labels = synthetic.faces(1, torch.arange(16), 64, "fasseg")["semantic"]
     shades = torch.linspace(0, 255, 6).round().byte()
     images = shades[labels.long()][:, None].expand(-1, 3, -1, -1)
-    policy = transforms.load_policy("trivial")
-    policy = {**policy, "ops": [op for op in policy["ops"] if op["name"] in transforms.GEOMETRY]}
-    moved, masks = transforms.augment(images, labels, policy, 0, torch.arange(16), [])
+    policy = policies.load_policy("trivial")
+    policy = {**policy, "ops": [op for op in policy["ops"] if op["name"] in GEOMETRY]}
+    batch = apply({"image": images, "semantic": labels}, policy, 0, torch.arange(16), {})
+    moved, masks = batch["image"], batch["semantic"]
     painted = (moved[:, 0] * 5).round()
     same = torch.nn.functional.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0] == masks
     same &= -torch.nn.functional.max_pool2d(-masks[:, None].float(), 3, 1, 1)[:, 0] == masks
@@ -142,10 +146,10 @@ def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
         "flip": 0.5,
     }
     arms = augment.make_arms(gated, 0.25, None)
-    assert set(arms) == {*augment.DEFAULT, "synthetic"} and len(augment.make_arms(gated, 0, None)) == 8
+    assert set(arms) == {*augment.DEFAULT, "synthetic"} and len(augment.make_arms(gated, 0, None)) == 7
     assert set(augment.SAFE) < set(augment.DEFAULT)
     assert arms["synthetic"]["flags"] == ["--synthetic", "0.25"]
-    with pytest.raises(loading.UserError, match="--arms photometric: there is none"):
+    with pytest.raises(UserError, match="--arms photometric: there is none"):
         augment.make_arms(gated, 0.25, ["photometric"])  # the gate passed geometry alone
     arms |= augment.make_arms(gated, 0, ["half", "quarter", "grey-world"])
     for name, share in {"full": 1, "half": 0.5, "quarter": 0.25, "geometric": 1, "grey-world": 1}.items():
@@ -154,28 +158,28 @@ def test_arms_keep_to_the_gate_and_may_be_files(tmp_path):
             arms[name]["policy"]["scale"] * op["m_pos"] == pytest.approx(12 * share) and arms[name]["gated"]
         )
     assert not arms["cutmix"]["gated"] and not augment.make_arms(None, 0, None)["full"]["gated"]
-    assert arms["controlled"]["policy"]["scale_max"] == 2
+    assert arms["standardise"]["flags"] == ["--preprocess", "standardise"]
 
     refused = augment.make_arms({"ops": [], "scale": 0.0, "flip": 0.5}, 0, None)
     assert list(refused) == ["none", "randaugment", "trivial", "cutmix"]
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({**gated, "allocation": {"ft": ["a"]}}))
+    file.write_text(json.dumps(gated))
     chosen = augment.make_arms(None, 0, ["half", str(file)])
     assert list(chosen) == ["none", "half", "mine"] and chosen["mine"]["policy"]["ops"][0]["m_pos"] == 6
-    assert "allocation" not in chosen["mine"]["policy"]
     (tmp_path / "half.json").write_text(json.dumps(gated))
-    with pytest.raises(loading.UserError, match="two have one name"):
+    with pytest.raises(UserError, match="two have one name"):
         augment.make_arms(None, 0, ["half", str(tmp_path / "half.json")])
 
 
 def test_half_of_the_images_get_a_box():
     """CutMix as an arm: counted over drawn augmentations of two flat photos."""
-    policy = {**transforms.POLICIES["randaugment"], "flip": 0.0, "scale": 0.7}
+    policy = {**policies.POLICIES["randaugment"], "flip": 0.0, "scale": 0.7}
     still = {"name": "rotate", "m_neg": 0.0, "m_pos": 0.0, "weight": 3.0}
-    policy = transforms.with_cutmix({**policy, "ops": [still]})
+    policy = policies.with_cutmix({**policy, "ops": [still]})
     labels = torch.arange(2, dtype=torch.uint8).repeat(1000).view(-1, 1, 1).expand(-1, 32, 32)
     images = torch.zeros(2000, 3, 32, 32, dtype=torch.uint8)
-    masks = transforms.augment(images, labels, policy, 0, torch.arange(2000), [])[1]
+    batch = {"image": images, "semantic": labels}
+    masks = apply(batch, policy, 0, torch.arange(2000), {})["semantic"]
     pasted = (masks != labels).float().mean((1, 2))
     assert (pasted > 0).float().mean() == pytest.approx(0.5, abs=0.05)
     assert 0.15 < pasted[pasted > 0].median() < 0.25  # of half a side, often over the edge
@@ -194,7 +198,7 @@ def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
     (tmp_path / "ks_report.json").write_text(json.dumps(few))
     assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)[0] is None
     (tmp_path / "ks_report.json").write_text(json.dumps({**report, "ops": {}}))
-    with pytest.raises(loading.UserError, match="not written by ks_test.py --ops"):
+    with pytest.raises(UserError, match="not written by ks_test.py --ops"):
         augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)
 
 

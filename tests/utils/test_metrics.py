@@ -120,8 +120,7 @@ def test_boundary_f1_forgives_the_tolerance():
     labels = torch.zeros(1, 12, 12, dtype=torch.long)
     labels[:, :, 6:] = 1
     for shift, expected in ((0, 1.0), (1, 1.0), (4, 0.0)):
-        counts = metrics.boundary_counts(labels.roll(shift, 2).index_fill(2, torch.arange(4), 0),
-                                         labels, 2)  # fmt: skip
+        counts = metrics.boundary_counts(labels.roll(shift, 2).index_fill(2, torch.arange(4), 0), labels, 2)
         assert metrics.boundary_f1(counts[0]).item() == pytest.approx(expected), shift
     nothing = metrics.boundary_counts(labels * 0, labels * 0, 2)
     assert math.isnan(metrics.boundary_f1(nothing[0]))
@@ -237,8 +236,11 @@ def measure_as(rank, world, meeting, out):
     """One process of `world`: what it measures of one image, of two and of seven, into a file."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world)
-    found = {(n, name): metrics.measure(predict, First(n), "semantic", K, 2, rank, world, reward)
-             for n in (1, 2, 7) for name, reward in JUDGED.items()}  # fmt: skip
+    found = {
+        (n, name): metrics.measure(predict, First(n), "semantic", K, 2, rank, world, reward)
+        for n in (1, 2, 7)
+        for name, reward in JUDGED.items()
+    }
     torch.save(found, f"{out}.{rank}")
     torch.distributed.destroy_process_group()
 
@@ -289,12 +291,15 @@ def test_reward_is_one_number_for_each_image(name):
     for i in range(6):
         f1, iou, accuracy = by_hand(preds[i], labels[i])
         expected = {
-            "f1": mean(f1[1:]), "dice": mean(f1), "miou": mean(iou), "accuracy": accuracy,
+            "f1": mean(f1[1:]),
+            "dice": mean(f1),
+            "miou": mean(iou),
+            "accuracy": accuracy,
             "worst_f1": min(x for x in f1[1:] if x == x),
             "boundary_f1": metrics.boundary_f1(
                 metrics.boundary_counts(preds[i : i + 1], labels[i : i + 1], K)
             ).item(),
-        }[name]  # fmt: skip
+        }[name]
         assert values[i].item() == pytest.approx(expected)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     assert torch.equal(reward(preds[order], labels[order]), values[order])
@@ -307,8 +312,7 @@ def test_ignored_pixels_never_count(name):
     values = reward(preds, labels)
     other = torch.where(labels == IGNORE, (preds + 1) % K, preds)
     assert torch.equal(reward(other, labels), values)
-    assert torch.equal(metrics.boundary_counts(other, labels, K),
-                       metrics.boundary_counts(preds, labels, K))  # fmt: skip
+    assert torch.equal(metrics.boundary_counts(other, labels, K), metrics.boundary_counts(preds, labels, K))
     nothing = torch.full_like(labels, IGNORE)
     assert torch.equal(reward(preds, nothing), torch.zeros(6, dtype=torch.double))
     valid = torch.where(labels == IGNORE, 0, labels)

@@ -178,10 +178,12 @@ def null_p(table, people, n, seed, runs=200, permutations=499):
     """p of `runs` tests of real against real, n people a side: (runs,). Uniform if the test is right; that
     photos of one person go under several names it cannot find, since sides are drawn at random."""
     halves = [split(people, people, n, n, np.random.default_rng([seed, r, 2])) for r in range(runs)]
-    return np.array([
-        two_sample(table[a], table[b], np.random.default_rng([seed, r, 3]), permutations)["p"]
-        for r, (a, b) in enumerate(halves)
-    ])  # fmt: skip
+    return np.array(
+        [
+            two_sample(table[a], table[b], np.random.default_rng([seed, r, 3]), permutations)["p"]
+            for r, (a, b) in enumerate(halves)
+        ]
+    )
 
 
 def smallest_shift(table, splits, seed, permutations=499, alpha=0.05):

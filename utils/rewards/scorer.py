@@ -32,12 +32,16 @@ def judge(words, classes):
             except UserError:
                 raise
             except Exception as error:  # whatever a user's scorer, or its server, may do
-                raise UserError(f"reward {' '.join(words)}: the scorer failed ({error!r}); the answers it "
-                                "gave are kept, --resume goes on with them") from error  # fmt: skip
+                raise UserError(
+                    f"reward {' '.join(words)}: the scorer failed ({error!r}); the answers it "
+                    "gave are kept, --resume goes on with them"
+                ) from error
             if answer.shape not in shapes:
-                raise UserError(f"reward {' '.join(words)}: for {len(masks)} masks it gave an array of "
-                                f"shape {answer.shape}; need one number for each mask, or one for each of "
-                                f"the {len(classes)} classes")  # fmt: skip
+                raise UserError(
+                    f"reward {' '.join(words)}: for {len(masks)} masks it gave an array of "
+                    f"shape {answer.shape}; need one number for each mask, or one for each of "
+                    f"the {len(classes)} classes"
+                )
             total = total + weight * answer.reshape(len(masks), -1)
         return total
 

@@ -60,13 +60,22 @@ def test_a_face_fulfils_every_rule(mask):
         ("order", 1 / 3, [(SKIN, 42, 26, 4, 12), (MOUTH, 14, 26, 4, 12)]),  # mouth on the forehead
         ("order", 2 / 3, [(SKIN, 24, 29, 10, 6), (NOSE, 48, 29, 8, 6)]),  # nose below the mouth
         ("order", 1 / 3, [(SKIN, 24, 29, 10, 6)]),  # no nose
-        ("inside", 60 / 132, [(BACKGROUND, 19, 19, 4, 26), (EYES, 20, 20, 2, 6), (EYES, 20, 38, 2, 6),
-                              (BACKGROUND, 41, 25, 6, 14), (MOUTH, 42, 26, 4, 12)]),
+        (
+            "inside",
+            60 / 132,
+            [
+                (BACKGROUND, 19, 19, 4, 26),
+                (EYES, 20, 20, 2, 6),
+                (EYES, 20, 38, 2, 6),
+                (BACKGROUND, 41, 25, 6, 14),
+                (MOUTH, 42, 26, 4, 12),
+            ],
+        ),
         ("nose", 6 / (0.015 * 44 * 32), [(SKIN, 24, 29, 9, 6)]),  # a dot
         ("nose", 0.12 * 44 * 32 / 240, [(NOSE, 23, 26, 15, 16)]),  # all over the cheeks
         ("face", 30 / 31, [(HAIR, 12, 17, 44, 1)]),  # a column of skin is cut off
     ],
-)  # fmt: skip
+)
 def test_damage_costs_what_it_should(name, worth, boxes):
     mask = draw(*boxes, start=FRONT)
     assert abs(rule(name, mask) - worth) < 1e-9
@@ -110,8 +119,13 @@ def test_a_tilted_head_is_a_face(mask, angle):
 
 def test_pieces_that_touch_the_background_may_do_so_on_one_side():
     """A profile's nose may move out to half of its border and a little more; adrift it counts nothing."""
-    column = [rule("inside", draw((SKIN, 24, 16, 10, 4), (BACKGROUND, 24, 8, 10, 8), (NOSE, 24, x, 10, 6),
-                                  start=PROFILE)) for x in range(16, 7, -1)]  # fmt: skip
+    column = [
+        rule(
+            "inside",
+            draw((SKIN, 24, 16, 10, 4), (BACKGROUND, 24, 8, 10, 8), (NOSE, 24, x, 10, 6), start=PROFILE),
+        )
+        for x in range(16, 7, -1)
+    ]
     assert column == sorted(column, reverse=True) and column[0] == 1
     others = (PROFILE == EYES).sum() + (PROFILE == MOUTH).sum()
     assert column[-1] == pytest.approx(others.item() / (others.item() + 60))

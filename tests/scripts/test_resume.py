@@ -1,0 +1,105 @@
+"""Killed, stopped, or in several processes: always the run that it would have been."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from conftest import TINY, assert_same_run, kill_in_the_middle, logged, torchrun, weights
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py"])
+def test_a_killed_and_resumed_run_is_the_run_never_killed(
+    script, workers, call, start, folder, finetuned, tmp_path
+):
+    flags = ["--data", folder, "--workers", workers, "--device", "cpu"]
+    flags += ["--steps", 40, "--eval-every", 7, "--batch-size", 4]
+    if script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
+        flags += ["--augment", "cutmix", "--size", 32, "--ema", 0.9, "--synthetic", 0.25]
+    else:
+        flags += ["--augment", "trivial", "--init", finetuned / "best.pt", "--lr", "1e-6"]
+        flags += ["--kl", 0.1, "--ce-weight", 0.1]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    other = start(script, *flags, "--out", whole)
+    kill_in_the_middle(start(script, *flags, "--out", broken), broken)
+    assert 0 < weights(broken / "last.pt")["step"] < 40
+    call(script, "--out", broken, "--resume", "--workers", 2 - workers)
+    assert other.wait() == 0
+    assert_same_run(whole / "last.pt", broken / "last.pt")
+    assert [row["step"] for row in logged(whole)] == [row["step"] for row in logged(broken)]
+
+
+@pytest.mark.parametrize("estimator", ["field", "rloo"])
+def test_no_score_is_asked_for_twice(estimator, call, start, folder, finetuned, judge, tmp_path):
+    """Killed in the middle and resumed, it is the run never killed, and no answer was paid twice."""
+    flags = ["--init", finetuned / "best.pt", "--unlabelled", folder, "--reward", judge, "--device", "cpu"]
+    flags += ["--batch-size", 4, "--samples", 4, "--steps", 40, "--eval-every", 7, "--lr", "1e-6"]
+    flags += ["--estimator", estimator]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    other = start("train_scores.py", *flags, "--out", whole)
+    kill_in_the_middle(start("train_scores.py", *flags, "--out", broken), broken)
+    assert 0 < weights(broken / "last.pt")["step"] < 40
+    call("train_scores.py", "--out", broken, "--resume")
+    assert other.wait() == 0
+    assert_same_run(whole / "last.pt", broken / "last.pt")
+    lines = [(out / "scores.jsonl").read_text().splitlines() for out in (whole, broken)]
+    keys = [{json.loads(line)["key"] for line in rows if line.endswith("}")} for rows in lines]
+    assert keys[0] == keys[1] and len(keys[0]) > 40
+
+
+def test_sigterm_saves_and_resumes(call, start, folder, tmp_path):
+    flags = ["--data", folder, "--steps", 60, "--eval-every", 7, *TINY]
+    whole, broken, said = tmp_path / "whole", tmp_path / "broken", tmp_path / "said"
+    other = start("train_finetune.py", *flags, "--out", whole)
+    process = start("train_finetune.py", *flags, "--out", broken, stdout=said)
+    while not (broken / "last.pt").is_file():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 143 and "--resume" in said.read_text()
+    assert 0 < weights(broken / "last.pt")["step"] < 60
+    call("train_finetune.py", "--out", broken, "--resume")
+    assert other.wait() == 0
+    assert_same_run(whole / "last.pt", broken / "last.pt")
+
+
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py", "train_reward.py batch"])
+def test_two_processes_are_one(script, start, folder, finetuned, tmp_path):
+    # Adam turns rounding in tiny gradients into a share of the rate, so the rate is small: the loss
+    # divided by each process's own count, say, would still move weights apart by 6e-5
+    flags = ["--data", folder, "--steps", 3, "--eval-every", 3, "--augment", "trivial"]
+    flags += ["--device", "cpu", "--grad-clip", "1e6"]
+    if script == "train_finetune.py":
+        flags += ["--size", 32, "--model", "unet_gn", "--loss", "ce=1", "dice=1", "--synthetic", 0.25]
+        flags += ["--lr", "3e-5"]
+    else:
+        flags += ["--init", finetuned / "best.pt", "--lr", "3e-6", "--ce-weight", "1"]
+        flags += ["--reward-level", "batch" if script.endswith("batch") else "image"]
+        script = "train_reward.py"
+    processes = [start(script, *flags, "--batch-size", 8, "--out", tmp_path / "one")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    for rank in "01":  # as torchrun would start them; the next test has the real one
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **meeting}
+        own = ["--batch-size", 4, "--out", tmp_path / "two"]
+        processes.append(start(script, *flags, *own, stderr=tmp_path / f"said {rank}", **place))
+    statuses = [process.wait() for process in processes]
+    assert statuses == [0, 0, 0], (tmp_path / "said 0").read_text()
+    one, two = (weights(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for key in one["model"]:
+        difference = (one["model"][key].double() - two["model"][key].double()).abs().max()
+        assert difference <= 1e-6, (key, difference)
+
+
+def test_three_processes_count_as_one(call, environment, folder, finetuned, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    flags = ["--init", finetuned / "best.pt", "--split", "train", "--batch-size", "3", "--device", "cpu"]
+    call("evaluate.py", *flags, "--json", one)
+    run = torchrun(3, "evaluate.py", *flags, "--json", two)
+    subprocess.run(run, env=environment, check=True, capture_output=True, timeout=300)
+    one, two = json.loads(one.read_text()), json.loads(two.read_text())
+    assert one == two and one["n_images"] == 20  # not a multiple of 3: nothing is padded
