@@ -62,22 +62,18 @@ def get_parser():
     g = p.add_argument_group("data")
     g.add_argument("--data", help="folder of faces, its layout recognised")
     cli.add_who_trains(g)
-    gate = (
-        "photos of the same kind for the gate, or the --out of a ks_test.py --ops; --data but test by default"
+    g.add_argument(
+        "--gate-on", metavar="FOLDER", help="its photos, or its ks_test.py --ops; --data by default"
     )
-    g.add_argument("--gate-on", metavar="FOLDER", help=gate)
-    share = "of every batch that is synthetic faces, as one more arm"
-    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help=share)
+    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help="of a batch: one more arm")
     g.add_argument("--size", type=cli.positive, default=96, help="side that photos are stretched to, pixels")
     g.add_argument("--model", help="as train_finetune.py")
-    g = p.add_argument_group("search")
-    g.add_argument("--steps", type=cli.positive, default=600, help="optimiser steps of each run")
+    g = p.add_argument_group("search", f"arms: {' '.join(ARMS)}; by default {' '.join(DEFAULT)}")
+    g.add_argument("--arms", nargs="+", metavar="ARM", help="beside none: some of them, or policy files")
+    g.add_argument("--steps", type=cli.positive, default=600, help="optimiser steps")
     g.add_argument("--folds", type=cli.positive, default=3, help="of the people")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
-    arms = f"beside none: policy files, or some of {' '.join(ARMS)}; by default {' '.join(DEFAULT)}"
-    g.add_argument("--arms", nargs="+", metavar="ARM", help=arms)
-    no_gate = "search without asking how far operations may go"
-    g.add_argument("--no-gate", action="store_true", help=no_gate)
+    g.add_argument("--no-gate", action="store_true", help="search without asking how far operations may go")
     g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
     g = p.add_argument_group("a policy that is there")
     g.add_argument("--policy", metavar="FILE", help="look at it, instead of searching")
@@ -85,8 +81,7 @@ def get_parser():
     g.add_argument("--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs")
     g = p.add_argument_group("runtime")
     g.add_argument("--seed", type=int, default=0, help="of all that is random")
-    jobs = "runs at a time; 1 by default on a GPU, else one a core, up to 8"
-    g.add_argument("--jobs", type=cli.positive, help=jobs)
+    g.add_argument("--jobs", type=cli.positive, help="runs at a time; by default 1 on a GPU, else one a core")
     cli.add_device_flags(g)
     g = p.add_argument_group("output")
     g.add_argument("--out", default="runs/augment", metavar="FOLDER", help="run folder")

@@ -27,11 +27,9 @@ def get_parser():
     p = cli.parser(__doc__)
     g = p.add_argument_group("data", "where a flag is not given: what --init trained on")
     g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
-    orders = ["canonical", "farl"]
-    g.add_argument("--part-order", choices=orders, help="which part of CelebAMask-HQ is painted last")
+    g.add_argument("--part-order", choices=cli.PART_ORDERS, help="which part of CelebAMask-HQ comes last")
     g.add_argument("--split", default="test", help="train, val, test ...")
-    ids = 'JSON {"train": [ids], "val": [ids]}: what --split train and val are'
-    g.add_argument("--ids", metavar="FILE", help=ids)
+    g.add_argument("--ids", metavar="FILE", help='JSON {"train": [ids], "val": [ids]}: what these splits are')
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
     g = p.add_argument_group("runtime")

@@ -50,22 +50,21 @@ def get_parser():
     g.add_argument("--real-yaw", type=float, nargs=2, metavar=("FROM", "TO"), help="|yaw| in degrees")
     what = g.add_mutually_exclusive_group(required=True)
     what.add_argument("--other", metavar="FOLDER", help="what to compare with it: another one, or synthetic")
-    what.add_argument("--augment", metavar="POLICY", help="as train_finetune.py")
+    what.add_argument("--augment", metavar="POLICY", help="a policy to compare with none")
     what.add_argument("--ops", action="store_true", help="test every operation alone, then all of them")
     g.add_argument("--other-split", nargs="+", metavar="SPLIT", help="of --other; all but test by default")
     g.add_argument("--other-yaw", type=float, nargs=2, metavar=("FROM", "TO"), help="|yaw| in degrees")
     g.add_argument("--drop-copies", action="store_true", help="leave photos out that show twice")
-    size = "side that photos are stretched to, pixels; by default of --init, else 128"
-    g.add_argument("--size", type=cli.positive, help=size)
+    g.add_argument(
+        "--size", type=cli.positive, help="side of the images, pixels; as --init by default, or 128"
+    )
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", help="a parser; people it was trained on are left out")
     g.add_argument("--encoder", default="unet", help="a model, where there is no --init")
     g.add_argument("--weights", default="none", help="none, imagenet, coco, or a file")
-    g = p.add_argument_group("test")
-    kinds = "what an image is to the test; bbsd by default with --init, else encoder"
-    g.add_argument("--features", nargs="+", choices=["bbsd", "encoder", "pixel", "mask"], help=kinds)
-    people = "people a side, at most: more of them see smaller shifts"
-    g.add_argument("--n", type=cli.positive, default=32, help=people)
+    g = p.add_argument_group("test", "features by default: bbsd with --init, else encoder")
+    g.add_argument("--features", nargs="+", choices=["bbsd", "encoder", "pixel", "mask"], help="of an image")
+    g.add_argument("--n", type=cli.positive, default=32, help="people a side; more see smaller shifts")
     g.add_argument("--splits", type=cli.positive, default=15, help="into two sides")
     g.add_argument("--permutations", type=cli.positive, default=499, help="of each split")
     g.add_argument("--alpha", type=float, default=0.05, help="level of the test")

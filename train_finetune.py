@@ -20,7 +20,7 @@ from datasets import batches, splits
 from datasets.augmentation import augment
 from datasets.faces import meaning
 from datasets.images import to_float
-from datasets.policies import at_step, load_policy
+from datasets.policies import POLICIES, at_step, load_policy
 from models import build_model, carry_over, freeze, keep_frozen_eval
 from models.normalise import PREPROCESS
 from utils import checkpoint, cli, dist, draw, metrics
@@ -48,34 +48,26 @@ ON_PHOTOS = {"size": 128, "steps": 1000, "augment": "cutmix", "loss": ["ce=1"]}
 
 def get_parser():
     p = cli.parser(__doc__)
-    default = (
-        "the checkpoint's of --init; else synthetic, full, canonical, 0.15, and 128 (synthetic 96) pixels"
+    g = cli.add_data_flags(
+        p, "as --init was trained; else synthetic, full, canonical, 0.15, and size as below"
     )
-    g = cli.add_data_flags(p, default)
-    policies = (
-        "none, flip, randaugment, trivial, cutmix or a policy.json; cutmix by default (synthetic: flip)"
-    )
-    g.add_argument("--augment", metavar="POLICY", help=policies)
-    share = "of every batch that is synthetic faces"
-    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help=share)
+    g.add_argument("--augment", metavar="POLICY", help=f"{', '.join(POLICIES)} or FILE")
+    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help="synthetic faces in a batch")
     g = p.add_argument_group("model")
-    models = "unet (default), unet_gn, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large"
-    g.add_argument("--model", help=models)
-    photo = "what the model does to every photo before all else; none by default"
-    g.add_argument("--preprocess", choices=PREPROCESS, help=photo)
+    g.add_argument("--model", help="unet, unet_gn, fpn_BACKBONE, deeplabv3_..., lraspp_...; unet by default")
+    g.add_argument("--preprocess", choices=PREPROCESS, help="of every photo, by the model; none by default")
     g.add_argument("--weights", default="none", help="none, imagenet, coco, or a file")
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from; classes match by name")
-    stages = "none, backbone, or so many of its stages"
-    g.add_argument("--freeze", default="none", metavar="WHAT", help=stages)
+    g.add_argument("--freeze", default="none", metavar="WHAT", help="none, backbone, or so many stages of it")
     g.add_argument("--backbone-lr-scale", type=float, default=1.0, help="the backbone's rate, times --lr")
-    g = p.add_argument_group("optimisation")
-    losses = f"weighted sum of {', '.join(LOSSES)}; ce=1 by default (synthetic: ce=1 dice=1)"
-    g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=losses)
-    g.add_argument("--steps", type=cli.positive, help="optimiser steps; 1000 by default (synthetic: 800)")
+    g = p.add_argument_group(
+        "optimisation", f"defaults on photos: {ON_PHOTOS}; on synthetic faces: {ON_SYNTHETIC}"
+    )
+    g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=f"weighted sum of {', '.join(LOSSES)}")
+    g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
     g.add_argument("--lr", type=float, default=3e-3, help="peak rate of AdamW")
-    ema = "evaluate and keep an average of the weights, say 0.99; 0: off"
-    g.add_argument("--ema", type=float, default=0.0, metavar="DECAY", help=ema)
+    g.add_argument("--ema", type=float, default=0.0, metavar="DECAY", help="of averaged weights; 0: off")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)
     cli.add_output_flags(p, out="runs/finetune", eval_every=100)
@@ -159,11 +151,8 @@ def main(args):
         mixed = f" + {args.synthetic:.0%} synthetic" if args.synthetic else ""
         print(f"{faces.name} ({args.data}): {len(train)} train{mixed}, {len(val) if val else 0} val")
         print(f"  {num_classes} classes: {' '.join(faces.classes)}", *faces.notes, sep="\n  ")
-        print(
-            f"{args.model}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}, "
-            f"{args.amp} precision; steps {first} to {args.steps} of {world} x {args.batch_size} images at "
-            f"{args.size} x {args.size}"
-        )
+        print(cli.describe(args, first, world, device))
+        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         if fresh:
             print(f"--init {args.init}: begun anew, not in its class list: {', '.join(fresh)}")
 
@@ -189,10 +178,7 @@ def main(args):
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
-        if best["step"] == step or not val:  # before last.pt, which vouches for it
-            kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema")}
-            checkpoint.save(out / "best.pt", **kept | {"model": evaluated.state_dict()})
-        checkpoint.save(out / "last.pt", **state)
+        checkpoint.save_run(out, state, best["step"] == step or not val, evaluated)
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="fine-tune", disable=rank > 0 or None)
@@ -244,13 +230,7 @@ def main(args):
                 kept.lerp_(value, 1 - args.ema) if kept.is_floating_point() else kept.copy_(value)
         if log_now:
             mean_loss = dist.total(torch.stack(losses).mean()).item() / world
-            # >>> shared: not finite
-            if not math.isfinite(mean_loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
-                raise UserError(
-                    f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
-                    f"lower --lr {args.lr}, or --amp off"
-                )
-            # <<< shared: not finite
+            cli.check_finite(mean_loss, grad_norm, step, args)
             spent = max(time.time() - since, 1e-9)
             figures = {
                 "train/loss": mean_loss,

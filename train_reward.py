@@ -41,32 +41,22 @@ INHERITED = dict.fromkeys(["data", "classes", "part_order", "val_fraction", "siz
 
 def get_parser():
     p = cli.parser(__doc__)
-    g = cli.add_data_flags(p, "the checkpoint's; where nobody is held out, the training photos are watched")
-    g.add_argument(
-        "--augment", default="flip", metavar="POLICY", help="as train_finetune.py; no CutMix, no erasing"
-    )
+    g = cli.add_data_flags(p, "as --init was trained; without held-out people, training photos are watched")
+    g.add_argument("--augment", default="flip", metavar="POLICY", help="a policy; its CutMix is left out")
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from")
-    g = p.add_argument_group("reward")
-    rewards = f"weighted sum of {', '.join(REWARDS)}, anatomy and FILE.py:FUNCTION (docs/reward.md)"
-    g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT", help=rewards)
-    level = "score each image by itself, or the counts of the whole batch"
-    g.add_argument("--reward-level", choices=["image", "batch"], default="image", help=level)
-    weight = "of a class in the reward's mean over classes; 1 each by default"
-    g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT", help=weight)
+    g = p.add_argument_group("reward", f"{', '.join(REWARDS)}, anatomy, FILE.py:FUNCTION; see docs/reward.md")
+    g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT", help="weighted sum of these")
+    g.add_argument("--reward-level", choices=["image", "batch"], default="image", help="what is scored")
+    g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT", help="1 each by default")
     g.add_argument("--tolerance", type=cli.positive, default=1, help="of boundary_f1, pixels")
-    estimators = (
-        "reinforce: algorithm 2; rloo: leave-one-out; local: exact change of each pixel; block: of blocks"
+    g.add_argument(
+        "--estimator", choices=list(ESTIMATORS), default="local", help="of the gradient; see below"
     )
-    g.add_argument("--estimator", default="local", choices=list(ESTIMATORS), help=estimators)
     g.add_argument("--samples", type=cli.positive, default=8, help="masks an image, of rloo")
-    policy = "of the policy: logits are divided by it"
-    g.add_argument("--temperature", type=cli.above_zero, default=1.0, help=policy)
-    floor = "entropy per pixel below which its lack is a loss; 0: off"
-    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS", help=floor)
-    kl = "of the divergence from the starting model, nats per pixel"
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
-    ce = "of cross-entropy with the labels, nats per pixel"
-    g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT", help=ce)
+    g.add_argument("--temperature", type=cli.above_zero, default=1.0, help="of the policy: divides logits")
+    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS", help="what lacks is a loss")
+    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help="of KL from --init, nats a pixel")
+    g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT", help="of cross-entropy, a pixel")
     g = p.add_argument_group("optimisation")
     g.add_argument("--steps", type=cli.positive, default=200, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
@@ -132,6 +122,35 @@ def block(logits, labels, reward, u, side=32):
 ESTIMATORS = {"reinforce": reinforce, "rloo": rloo, "local": local, "block": block}
 
 
+def masks_needed(args, reward):
+    """How many masks are drawn from an image; a UserError where estimator and reward do not go together."""
+    needs_sums = args.estimator == "local" or args.reward_level == "batch"
+    if needs_sums and not isinstance(reward, Reward):
+        raise UserError(
+            f"--reward {' '.join(args.reward)}: --estimator local and --reward-level batch need some of "
+            f"{', '.join(REWARDS)}; --estimator block takes any"
+        )
+    if args.estimator != "rloo":
+        return 1 if args.estimator == "local" and reward.radius == 0 else 2
+    if args.samples < 2:
+        raise UserError(f"--samples {args.samples}: rloo compares each mask with the others; give 2 or more")
+    return args.samples
+
+
+def of_rewards(values, weights):
+    """What is logged of the rewards (B, n) of drawn masks and of the estimator's weights (B, K, H, W)."""
+    others = values[:, 1:].mean(1)  # NaN for one sample
+    advantages = values[:, 0] - others
+    return {
+        "reward/mean": values.mean(),
+        "reward/std": values.var(1).mean().sqrt() if values.shape[1] > 1 else math.nan,
+        "reward/baseline": others.mean(),
+        "advantage/mean": advantages.mean(),
+        "advantage/std": advantages.std(correction=0),
+        "frac_reward_zero_std": 1 - weights.flatten(1).any(1).double().mean(),
+    }
+
+
 # >>> shared: schedule
 def lr_at(step, steps, peak):
     """Linear warm-up, then half a cosine to zero. Pure in `step`, so there is no scheduler state."""
@@ -169,16 +188,7 @@ def main(args):
     val = batches.load(faces, "val", args.size, device=device) if validates else train
     num_classes, flip_pairs = len(faces.classes), {"semantic": faces.flip_pairs}
     reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)
-    needs_sums = args.estimator == "local" or args.reward_level == "batch"
-    if needs_sums and not isinstance(reward, Reward):
-        raise UserError(
-            f"--reward {' '.join(args.reward)}: --estimator local and --reward-level batch need some of "
-            f"{', '.join(REWARDS)}; --estimator block takes any"
-        )
-    if args.estimator == "rloo" and args.samples < 2:
-        raise UserError(f"--samples {args.samples}: rloo compares each mask with the others; give 2 or more")
-    one_mask = args.estimator == "local" and reward.radius == 0
-    samples = args.samples if args.estimator == "rloo" else 1 if one_mask else 2  # masks drawn from an image
+    samples = masks_needed(args, reward)
     first = last["step"] if last else 0
     order = batches.Order(len(train), args.batch_size, args.seed, first, args.steps, rank, world)
     loader = batches.loader(train, order, args.workers, device)
@@ -218,13 +228,13 @@ def main(args):
 
     def evaluate():
         """`metrics.summary` of the most likely masks, with their reward, and the F1 of drawn ones."""
-        rest, batch_level = (
+        over, whole = (
             (val, "semantic", num_classes, args.batch_size, rank, world),
             args.reward_level == "batch",
         )
-        counts = metrics.measure(predict, *rest, reward.sums if batch_level else reward)
-        drawn = metrics.measure(sampled, *rest)
-        value = reward.score(counts["reward"].sum(0)) if batch_level else counts["reward"].mean()
+        counts = metrics.measure(predict, *over, reward.sums if whole else reward)
+        drawn = metrics.measure(sampled, *over)
+        value = reward.score(counts["reward"].sum(0)) if whole else counts["reward"].mean()
         result = metrics.summary(counts, faces.classes) | {"reward": float(value)}
         return result | {"sampled_f1": metrics.summary(drawn, faces.classes)["mean_f1"]}
 
@@ -244,20 +254,13 @@ def main(args):
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
-        if best["step"] == step:  # before last.pt, which vouches for it
-            kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler")}
-            checkpoint.save(out / "best.pt", **kept)
-        checkpoint.save(out / "last.pt", **state)
+        checkpoint.save_run(out, state, best["step"] == step, evaluated)
 
     result = before = last["before"] if last else evaluate()
     best = last["best"] if last else {"step": 0, "reward": before["reward"]}
     if rank == 0:
         print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val", *faces.notes, sep="\n  ")
-        print(
-            f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} "
-            f"of {world} x {args.batch_size} images at {args.size} x {args.size}; {args.estimator} on "
-            f"{' + '.join(args.reward)}"
-        )
+        print(f"{cli.describe(args, first, world, device)}; {args.estimator} on {' + '.join(args.reward)}")
         print(f"start: greedy val reward {before['reward']:.4f}, mean F1 {before['mean_f1']:.4f}")
         if not last:
             save(0)  # the start is the best so far: a run that only loses ground ends with it
@@ -315,46 +318,29 @@ def main(args):
         # <<< shared: optimiser step
         if log_now:
             mean_loss = dist.total(loss.detach()).item() / world
-            # >>> shared: not finite
-            if not math.isfinite(mean_loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
-                raise UserError(
-                    f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
-                    f"lower --lr {args.lr}, or --amp off"
-                )
-            # <<< shared: not finite
+            cli.check_finite(mean_loss, grad_norm, step, args)
             with torch.no_grad():
                 mask, likely = sample(tempered, u[:, 0]), logits.argmax(1)
                 if args.reward_level == "batch":  # of all most likely masks, with no drawn one among them
                     greedy = reward.score(dist.total(reward.sums(likely, labels).sum(0)))
                 else:
                     greedy = reward(likely, labels)
-                others = values[:, 1:].mean(1)  # NaN for one sample
                 f1 = metrics.f1_per_class(metrics.confusion(mask, labels, num_classes)).nanmean(0)
                 figures = {
-                    "reward/mean": values.mean(),
-                    "reward/std": values.var(1).mean().sqrt() if values.shape[1] > 1 else math.nan,
-                    "reward/greedy": greedy.mean(),
-                    "reward/baseline": others.mean(),
-                    "advantage/mean": (values[:, 0] - others).mean(),
-                    "advantage/std": (values[:, 0] - others).std(correction=0),
-                    "frac_reward_zero_std": 1 - weights.flatten(1).any(1).double().mean(),
-                    "grad_snr": snr,
                     "kl": kl,
                     "entropy": nats,
                     "ce_loss": ce,
                     "policy_loss": of_policy,
                     "train/loss": loss,
                 }
+                figures |= of_rewards(values, weights) | {"reward/greedy": greedy.mean(), "grad_snr": snr}
                 figures |= {f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()}
                 figures |= {f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)}
             figures = dist.mean(figures, device)
             figures["train/lr"], figures["train/grad_norm"] = optimizer.param_groups[0]["lr"], grad_norm
             rate = LOG_EVERY * world * args.batch_size / (time.time() - since)
             log.scalars(step, **figures, **{"time/images_per_sec": rate})
-            bar.set_postfix_str(
-                f"reward {figures['reward/mean']:.4f} greedy {figures['reward/greedy']:.4f} "
-                f"entropy {figures['entropy']:.3f}"
-            )
+            bar.set_postfix_str(f"reward {figures['reward/mean']:.4f} greedy {figures['reward/greedy']:.4f}")
             since = time.time()
         if eval_now:
             result = evaluate()

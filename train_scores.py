@@ -44,37 +44,26 @@ FOR_OTHERS = {"temperature": 1.0, "samples": 8, "lr": 2e-4}  # ... and of the ot
 def get_parser():
     p = cli.parser(__doc__)
     g = p.add_argument_group("data")
-    photos = "photos, or a data set, whose training photos are taken without masks"
-    g.add_argument("--unlabelled", metavar="FOLDER", help=photos)
-    held = "of the people held out to judge the network by, without a validation split; the checkpoint's"
-    g.add_argument("--val-fraction", type=float, metavar="SHARE", help=held)
-    limit = "photos to ask about, spread over people and yaw, nested by --seed; all by default"
-    g.add_argument("--limit", type=cli.positive, metavar="N", help=limit)
-    policies = "of photos and weights together, as train_finetune.py"
-    g.add_argument("--augment", default="trivial", metavar="POLICY", help=policies)
+    g.add_argument("--unlabelled", metavar="FOLDER", help="photos, or a data set, whose masks are left alone")
+    g.add_argument("--val-fraction", type=float, metavar="SHARE", help="of people held out; 0: nobody")
+    g.add_argument("--limit", type=cli.positive, metavar="N", help="photos to ask about; all by default")
+    g.add_argument("--augment", default="trivial", metavar="POLICY", help="of photos and weights together")
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from")
-    g = p.add_argument_group("reward")
-    rewards = f"weighted sum of FILE.py:FUNCTION (docs/scores.md) and {', '.join(FREE)}"
-    g.add_argument("--reward", nargs="+", metavar="NAME=WEIGHT", help=rewards)
-    budget = "masks to submit in all, validation included; sets the number of steps"
-    g.add_argument("--score-budget", type=cli.positive, metavar="N", help=budget)
-    estimators = "field: where the scores of a photo say its truth is; the others: by the scores of each step"
-    g.add_argument("--estimator", default="field", choices=["field", *ESTIMATORS], help=estimators)
-    masks = "masks an image and step, 8 by default; field: an image, as the budget allows"
-    g.add_argument("--samples", type=cli.positive, help=masks)
-    deviation = "divide advantages by their deviation over an image's masks (not field)"
-    g.add_argument("--standardise", action="store_true", help=deviation)
-    cell = "side of cells whose pixels are drawn together, pixels; it halves on the way to 1 (not field)"
-    g.add_argument("--cell", type=cli.positive, default=1, help=cell)
-    policy = "of the policy: logits are divided by it; 2 by default for field, else 1"
-    g.add_argument("--temperature", type=cli.above_zero, help=policy)
-    kl = "of the divergence from the starting model, nats per pixel"
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
-    g = p.add_argument_group("optimisation")
-    steps = "optimiser steps; 400 by default for field, else by the budget"
-    g.add_argument("--steps", type=cli.positive, help=steps)
+    g = p.add_argument_group("reward", f"FILE.py:FUNCTION, {', '.join(FREE)}; see docs/scores.md")
+    g.add_argument("--reward", nargs="+", metavar="NAME=WEIGHT", help="weighted sum of these")
+    g.add_argument("--score-budget", type=cli.positive, metavar="N", help="masks to submit in all")
+    g.add_argument("--estimator", choices=["field", *ESTIMATORS], default="field", help="of what scores say")
+    g.add_argument("--samples", type=cli.positive, help="masks of a photo, at each step (field: in all)")
+    g.add_argument("--standardise", action="store_true", help="advantages, over a photo's masks (not field)")
+    g.add_argument(
+        "--cell", type=cli.positive, default=1, help="pixels drawn as one, halved to 1 (not field)"
+    )
+    g.add_argument("--temperature", type=cli.above_zero, help="of the policy: divides logits")
+    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help="of KL from --init, nats a pixel")
+    g = p.add_argument_group("optimisation", f"defaults for field: {FOR_FIELD}; for others: {FOR_OTHERS}")
+    g.add_argument("--steps", type=cli.positive, help="optimiser steps; of others as the budget allows")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
-    g.add_argument("--lr", type=float, help="peak rate of AdamW; 5e-4 by default for field, else 2e-4")
+    g.add_argument("--lr", type=float, help="peak rate of AdamW")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     g = p.add_argument_group("runtime")
     g.add_argument("--seed", type=int, default=0, help="of all that is random")
@@ -180,12 +169,68 @@ def lr_at(step, steps, peak):
 # <<< shared: schedule
 
 
+# ---- what masks are drawn, and what they score
+
+
+def within_budget(args, left, num_photos, num_val):
+    """(samples, steps) for so many scores that are left, photos to ask about and photos that validate."""
+    if not args.score_budget and not (args.steps and args.samples):
+        raise UserError("--score-budget: say how many scores there are, or give --steps and --samples")
+    if args.eval_every and not args.steps:
+        raise UserError("--eval-every: give --steps as well")
+    evaluations = 1 - (-args.steps // args.eval_every) if args.eval_every else EVALUATIONS
+    left = max(0, left - evaluations * num_val)
+    samples = args.samples or int(left // num_photos)
+    steps = args.steps or int(left // (args.batch_size * samples))
+    num_photos = num_photos if args.estimator == "field" else steps * args.batch_size
+    if samples < 2 or steps < 1 or left < num_photos * samples:
+        raise UserError(
+            f"--score-budget {args.score_budget}: too small for {evaluations} validations of {num_val} "
+            f"photos and masks of {num_photos} others (--limit)"
+        )
+    return samples, steps
+
+
+def mask_drawer(logits, positions, seed, side=1):
+    """draw_mask(k) -> mask k (B, H, W) of each photo, from the policy's logits (B, K, H, W)."""
+
+    def draw_mask(k):
+        u = rng.cells(seed, positions.to(logits.device), logits.shape[2:], side, stream=100 + k)
+        return sample(logits, u)
+
+    return draw_mask
+
+
+@torch.no_grad()
+def explore(predict, data, scorer, args, stop):
+    """(N, K, H, W) half: `posterior` of each photo, from masks that `predict` draws; None if stopped."""
+    found = []
+    for row in tqdm(range(len(data)), "asking", disable=None):
+        logits = predict(data[[row]]["image"]) / args.temperature
+        draw_mask = mask_drawer(logits, torch.tensor([row]), args.seed)
+        masks = torch.cat([draw_mask(k) for k in range(args.samples)])
+        scores = scorer(masks, [data.paths[row]] * len(masks))
+        found.append(posterior(logits.softmax(1)[0], masks, scores).half().cpu())
+        if stop.signal:
+            return None
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def evaluate(predict, data, scorer, batch_size):
+    """Mean score of the most likely masks of held-out photos; None without any."""
+    values = []
+    for i in range(0, len(data or ()), batch_size):
+        rows = list(range(i, min(i + batch_size, len(data))))
+        masks = predict(data[rows]["image"]).argmax(1)
+        values.append(scorer(masks, [data.paths[row] for row in rows]).nanmean(1))
+    return torch.cat(values).mean().item() if values else None
+
+
 def main(args):
     # ---- setup ----
-    needs, free = (
-        ["init", "unlabelled", "reward"],
-        (*cli.FREE, "score_budget"),
-    )  # more may be asked than was thought
+    needs = ["init", "unlabelled", "reward"]
+    free = (*cli.FREE, "score_budget")  # more may be asked than was thought
     out, args, last = cli.start_run(args, get_parser(), "train_scores.py", needs, free)
     init = checkpoint.load(args.init)
     rank, world, device = dist.init(args.device)
@@ -210,20 +255,7 @@ def main(args):
     function, name = judge(args.reward, meaning["classes"]), " ".join(args.reward)
     scorer = Scorer(function, name, out / "scores.jsonl", args.score_budget)
     if not last:  # a resumed run has samples and steps already
-        if not args.score_budget and not (args.steps and args.samples):
-            raise UserError("--score-budget: say how many scores there are, or give --steps and --samples")
-        if args.eval_every and not args.steps:
-            raise UserError("--eval-every: give --steps as well")
-        evaluations = 1 - (-args.steps // args.eval_every) if args.eval_every else EVALUATIONS
-        left = scorer.left() - evaluations * num_val
-        args.samples = args.samples or int(max(0, left) // len(train))
-        args.steps = args.steps or int(max(0, left) // (args.batch_size * args.samples))
-        num_photos = len(train) if use_field else args.steps * args.batch_size
-        if args.samples < 2 or args.steps < 1 or left < num_photos * args.samples:
-            raise UserError(
-                f"--score-budget {args.score_budget}: too small for {evaluations} validations of {num_val} "
-                f"photos and masks of {num_photos} others (--limit)"
-            )
+        args.samples, args.steps = within_budget(args, scorer.left(), len(train), num_val)
     args.eval_every = args.eval_every or -(-args.steps // (EVALUATIONS - 1))
     first = last["step"] if last else 0
     order = batches.Order(len(train), args.batch_size, args.seed, first, args.steps)
@@ -251,44 +283,6 @@ def main(args):
 
     # <<< shared: predict
 
-    def mask_drawer(logits, positions, side=1):
-        """draw_mask(k) -> mask k of each photo, from the tempered policy."""
-        shape, positions = logits.shape[2:], positions.to(device)
-
-        def draw_mask(k):
-            u = rng.cells(args.seed, positions, shape, side, stream=100 + k)
-            return sample(logits / args.temperature, u)
-
-        return draw_mask
-
-    @torch.no_grad()
-    def explore():
-        """(N, K, H, W) half: `posterior` of each photo, from masks of the starting model; None if stopped. It
-        is kept in a file, since another machine might draw other masks."""
-        found = []
-        for row in tqdm(range(len(train)), "asking", disable=None):
-            logits = predict(train[[row]]["image"], start)
-            draw_mask = mask_drawer(logits, torch.tensor([row]))
-            masks = torch.cat([draw_mask(k) for k in range(args.samples)])
-            scores = scorer(masks, [train.paths[row]] * len(masks))
-            probs = (logits / args.temperature).softmax(1)
-            found.append(posterior(probs[0], masks, scores).half().cpu())
-            if stop.signal:
-                return None
-        fields = torch.stack(found)
-        checkpoint.save(out / "fields.pt", fields=fields)
-        return fields
-
-    @torch.no_grad()
-    def evaluate():
-        """Mean score of the most likely masks of the held-out photos; None without any."""
-        values = []
-        for i in range(0, num_val, args.batch_size):
-            rows = list(range(i, min(i + args.batch_size, num_val)))
-            masks = predict(val[rows]["image"]).argmax(1)
-            values.append(scorer(masks, [val.paths[row] for row in rows]).nanmean(1))
-        return torch.cat(values).mean().item() if values else None
-
     def save(step):
         state = {
             "script": "train_scores.py",
@@ -301,20 +295,14 @@ def main(args):
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
-        if best["step"] == step or not val:  # before last.pt, which vouches for it
-            kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler")}
-            checkpoint.save(out / "best.pt", **kept)
-        checkpoint.save(out / "last.pt", **state)
+        checkpoint.save_run(out, state, best["step"] == step or not val, evaluated)
 
-    before = last["before"] if last else evaluate()
+    before = last["before"] if last else evaluate(predict, val, scorer, args.batch_size)
     best = last["best"] if last else {"step": 0, "score": before}
     print(f"{faces.name} ({args.unlabelled}): {len(train)} photos to ask about, {num_val} to judge by")
     print("".join(f"  {note}\n" for note in faces.notes), end="")
-    print(
-        f"{args.model} from {args.init} on {device}, {args.amp} precision; steps {first} to {args.steps} of "
-        f"{args.batch_size} photos at {args.size} x {args.size}; {args.estimator}, {args.samples} masks a "
-        f"photo{'' if use_field else ' and step'}, judged by {' + '.join(args.reward)}"
-    )
+    masks = f"{args.estimator}, {args.samples} masks a photo{'' if use_field else ' and step'}"
+    print(f"{cli.describe(args, first, world, device)}; {masks}, judged by {' + '.join(args.reward)}")
     if not last:
         save(0)  # the start is the best so far: a run that only loses ground ends with it
 
@@ -323,9 +311,13 @@ def main(args):
     since, done, signal, collapsed = time.time(), first, 0, False
     scores = torch.full((1, 2, 1), torch.nan)  # of a step that asks for none
     if use_field:
-        known = last and (out / "fields.pt").is_file()
-        fields = checkpoint.load(out / "fields.pt")["fields"] if known else explore()
-        signal = stop.signal if fields is None else 0
+        kept = out / "fields.pt"  # since another machine might draw other masks
+        if last and kept.is_file():
+            fields = checkpoint.load(kept)["fields"]
+        elif (fields := explore(functools.partial(predict, net=start), train, scorer, args, stop)) is None:
+            signal = stop.signal
+        else:
+            checkpoint.save(kept, fields=fields)
     for step, rows in zip(range(first, first if signal else args.steps), order, strict=False):
         # >>> shared: cadence
         done = step + 1
@@ -342,9 +334,9 @@ def main(args):
                 weights = F.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
             else:
                 side = max(1, args.cell >> int(step / args.steps * (1 + math.log2(args.cell))))
-                draw_mask = mask_drawer(logits, positions, side)
+                tempered, estimate = logits / args.temperature, ESTIMATORS[args.estimator]
+                draw_mask = mask_drawer(tempered, positions, args.seed, side)
                 score = functools.partial(scorer, photos=[train.paths[row] for row in rows])
-                estimate, tempered = ESTIMATORS[args.estimator], logits / args.temperature
                 weights, scores = estimate(tempered, draw_mask, score, args.samples, args.standardise)
             batch = {"image": photos, "weights": weights}
             batch = augment(batch, at_step(policy, step), args.seed, positions, flip_pairs)
@@ -368,13 +360,7 @@ def main(args):
         # <<< shared: optimiser step
         if log_now:
             mean_loss = loss.item()
-            # >>> shared: not finite
-            if not math.isfinite(mean_loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
-                raise UserError(
-                    f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
-                    f"lower --lr {args.lr}, or --amp off"
-                )
-            # <<< shared: not finite
+            cli.check_finite(mean_loss, grad_norm, step, args)
             figures = {
                 "reward/mean": scores.nanmean(),
                 "reward/std": scores.nanmean(2).var(1).mean().sqrt(),
@@ -392,7 +378,7 @@ def main(args):
             bar.set_postfix_str(f"loss {mean_loss:.3f}, {scorer.asked} scores asked")
             since = time.time()
         if eval_now:
-            result = evaluate()
+            result = evaluate(predict, val, scorer, args.batch_size)
             if val:
                 log.scalars(step, **{"val/reward": result})
                 if result > best["score"]:

@@ -39,6 +39,15 @@ def save(path, **state):
     os.close(folder)
 
 
+def save_run(out, state, is_best, best_model):
+    """last.pt of a run folder, and before it, since it vouches for it, best.pt if this is the best step so
+    far: with the weights of `best_model`, and without what only a resumed run needs."""
+    if is_best:
+        kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema")}
+        save(out / "best.pt", **kept | {"model": best_model.state_dict()})
+    save(out / "last.pt", **state)
+
+
 def load(path, script=None):
     """The dict that `save` wrote. Every byte is checked against the archive's checksums, since
     `torch.load` does not notice a flipped one. Raises UserError: missing, damaged, foreign."""

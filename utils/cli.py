@@ -6,6 +6,7 @@ and has the same help, in every script.
 
 import argparse
 import copy
+import math
 import sys
 
 from utils import checkpoint
@@ -13,6 +14,8 @@ from utils.errors import UserError
 from utils.log import open_run
 
 COLLAPSED = 3  # exit status of a training run that stopped itself, since its score fell
+CLASS_LISTS = ["full", "fasseg", "celebamask", "lapa"]
+PART_ORDERS = ["canonical", "farl"]
 FREE = ("resume", "out", "device", "workers")  # flags that may change when a run is resumed
 
 
@@ -78,28 +81,21 @@ def add_data_flags(p, default):
     """Which labelled faces, and who of them trains. default: what holds where a flag is not given."""
     g = p.add_argument_group("data", f"where a flag is not given: {default}")
     g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
-    schemes = ["full", "fasseg", "celebamask", "lapa"]
-    g.add_argument("--classes", choices=schemes, help="class list of --data synthetic")
-    orders = ["canonical", "farl"]
-    g.add_argument("--part-order", choices=orders, help="which part of CelebAMask-HQ is painted last")
-    share = "of the people held out, where the data has no validation split; 0: nobody"
-    g.add_argument("--val-fraction", type=float, metavar="SHARE", help=share)
+    g.add_argument("--classes", choices=CLASS_LISTS, help="class list of --data synthetic")
+    g.add_argument("--part-order", choices=PART_ORDERS, help="which part of CelebAMask-HQ is painted last")
+    g.add_argument("--val-fraction", type=float, metavar="SHARE", help="of people held out; 0: nobody")
     g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
     add_who_trains(g)
     return g
 
 
 def add_who_trains(g):
-    limit = "labelled training images, spread over people and yaw, nested by --seed; all by default"
-    g.add_argument("--limit", type=positive, metavar="N", help=limit)
-    ids = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
-    g.add_argument("--ids", metavar="FILE", help=ids)
+    g.add_argument("--limit", type=positive, metavar="N", help="labelled images, spread over people and yaw")
+    g.add_argument("--ids", metavar="FILE", help='JSON {"train": [ids], "val": [ids]}, in place of a limit')
 
 
 def add_device_flags(g):
-    g.add_argument(
-        "--amp", choices=["off", "bf16", "fp16"], help="of the forward pass; bf16 on a GPU, else off"
-    )
+    g.add_argument("--amp", choices=["off", "bf16", "fp16"], help="forward pass; bf16 on a GPU, else off")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
 
 
@@ -116,8 +112,9 @@ def add_output_flags(p, out, eval_every):
     g = p.add_argument_group("output")
     g.add_argument("--out", default=out, metavar="FOLDER", help="run folder")
     g.add_argument("--resume", action="store_true", help="go on with the run in --out, with its flags")
-    steps = "steps between validations, pictures and checkpoints"
-    g.add_argument("--eval-every", type=positive, default=eval_every, metavar="STEPS", help=steps)
+    g.add_argument(
+        "--eval-every", type=positive, default=eval_every, metavar="N", help="steps to a checkpoint"
+    )
 
 
 # ---- before the work, and after it
@@ -148,6 +145,25 @@ def start_run(args, parser, script, needs=(), free=FREE):
     if last["step"] >= args.steps:
         raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
     return out, args, last
+
+
+def describe(args, first, world, device):
+    """The run that begins or goes on, as a line of text."""
+    start = f" from {args.init}" if args.init else ""
+    return (
+        f"{args.model}{start} on {device}, {args.amp} precision; steps {first} to {args.steps} of "
+        f"{world} x {args.batch_size} images at {args.size} x {args.size}"
+    )
+
+
+def check_finite(loss, grad_norm, step, args):
+    """Refuse to go on from a loss (a number) or a gradient norm (a tensor) that is not finite; in fp16, whose
+    scaler skips such steps, gradients may be."""
+    if not math.isfinite(loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
+        raise UserError(
+            f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
+            f"lower --lr {args.lr}, or --amp off"
+        )
 
 
 def stopped(signal, step, out):
