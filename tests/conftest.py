@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from utils.cli import run
+from utils.errors import UserError
 
 torch.set_num_threads(1)
 ROOT = pathlib.Path(__file__).parents[1]
@@ -146,6 +147,18 @@ def kill_in_the_middle(process, out):
 
 
 # ---- faces
+
+
+def ids_of(faces, split="train"):
+    return [sample.id for sample in faces.splits[split]]
+
+
+def refusal(call, *args):
+    """What a `UserError` says, which is one line."""
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value), "one line, please"
+    return str(caught.value)
 
 
 def write(path, content):

@@ -8,13 +8,12 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import FASSEG, needs_fasseg
+from conftest import FASSEG, ids_of, needs_fasseg, refusal
 from PIL import Image
 
 from datasets import celebamask, fasseg, folder, helen, ibugmask, lapa, open_faces
 from datasets.faces import Sample, limit, meaning, split_by_group
 from datasets.images import read_image, read_mask
-from utils.errors import UserError
 
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS
 
@@ -28,17 +27,6 @@ def save(path, pixels, **options):
 
 def photo(path, width=6, height=2):
     save(path, np.full((height, width, 3), 128))
-
-
-def ids_of(faces, split="train"):
-    return [sample.id for sample in faces.splits[split]]
-
-
-def refusal(call, *args):
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value), "one line, please"
-    return str(caught.value)
 
 
 # ---- FASSEG

@@ -4,28 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from conftest import ids_of, refusal
 from PIL import Image
 
 from datasets import batches, cache, splits
 from datasets.sides import trained_on
 from utils import checkpoint
-from utils.errors import UserError
 
 
 def save(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.uint8(pixels)).save(path)
-
-
-def ids_of(faces, split="train"):
-    return [sample.id for sample in faces.splits[split]]
-
-
-def refusal(call, *args):
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value), "one line, please"
-    return str(caught.value)
 
 
 @pytest.fixture
