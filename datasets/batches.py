@@ -81,10 +81,10 @@ class Mixed:
     def __getitem__(self, index):
         n, batches, rows = len(self.real), [], []
         for data, first in ((self.real, 0), (self.synthetic, n)):
-            mine = [row for row, i in enumerate(index) if (i >= n) == (first == n)]
-            if mine:
-                batches.append(data[[index[row] - first for row in mine]])
-                rows += mine
+            places = [row for row, i in enumerate(index) if (i >= n) == (first == n)]
+            if places:
+                batches.append(data[[index[row] - first for row in places]])
+                rows += places
         back = torch.tensor(rows).argsort()
         keys = [key for key in batches[0] if all(key in batch for batch in batches)]
         return {k: torch.cat([batch[k].cpu() for batch in batches])[back] for k in keys}

@@ -102,13 +102,13 @@ def open_photos(path, classes, val_fraction=0.15):
         raise UserError("unlabelled synthetic: need photos in a folder; synthetic faces are labelled")
     faces = open_any(path, classes, val_fraction)
     own = faces.name == "folder" and "unlabelled" in faces.splits
-    mine = [s._replace(label=None) for s in faces.splits["unlabelled" if own else "train"]]
+    train = [s._replace(label=None) for s in faces.splits["unlabelled" if own else "train"]]
     held = [s._replace(label=None) for s in faces.splits.get("val", [])]
     if not held and val_fraction > 0:
-        if len({s.group for s in mine}) < 2:
+        if len({s.group for s in train}) < 2:
             raise UserError(
                 f"{path}: one person alone cannot be held out; a validation share of 0 does without"
             )
-        mine, held = split_by_group(mine, val_fraction)
-    faces.splits = {"train": mine, "val": held}
+        train, held = split_by_group(train, val_fraction)
+    faces.splits = {"train": train, "val": held}
     return faces

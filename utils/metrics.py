@@ -154,12 +154,12 @@ def measure(predict, data, key, num_classes, batch_size=16, rank=0, world=1, rew
     Returns {"confusion": (N, K, K), "boundary": (K, 4), "calibration": (BINS, 3)} on the CPU, and with
     a `reward`, (preds, labels) -> (B, ...) float64, {"reward": (N, ...)}.
     """
-    mine = range(rank, len(data), world)
+    rows = range(rank, len(data), world)
     confusions = [torch.zeros(0, num_classes, num_classes, dtype=torch.long)]
     edges = torch.zeros(num_classes, 4, dtype=torch.long)
     bins, rewards = torch.zeros(BINS, 3, dtype=torch.double), []
-    for start in range(0, len(mine), batch_size):
-        batch = data[list(mine[start : start + batch_size])]
+    for start in range(0, len(rows), batch_size):
+        batch = data[list(rows[start : start + batch_size])]
         logits = predict(batch["image"])
         labels, preds = batch[key].to(logits.device), logits.argmax(1)
         confusions.append(confusion(preds, labels, num_classes).cpu())

@@ -16,7 +16,7 @@ ALLOCATIONS = {
     "ft": "more steps of fine-tuning on all photos",
     "cleaned": "as many without the suspects, which go into quarantine",
     "shared": "reward tuning on all photos but the suspects",
-    "routed": "reward tuning on the half whose drawn masks disagree most, the suspects aside",
+    "routed": "reward tuning on the half num_people drawn masks disagree most, the suspects aside",
     "disjoint": "fine-tuning on one half, reward tuning on the other, the suspects in neither",
 }
 REWARDED = "shared", "routed", "disjoint"
@@ -80,8 +80,8 @@ def rows_of(stage, scores, gains, people, kept):
     rows = []
     for arm, (mean, error) in sorted(gains.items(), key=lambda kv: kv[1][1] - kv[1][0]):
         f1 = list(scores[arm].values())
-        whose = sum(ids[0] in scores[arm] for ids in people.values())
-        row = {"stage": stage, "photos": len(f1), "people": whose, "arm": arm, "f1": sum(f1) / len(f1)}
+        num_people = sum(ids[0] in scores[arm] for ids in people.values())
+        row = {"stage": stage, "photos": len(f1), "people": num_people, "arm": arm, "f1": sum(f1) / len(f1)}
         fate = ("taken" if len(kept) == 1 else "stays") if arm in kept else ""
         rows.append(row | {"gain": mean, "se": error, "fate": fate})
     return rows
@@ -127,14 +127,14 @@ def line_of(contradictions):
 
 
 def suspicious(contradiction):
-    """Ids whose masks stand out. contradiction: {id: share}."""
+    """Ids num_people masks stand out. contradiction: {id: share}."""
     line = line_of(contradiction.values())
     return [i for i, v in contradiction.items() if v > line]
 
 
-def main_confusion(label, pred, where, classes):
-    """What mask and prediction, (H, W) uint8, differ on most, in words; where: (H, W) bool, some pixels."""
-    pair = (label.long() * len(classes) + pred.long())[where].mode().values.item()
+def main_confusion(label, pred, pixels, classes):
+    """What mask and prediction, (H, W) uint8, differ on most, in words; pixels: (H, W) bool, some of them."""
+    pair = (label.long() * len(classes) + pred.long())[pixels].mode().values.item()
     return f"{classes[pair // len(classes)]} in the mask, {classes[pair % len(classes)]} to the network"
 
 

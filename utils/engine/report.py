@@ -133,8 +133,8 @@ def _gate(verdict):
 
 def beyond(policy):
     """Of a policy that the gate could have limited and did not, a sentence; else nothing."""
-    gate, told = policy["gate"], policy["gate"]["verdict"].startswith(("PASS", "REJECT"))
-    if gate["gated"] or not told:
+    gate, decided = policy["gate"], policy["gate"]["verdict"].startswith(("PASS", "REJECT"))
+    if gate["gated"] or not decided:
         return ""
     return f" It did not limit `{policy['kind']}`, whose photos may look unlike real ones."
 
@@ -151,16 +151,18 @@ def _allocation(policy, decided):
     ]
     if not policy["search"]["allocated"]:
         lines = ["**Allocation.** Not asked: all photos are for fine-tuning."]
-    whose = sum(any(i in suspects for i in ids) for ids in decided["people"].values())
+    num_people = sum(any(i in suspects for i in ids) for ids in decided["people"].values())
     away = {
         "cleaned": "in quarantine: they are in neither of the two ids files",
         "disjoint": "in neither half",
     }
     fate = "still fine-tuned on" + (", but not rewarded" if mode in REWARDED else "")
     fate = away.get(mode, fate)
-    told = f"{len(suspects)} photos of {whose} people are suspect, and {fate}; look at them below. Several of"
-    told += " one person may well be an unusual face, not wrong masks."
-    return [*lines, "", f"**Suspects.** {told if suspects else 'None.'}", ""]
+    text = (
+        f"{len(suspects)} photos of {num_people} people are suspect, and {fate}; look at them below. Several"
+    )
+    text += " of one person may well be an unusual face, not wrong masks."
+    return [*lines, "", f"**Suspects.** {text if suspects else 'None.'}", ""]
 
 
 def _operations(policy):

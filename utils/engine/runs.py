@@ -20,9 +20,9 @@ def write_json(out, name, what):
     """`what` as a file in a folder, whole or not at all; its path."""
     path = out / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_name(path.name + ".tmp")
-    begun.write_text(json.dumps(what, indent=1) + "\n")
-    os.replace(begun, path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(what, indent=1) + "\n")
+    os.replace(temporary, path)
     return path
 
 
@@ -30,7 +30,7 @@ def begin(out, flags, inputs):
     """Make the folder of a search, or go on in it: with the same flags {name: value} and inputs (anything
     that JSON holds), else it is refused."""
     free = ("jobs", "device", "out", "policy", "preview", "materialise")
-    told = {k: v for k, v in flags.items() if k not in free}
+    kept = {k: v for k, v in flags.items() if k not in free}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,7 +39,7 @@ def begin(out, flags, inputs):
         raise UserError(f"--out {out}: holds a policy.json already; name another")
     if (out / "search.json").is_file():
         before = json.loads((out / "search.json").read_text())
-        for key, value in told.items():
+        for key, value in kept.items():
             if before.get(key) != value:
                 raise UserError(
                     f"--{key.replace('_', '-')} {value}: the search in {out} began with "
@@ -47,7 +47,7 @@ def begin(out, flags, inputs):
                 )
         if before.get("inputs") != inputs:
             raise UserError(f"--out {out}: its search began with other photos or arms; name another")
-    write_json(out, "search.json", told | {"inputs": inputs})
+    write_json(out, "search.json", kept | {"inputs": inputs})
 
 
 class Ledger:
@@ -96,11 +96,11 @@ def run_all(jobs, folder, ledger, finish, at_once=1):
             shutil.rmtree(stale, ignore_errors=True)
         # under a name of its own until it has ended: where this process was killed but not the run that it
         # had started, that run writes on
-        begun = out.with_name(f"{out.name}.{os.getpid()}")
-        status, error = call(job["script"], [*job["flags"], "--out", begun], threads)
+        unfinished = out.with_name(f"{out.name}.{os.getpid()}")
+        status, error = call(job["script"], [*job["flags"], "--out", unfinished], threads)
         if status not in (0, COLLAPSED):
-            raise UserError(f"{job['script']} of {begun} ended with {status}: {error[-300:]}")
-        begun.rename(out)
+            raise UserError(f"{job['script']} of {unfinished} ended with {status}: {error[-300:]}")
+        unfinished.rename(out)
         return job, out
 
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:

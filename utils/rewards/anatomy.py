@@ -55,18 +55,18 @@ def rules(preds, names):
     if not ids["skin"] or not any(ids[part] for part in SIZES):
         raise UserError(f"anatomy needs skin and eyes, nose or mouth; the classes are {' '.join(names)}")
     masks = preds.cpu().numpy()
-    where = {part: np.isin(masks, found) for part, found in ids.items()}
-    inner = where["eyes"] | where["brows"] | where["nose"] | where["mouth"]
-    face = inner | where["skin"] | where["glasses"]
+    regions = {part: np.isin(masks, found) for part, found in ids.items()}
+    inner = regions["eyes"] | regions["brows"] | regions["nose"] | regions["mouth"]
+    face = inner | regions["skin"] | regions["glasses"]
     area = face.sum((1, 2))
     found = {}
     for part in (part for part in SIZES if ids[part]):
         sided = part == "eyes" and len(ids[part]) > 1  # then one piece of each class, else two of one
-        pieces = [masks == i for i in ids[part]] if sided else [where[part]]
+        pieces = [masks == i for i in ids[part]] if sided else [regions[part]]
         found[part] = compact(pieces, area, *SIZES[part], most=2 if part == "eyes" and not sided else 1)
     if len(found) > 1:
-        found["order"] = order([where[part] for part in ("eyes", "nose", "mouth") if ids[part]], area)
-    found["inside"] = inside(inner, where["outside"])
+        found["order"] = order([regions[part] for part in ("eyes", "nose", "mouth") if ids[part]], area)
+    found["inside"] = inside(inner, regions["outside"])
     found["face"] = compact([face], face[0].size, *FACE)
     return {name: torch.from_numpy(value).to(preds.device) for name, value in found.items()}
 

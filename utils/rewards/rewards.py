@@ -215,32 +215,32 @@ def free(name, classes):
     return lambda preds, _: FREE[name](torch.as_tensor(preds), classes)
 
 
-def load(where):
+def load(source):
     """The function of `FILE.py:FUNCTION`."""
-    file, _, name = where.rpartition(":")
+    file, _, name = source.rpartition(":")
     if not file.endswith(".py") or not pathlib.Path(file).is_file():
         known = ", ".join([*REWARDS, *FREE])
-        raise UserError(f"reward {where}: not one of {known}, nor FILE.py:FUNCTION of a file that exists")
+        raise UserError(f"reward {source}: not one of {known}, nor FILE.py:FUNCTION of a file that exists")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file may do
-        raise UserError(f"reward {where}: {file} cannot be imported ({error!r})") from error
+        raise UserError(f"reward {source}: {file} cannot be imported ({error!r})") from error
     if not callable(getattr(module, name, None)):
-        raise UserError(f"reward {where}: {file} has no function {name}")
+        raise UserError(f"reward {source}: {file} has no function {name}")
     return getattr(module, name)
 
 
-def checked(where):
+def checked(source):
     """The function of `FILE.py:FUNCTION` as a reward, whose every answer must be one number an image."""
-    function = load(where)
+    function = load(source)
 
     def reward(preds, labels):
         values = torch.as_tensor(function(preds, labels), dtype=torch.double, device=preds.device)
         if values.shape != (len(preds),) or not values.isfinite().all():
             raise UserError(
-                f"reward {where}: need one finite number for each of {len(preds)} masks, got "
+                f"reward {source}: need one finite number for each of {len(preds)} masks, got "
                 f"shape {tuple(values.shape)}"
             )
         return values
