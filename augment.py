@@ -62,14 +62,15 @@ def get_parser():
     g = p.add_argument_group("data")
     g.add_argument("--data", help="folder of faces, its layout recognised")
     cli.add_who_trains(g)
-    g.add_argument(
-        "--gate-on", metavar="FOLDER", help="its photos, or its ks_test.py --ops; --data by default"
-    )
-    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help="of a batch: one more arm")
+    gate = "photos to ask the gate on, or a finished ks_test.py --ops; --data but its test split by default"
+    g.add_argument("--gate-on", metavar="FOLDER", help=gate)
+    arm = "one more arm: share of every batch that is synthetic faces"
+    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help=arm)
     g.add_argument("--size", type=cli.positive, default=96, help="side that photos are stretched to, pixels")
     g.add_argument("--model", help="as train_finetune.py")
-    g = p.add_argument_group("search", f"arms: {' '.join(ARMS)}; by default {' '.join(DEFAULT)}")
-    g.add_argument("--arms", nargs="+", metavar="ARM", help="beside none: some of them, or policy files")
+    g = p.add_argument_group("search")
+    arms = f"beside none: policy files, or some of {' '.join(ARMS)}; by default {' '.join(DEFAULT)}"
+    g.add_argument("--arms", nargs="+", metavar="ARM", help=arms)
     g.add_argument("--steps", type=cli.positive, default=600, help="optimiser steps")
     g.add_argument("--folds", type=cli.positive, default=3, help="of the people")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
@@ -78,9 +79,11 @@ def get_parser():
     g = p.add_argument_group("a policy that is there")
     g.add_argument("--policy", metavar="FILE", help="look at it, instead of searching")
     g.add_argument("--preview", action="store_true", help="draw what it does to these faces")
-    g.add_argument("--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs")
+    g.add_argument(
+        "--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs to a new folder"
+    )
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="of all that is random")
+    g.add_argument("--seed", type=int, default=0, help="of order, augmentation and all that is drawn")
     g.add_argument("--jobs", type=cli.positive, help="runs at a time; by default 1 on a GPU, else one a core")
     cli.add_device_flags(g)
     g = p.add_argument_group("output")

@@ -15,7 +15,7 @@ import pathlib
 import torch
 
 from datasets import batches, splits
-from datasets.faces import meaning
+from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.synthetic import scheme_of
 from models import restore
@@ -27,9 +27,11 @@ def get_parser():
     p = cli.parser(__doc__)
     g = p.add_argument_group("data", "where a flag is not given: what --init trained on")
     g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
-    g.add_argument("--part-order", choices=cli.PART_ORDERS, help="which part of CelebAMask-HQ comes last")
+    g.add_argument(
+        "--part-order", choices=cli.PART_ORDERS, help="which part of CelebAMask-HQ is painted last"
+    )
     g.add_argument("--split", default="test", help="train, val, test ...")
-    g.add_argument("--ids", metavar="FILE", help='JSON {"train": [ids], "val": [ids]}: what these splits are')
+    g.add_argument("--ids", metavar="FILE", help=cli.IDS)
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
     g = p.add_argument_group("runtime")
@@ -60,7 +62,7 @@ def main(args):
     rank, world, device = dist.init(args.device)
     state = checkpoint.load(args.init)
     trained, classes = state["args"], state["data"]["classes"]
-    args = cli.inherit(args, None, amp=dist.default_amp(device))
+    args = cli.fill(args, {"amp": dist.default_amp(device)})
 
     # ---- data ----
     path = args.data or trained["data"]
@@ -81,11 +83,12 @@ def main(args):
     evaluated = restore(state, device)
 
     # >>> shared: predict
-    def predict(images, net=None):
-        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32."""
+    def predict(images, by=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
+        network = evaluated if by is None else by
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return (net or evaluated)(images)["semantic"].float()
+            return network(images)["semantic"].float()
 
     # <<< shared: predict
 
@@ -106,7 +109,7 @@ def main(args):
         "split": args.split,
         "ids": ids,
         "size": trained["size"],
-        **meaning(faces),
+        **label_info(faces),
     }
     dist.finish()
     if rank:

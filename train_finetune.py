@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from datasets import batches, splits
 from datasets.augmentation import augment
-from datasets.faces import meaning
+from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy
 from models import build_model, carry_over, freeze, keep_frozen_eval
@@ -49,25 +49,31 @@ ON_PHOTOS = {"size": 128, "steps": 1000, "augment": "cutmix", "loss": ["ce=1"]}
 def get_parser():
     p = cli.parser(__doc__)
     g = cli.add_data_flags(
-        p, "as --init was trained; else synthetic, full, canonical, 0.15, and size as below"
+        p, "as --init was trained; else synthetic, full, canonical, 0.15, and --size as below"
     )
-    g.add_argument("--augment", metavar="POLICY", help=f"{', '.join(POLICIES)} or FILE")
-    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help="synthetic faces in a batch")
-    g = p.add_argument_group("model")
-    g.add_argument("--model", help="unet, unet_gn, fpn_BACKBONE, deeplabv3_..., lraspp_...; unet by default")
-    g.add_argument("--preprocess", choices=PREPROCESS, help="of every photo, by the model; none by default")
+    g.add_argument("--augment", metavar="POLICY", help=f"{', '.join(POLICIES)}, or a policy.json")
+    share = "share of every batch that is synthetic faces"
+    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help=share)
+    g = p.add_argument_group("model", "where a flag is not given: as --init was trained; else unet, none")
+    g.add_argument(
+        "--model", help="unet, unet_gn, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large"
+    )
+    g.add_argument(
+        "--preprocess", choices=PREPROCESS, help="what the model does to every photo before all else"
+    )
     g.add_argument("--weights", default="none", help="none, imagenet, coco, or a file")
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from; classes match by name")
-    g.add_argument("--freeze", default="none", metavar="WHAT", help="none, backbone, or so many stages of it")
+    stages = "none, backbone, or how many of its first stages stay as they are"
+    g.add_argument("--freeze", default="none", metavar="WHAT", help=stages)
     g.add_argument("--backbone-lr-scale", type=float, default=1.0, help="the backbone's rate, times --lr")
-    g = p.add_argument_group(
-        "optimisation", f"defaults on photos: {ON_PHOTOS}; on synthetic faces: {ON_SYNTHETIC}"
-    )
+    defaults = f"on photos {cli.as_flags(ON_PHOTOS)}; on synthetic faces {cli.as_flags(ON_SYNTHETIC)}"
+    g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=f"weighted sum of {', '.join(LOSSES)}")
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
     g.add_argument("--lr", type=float, default=3e-3, help="peak rate of AdamW")
-    g.add_argument("--ema", type=float, default=0.0, metavar="DECAY", help="of averaged weights; 0: off")
+    average = "validate and keep an average of the weights, say 0.99; 0: off"
+    g.add_argument("--ema", type=float, default=0.0, metavar="DECAY", help=average)
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)
     cli.add_output_flags(p, out="runs/finetune", eval_every=100)
@@ -93,8 +99,8 @@ def main(args):
     rank, world, device = dist.init(args.device)
     args.ids = splits.ids_file(args.ids, args.data, init and init["args"], args.limit)
     args = cli.inherit(args, init, **INHERITED)
-    args = cli.inherit(args, None, **(ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS))
-    args = cli.inherit(args, None, device=device.type, amp=dist.default_amp(device))
+    args = cli.fill(args, ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS)
+    args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
     weights, policy = cli.named_weights(args.loss, "--loss", LOSSES), load_policy(args.augment)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
@@ -144,6 +150,7 @@ def main(args):
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
         best = last["best"]
+    evaluated = average if args.ema else model
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
     log = RunLog(out, vars(args), first, rank == 0)
@@ -157,14 +164,14 @@ def main(args):
             print(f"--init {args.init}: begun anew, not in its class list: {', '.join(fresh)}")
 
     # >>> shared: predict
-    def predict(images, net=None):
-        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32."""
+    def predict(images, by=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
+        network = evaluated if by is None else by
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return (net or evaluated)(images)["semantic"].float()
+            return network(images)["semantic"].float()
 
     # <<< shared: predict
-    evaluated = average or model
 
     def save(step):
         state = {
@@ -172,7 +179,7 @@ def main(args):
             "args": vars(args),
             "step": step,
             "best": best,
-            "data": {"path": args.data, **meaning(faces)},
+            "data": {"path": args.data, **label_info(faces)},
             "model": model.state_dict(),
             "ema": average.state_dict() if average else None,
             "optimizer": optimizer.state_dict(),
@@ -268,7 +275,7 @@ def main(args):
     bar.close()
     log.close()
     dist.finish()
-    if signal:
+    if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal
     if rank > 0:
         return

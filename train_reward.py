@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from datasets import batches, splits
 from datasets.augmentation import augment
-from datasets.faces import meaning
+from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import at_step, load_policy, without_regularisers
 from models import restore
 from utils import checkpoint, cli, dist, draw, losses, metrics, rng
 from utils.errors import UserError
 from utils.log import RunLog
-from utils.rewards.policy_gradient import agreement, credit, divergence, entropy, policy_loss, sample
+from utils.rewards.policy_gradient import credit, divergence, entropy, gradient_cosine, policy_loss, sample
 from utils.rewards.rewards import REWARDS, Reward, build
 
 WARMUP = 0.05  # share of the steps
@@ -42,21 +42,31 @@ INHERITED = dict.fromkeys(["data", "classes", "part_order", "val_fraction", "siz
 def get_parser():
     p = cli.parser(__doc__)
     g = cli.add_data_flags(p, "as --init was trained; without held-out people, training photos are watched")
-    g.add_argument("--augment", default="flip", metavar="POLICY", help="a policy; its CutMix is left out")
+    policy = "as train_finetune.py, but CutMix and erasing are left out"
+    g.add_argument("--augment", default="flip", metavar="POLICY", help=policy)
+    g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from")
-    g = p.add_argument_group("reward", f"{', '.join(REWARDS)}, anatomy, FILE.py:FUNCTION; see docs/reward.md")
-    g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT", help="weighted sum of these")
-    g.add_argument("--reward-level", choices=["image", "batch"], default="image", help="what is scored")
-    g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT", help="1 each by default")
+    g = p.add_argument_group("reward")
+    rewards = f"weighted sum of {', '.join(REWARDS)}, anatomy, FILE.py:FUNCTION (docs/reward.md)"
+    g.add_argument("--reward", nargs="+", default=["f1"], metavar="NAME=WEIGHT", help=rewards)
+    level = "score each image by itself, or the counts of the whole batch"
+    g.add_argument("--reward-level", choices=["image", "batch"], default="image", help=level)
+    weight = "of a class in the reward's mean over classes; 1 where it is not given"
+    g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT", help=weight)
     g.add_argument("--tolerance", type=cli.positive, default=1, help="of boundary_f1, pixels")
-    g.add_argument(
-        "--estimator", choices=list(ESTIMATORS), default="local", help="of the gradient; see below"
+    credit_by = (
+        "reinforce: Algorithm 2; rloo: leave-one-out; local: exact change of each pixel; block: of each block"
     )
+    g.add_argument("--estimator", choices=list(ESTIMATORS), default="local", help=credit_by)
     g.add_argument("--samples", type=cli.positive, default=8, help="masks an image, of rloo")
-    g.add_argument("--temperature", type=cli.above_zero, default=1.0, help="of the policy: divides logits")
-    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS", help="what lacks is a loss")
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help="of KL from --init, nats a pixel")
-    g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT", help="of cross-entropy, a pixel")
+    divisor = "of the policy: logits are divided by it"
+    g.add_argument("--temperature", type=cli.above_zero, default=1.0, help=divisor)
+    floor = "entropy per pixel; what lacks to it is added to the loss; 0: off"
+    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS", help=floor)
+    kl = "of the divergence from the starting model, nats per pixel"
+    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
+    ce = "of cross-entropy with the labels, nats per pixel"
+    g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT", help=ce)
     g = p.add_argument_group("optimisation")
     g.add_argument("--steps", type=cli.positive, default=200, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
@@ -98,7 +108,7 @@ def local(logits, labels, reward, u):
     if reward.radius == 0:  # to every other class
         return logits.softmax(1) * reward.changes(drawn, labels), value
     other = sample(logits, u[:, 1])  # to the class of a second mask
-    change = reward.flips(drawn, other, labels)
+    change = reward.changes_to(drawn, other, labels)
     k = logits.shape[1]
     return (credit(change, other, k) - credit(change, drawn, k)) / 2, value
 
@@ -137,7 +147,7 @@ def masks_needed(args, reward):
     return args.samples
 
 
-def of_rewards(values, weights):
+def reward_figures(values, weights):
     """What is logged of the rewards (B, n) of drawn masks and of the estimator's weights (B, K, H, W)."""
     others = values[:, 1:].mean(1)  # NaN for one sample
     advantages = values[:, 0] - others
@@ -170,7 +180,7 @@ def main(args):
     rank, world, device = dist.init(args.device)
     args.ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
     args = cli.inherit(args, init, **INHERITED)
-    args = cli.inherit(args, None, device=device.type, amp=dist.default_amp(device))
+    args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
     args.model, args.preprocess = init["args"]["model"], init["args"].get("preprocess", "none")
     policy = without_regularisers(load_policy(args.augment))
     stop = dist.Stop()
@@ -212,11 +222,12 @@ def main(args):
     log = RunLog(out, vars(args), first, rank == 0)
 
     # >>> shared: predict
-    def predict(images, net=None):
-        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32."""
+    def predict(images, by=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
+        network = evaluated if by is None else by
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return (net or evaluated)(images)["semantic"].float()
+            return network(images)["semantic"].float()
 
     # <<< shared: predict
 
@@ -249,7 +260,7 @@ def main(args):
             "step": step,
             "best": best,
             "before": before,
-            "data": {"path": args.data, **meaning(faces)},
+            "data": {"path": args.data, **label_info(faces)},
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -294,7 +305,7 @@ def main(args):
                 scale = world * len(labels)  # the loss is a mean over images; here it is to be their sum
             weights, values = ESTIMATORS[args.estimator](tempered, labels, scored, u)
         image_losses = scale * policy_loss(tempered, weights, labels)  # (B,)
-        loss = of_policy = image_losses.mean()
+        loss = mean_policy_loss = image_losses.mean()
         if args.kl or log_now:
             with torch.set_grad_enabled(bool(args.kl)):
                 kl = pixel_mean(*divergence(logits, predict(images, start), labels))
@@ -303,9 +314,13 @@ def main(args):
             ce = pixel_mean(*losses.ce(logits, labels))
             loss = loss + args.ce_weight * ce if args.ce_weight else loss
         if args.entropy_floor or log_now:
-            nats = pixel_mean(*entropy(tempered, labels))
-            loss = loss + F.relu(args.entropy_floor - nats) if args.entropy_floor else loss
-        snr = agreement(image_losses, list(model.parameters())) if log_now and not args.compile else math.nan
+            mean_entropy = pixel_mean(*entropy(tempered, labels))
+            loss = loss + F.relu(args.entropy_floor - mean_entropy) if args.entropy_floor else loss
+        cosine = (
+            gradient_cosine(image_losses, list(model.parameters()))
+            if log_now and not args.compile
+            else math.nan
+        )
         # >>> shared: optimiser step
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -328,12 +343,15 @@ def main(args):
                 f1 = metrics.f1_per_class(metrics.confusion(mask, labels, num_classes)).nanmean(0)
                 figures = {
                     "kl": kl,
-                    "entropy": nats,
+                    "entropy": mean_entropy,
                     "ce_loss": ce,
-                    "policy_loss": of_policy,
+                    "policy_loss": mean_policy_loss,
                     "train/loss": loss,
                 }
-                figures |= of_rewards(values, weights) | {"reward/greedy": greedy.mean(), "grad_snr": snr}
+                figures |= reward_figures(values, weights) | {
+                    "reward/greedy": greedy.mean(),
+                    "grad_snr": cosine,
+                }
                 figures |= {f"rewards/{n}/mean": part(mask, labels).mean() for n, part in parts.items()}
                 figures |= {f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)}
             figures = dist.mean(figures, device)
@@ -367,7 +385,7 @@ def main(args):
     bar.close()
     log.close()
     dist.finish()
-    if signal:
+    if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal
     if rank > 0:
         return

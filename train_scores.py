@@ -30,7 +30,7 @@ from utils import checkpoint, cli, dist, draw, rng
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.rewards.policy_gradient import credit_each, divergence, entropy, leave_one_out, sample
-from utils.rewards.rewards import FREE
+from utils.rewards.rewards import LABEL_FREE
 from utils.rewards.scorer import Scorer, judge
 
 WARMUP = 0.05  # share of the steps
@@ -44,29 +44,43 @@ FOR_OTHERS = {"temperature": 1.0, "samples": 8, "lr": 2e-4}  # ... and of the ot
 def get_parser():
     p = cli.parser(__doc__)
     g = p.add_argument_group("data")
-    g.add_argument("--unlabelled", metavar="FOLDER", help="photos, or a data set, whose masks are left alone")
-    g.add_argument("--val-fraction", type=float, metavar="SHARE", help="of people held out; 0: nobody")
-    g.add_argument("--limit", type=cli.positive, metavar="N", help="photos to ask about; all by default")
-    g.add_argument("--augment", default="trivial", metavar="POLICY", help="of photos and weights together")
+    photos = "photos, or a data set, whose masks are left alone"
+    g.add_argument("--unlabelled", metavar="FOLDER", help=photos)
+    held_out = "of the people held out to validate; as --init was trained, where it is not given"
+    g.add_argument("--val-fraction", type=float, metavar="SHARE", help=held_out)
+    limit = "photos to ask about, spread over people and yaw, nested by --seed; all where it is not given"
+    g.add_argument("--limit", type=cli.positive, metavar="N", help=limit)
+    policy = "of photos and weights together, as train_finetune.py"
+    g.add_argument("--augment", default="trivial", metavar="POLICY", help=policy)
+    g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from")
-    g = p.add_argument_group("reward", f"FILE.py:FUNCTION, {', '.join(FREE)}; see docs/scores.md")
-    g.add_argument("--reward", nargs="+", metavar="NAME=WEIGHT", help="weighted sum of these")
-    g.add_argument("--score-budget", type=cli.positive, metavar="N", help="masks to submit in all")
-    g.add_argument("--estimator", choices=["field", *ESTIMATORS], default="field", help="of what scores say")
-    g.add_argument("--samples", type=cli.positive, help="masks of a photo, at each step (field: in all)")
-    g.add_argument("--standardise", action="store_true", help="advantages, over a photo's masks (not field)")
-    g.add_argument(
-        "--cell", type=cli.positive, default=1, help="pixels drawn as one, halved to 1 (not field)"
+    defaults = f"for field {cli.as_flags(FOR_FIELD)}; for the others {cli.as_flags(FOR_OTHERS)}"
+    g = p.add_argument_group("reward", f"where a flag is not given: {defaults}")
+    rewards = f"weighted sum of FILE.py:FUNCTION (docs/scores.md) and {', '.join(LABEL_FREE)}"
+    g.add_argument("--reward", nargs="+", metavar="NAME=WEIGHT", help=rewards)
+    budget = "masks to submit in all, validation included; sets --samples and --steps"
+    g.add_argument("--score-budget", type=cli.positive, metavar="N", help=budget)
+    estimators = (
+        "field: infer the truth from all scores of a photo; the others: follow the scores of each step"
     )
-    g.add_argument("--temperature", type=cli.above_zero, help="of the policy: divides logits")
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help="of KL from --init, nats a pixel")
-    g = p.add_argument_group("optimisation", f"defaults for field: {FOR_FIELD}; for others: {FOR_OTHERS}")
-    g.add_argument("--steps", type=cli.positive, help="optimiser steps; of others as the budget allows")
+    g.add_argument("--estimator", choices=["field", *ESTIMATORS], default="field", help=estimators)
+    g.add_argument(
+        "--samples", type=cli.positive, help="masks per photo and step; of field, per photo in all"
+    )
+    deviation = "divide advantages by their deviation over a photo's masks (not field)"
+    g.add_argument("--standardise", action="store_true", help=deviation)
+    cell = "side of the cells drawn as one class, pixels; it halves on the way down to 1 (not field)"
+    g.add_argument("--cell", type=cli.positive, default=1, help=cell)
+    g.add_argument("--temperature", type=cli.above_zero, help="of the policy: logits are divided by it")
+    kl = "of the divergence from the starting model, nats per pixel"
+    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
+    g = p.add_argument_group("optimisation")
+    g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
     g.add_argument("--lr", type=float, help="peak rate of AdamW")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="of all that is random")
+    g.add_argument("--seed", type=int, default=0, help="of order, augmentation and all that is drawn")
     cli.add_device_flags(g)
     cli.add_output_flags(p, out="runs/scores", eval_every=None)
     return p
@@ -230,7 +244,7 @@ def evaluate(predict, data, scorer, batch_size):
 def main(args):
     # ---- setup ----
     needs = ["init", "unlabelled", "reward"]
-    free = (*cli.FREE, "score_budget")  # more may be asked than was thought
+    free = (*cli.RESUMABLE, "score_budget")  # --resume may raise the budget
     out, args, last = cli.start_run(args, get_parser(), "train_scores.py", needs, free)
     init = checkpoint.load(args.init)
     rank, world, device = dist.init(args.device)
@@ -240,19 +254,19 @@ def main(args):
     if use_field and (args.standardise or args.cell > 1):
         raise UserError("--estimator field has no --standardise and no --cell: leave them out, or try rloo")
     args = cli.inherit(args, init, val_fraction=None)
-    args = cli.inherit(args, None, **(FOR_FIELD if use_field else FOR_OTHERS))
-    args = cli.inherit(args, None, device=device.type, amp=dist.default_amp(device))
+    args = cli.fill(args, FOR_FIELD if use_field else FOR_OTHERS)
+    args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
     for key in ("model", "preprocess", "size", "data", "classes", "part_order"):  # of its checkpoints
         setattr(args, key, init["args"].get(key, "none"))
-    policy, meaning = load_policy(args.augment), init["data"]
+    policy, label_info = load_policy(args.augment), init["data"]
     stop = dist.Stop()
 
     # ---- data ----
-    faces = splits.open_photos(args.unlabelled, meaning["classes"], val_fraction=args.val_fraction)
+    faces = splits.open_photos(args.unlabelled, label_info["classes"], val_fraction=args.val_fraction)
     train = batches.load(faces, "train", args.size, args.seed, args.limit)
     val = batches.load(faces, "val", args.size) if args.val_fraction else None
-    num_val, flip_pairs = len(val) if val else 0, {"weights": meaning["flip_pairs"]}
-    function, name = judge(args.reward, meaning["classes"]), " ".join(args.reward)
+    num_val, flip_pairs = len(val) if val else 0, {"weights": label_info["flip_pairs"]}
+    function, name = judge(args.reward, label_info["classes"]), " ".join(args.reward)
     scorer = Scorer(function, name, out / "scores.jsonl", args.score_budget)
     if not last:  # a resumed run has samples and steps already
         args.samples, args.steps = within_budget(args, scorer.left(), len(train), num_val)
@@ -275,11 +289,12 @@ def main(args):
     log = RunLog(out, vars(args), first)
 
     # >>> shared: predict
-    def predict(images, net=None):
-        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32."""
+    def predict(images, by=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
+        network = evaluated if by is None else by
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return (net or evaluated)(images)["semantic"].float()
+            return network(images)["semantic"].float()
 
     # <<< shared: predict
 
@@ -290,7 +305,7 @@ def main(args):
             "step": step,
             "best": best,
             "before": before,
-            "data": meaning,
+            "data": label_info,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -314,7 +329,7 @@ def main(args):
         kept = out / "fields.pt"  # since another machine might draw other masks
         if last and kept.is_file():
             fields = checkpoint.load(kept)["fields"]
-        elif (fields := explore(functools.partial(predict, net=start), train, scorer, args, stop)) is None:
+        elif (fields := explore(functools.partial(predict, by=start), train, scorer, args, stop)) is None:
             signal = stop.signal
         else:
             checkpoint.save(kept, fields=fields)
@@ -342,7 +357,7 @@ def main(args):
             batch = augment(batch, at_step(policy, step), args.seed, positions, flip_pairs)
         logits, weights = predict(batch["image"]), batch["weights"]
         log_p = (logits if use_field else logits / args.temperature).log_softmax(1)
-        loss = of_policy = -(weights * log_p).sum(1).mean()
+        loss = mean_policy_loss = -(weights * log_p).sum(1).mean()
         every_pixel = torch.zeros_like(logits[:, 0], dtype=torch.long)  # none is ignored
         if args.kl or log_now:
             with torch.set_grad_enabled(bool(args.kl)):
@@ -368,7 +383,7 @@ def main(args):
                 "scores/asked": scorer.asked,
                 "kl": kl.detach(),
                 "entropy": torch.div(*entropy(logits.detach(), every_pixel)),
-                "policy_loss": of_policy.detach(),
+                "policy_loss": mean_policy_loss.detach(),
                 "train/loss": mean_loss,
                 "train/grad_norm": grad_norm,
                 "train/lr": optimizer.param_groups[0]["lr"],
@@ -389,7 +404,9 @@ def main(args):
                     f"step {done}: {scorer.asked} scores asked, val score {result:.4f} "
                     f"({result - before:+.4f}){star}"
                 )
-                picture = draw.progress(predict, (start, model), val, meaning["colors"], meaning["classes"])
+                picture = draw.progress(
+                    predict, (start, model), val, label_info["colors"], label_info["classes"]
+                )
                 log.image(step, "val/grid", picture, "val.png")
             since = time.time()
         if eval_now or signal:
@@ -402,7 +419,7 @@ def main(args):
     bar.close()
     log.close()
     dist.finish()
-    if signal:
+    if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal
     if rank > 0:
         return

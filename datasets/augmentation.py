@@ -13,7 +13,7 @@ from utils import rng
 from utils.metrics import IGNORE_INDEX
 
 
-def draw(policy, seed, positions):
+def sample_operations(policy, seed, positions):
     """What each sample gets: flip (B,) bool, op (B, N) index into policy["ops"] or -1, m (B, N)."""
     n, ops = policy["num_ops"], policy["ops"]
     u = rng.uniform(seed, positions, 1 + 4 * n, stream=1)
@@ -47,7 +47,7 @@ def augment(batch, policy, seed, positions, flip_pairs):
     height, width = images.shape[-2:]
     maps = {k: v.clone() for k, v in batch.items() if k != "image" and torch.is_tensor(v) and v.dim() > 2}
     names = [op["name"] for op in policy["ops"]]
-    flip, op, m = draw(policy, seed, positions)
+    flip, op, m = sample_operations(policy, seed, positions)
     rows = flip.nonzero()[:, 0].to(device)
     images[rows] = images[rows].flip(-1)
     for key, values in maps.items():

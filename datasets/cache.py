@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.faces import meaning
+from datasets.faces import label_info
 from datasets.images import read_image
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
@@ -43,7 +43,7 @@ def build(faces, samples, size):
 
     Every file is read, so this is also the scan: all faults are listed at once, then refused.
     """
-    manifest = json.dumps([VERSION, size, meaning(faces), [_stat(s) for s in samples]])
+    manifest = json.dumps([VERSION, size, label_info(faces), [_stat(s) for s in samples]])
     key = hashlib.sha256(manifest.encode()).hexdigest()[:24]
     path = ROOT / f"{faces.name}_{size}_{key}.npy"
     if path.is_file():

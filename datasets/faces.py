@@ -41,7 +41,7 @@ class Faces:
     target: str = "semantic"  # the key of a batch under which labels are found
 
 
-def meaning(faces):
+def label_info(faces):
     """What labels mean, as plain data for a checkpoint: name, classes, colors, flip_pairs, ..."""
     return {
         "name": faces.name,

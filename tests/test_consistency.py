@@ -15,7 +15,7 @@ SCRIPTS = {
     if "def get_parser" in path.read_text()
 }
 TREES = {name: ast.parse((ROOT / name).read_text()) for name in SCRIPTS}
-# of each script's own kind: defaults, and what may be chosen
+# of each script's own kind: defaults, what may be chosen, and words of help
 OWN = {
     "--steps",
     "--lr",
@@ -28,13 +28,13 @@ OWN = {
     "--size",
     "--split",
 }
-OWN |= {"--reward", "--estimator", "--samples", "--temperature"}
+OWN |= {"--reward", "--estimator", "--samples", "--temperature", "--limit", "--val-fraction", "--synthetic"}
 SECTIONS = "setup data model optimizer resume train test gate search allocate finish".split()
 
 
 def flags(script):
     """{"--lr": {"type", "nargs", "choices", "metavar", "action", "default"}} of one script."""
-    keys = ("type", "nargs", "metavar", "choices", "default")
+    keys = ("type", "nargs", "metavar", "choices", "default", "help")
     return {
         option: {key: getattr(action, key) for key in keys} | {"action": type(action).__name__}
         for action in SCRIPTS[script].get_parser()._actions
@@ -69,7 +69,9 @@ def test_a_flag_means_the_same_everywhere():
     first = {}
     for name in SCRIPTS:
         for flag, spec in flags(name).items():
-            spec = {k: v for k, v in spec.items() if flag not in OWN or k not in ("default", "choices")}
+            spec = {
+                k: v for k, v in spec.items() if flag not in OWN or k not in ("default", "choices", "help")
+            }
             assert first.setdefault(flag, spec) == spec, (name, flag)
 
 

@@ -16,11 +16,12 @@ from utils.log import open_run
 COLLAPSED = 3  # exit status of a training run that stopped itself, since its score fell
 CLASS_LISTS = ["full", "fasseg", "celebamask", "lapa"]
 PART_ORDERS = ["canonical", "farl"]
-FREE = ("resume", "out", "device", "workers")  # flags that may change when a run is resumed
+IDS = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
+RESUMABLE = ("resume", "out", "device", "workers")  # flags that may change when a run is resumed
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """A script's docstring as it is written; behind each flag its default, told nowhere else."""
+    """A script's docstring as it is written; behind each flag that has one its default."""
 
     def _get_help_string(self, action):
         default = action.default
@@ -56,13 +57,13 @@ def above_zero(text):
     return value
 
 
-def named_weights(words, flag, known=None):
+def named_weights(words, what, known=None):
     """["f1=1", "boundary_f1=0.5"] -> {"f1": 1.0, "boundary_f1": 0.5}; a name alone weighs 1.
 
-    flag: who asks, for the message. known: the names that there are, where they are listed.
+    what: they are, for the message. known: the names that there are, where they are listed.
     """
     pairs = [word.rpartition("=") if "=" in word else (word, "", "1") for word in words]
-    given = f"{flag} {' '.join(words)}"
+    given = f"{what} {' '.join(words)}"
     try:
         weights = {name: float(weight) for name, _, weight in pairs}
     except ValueError:
@@ -83,26 +84,31 @@ def add_data_flags(p, default):
     g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
     g.add_argument("--classes", choices=CLASS_LISTS, help="class list of --data synthetic")
     g.add_argument("--part-order", choices=PART_ORDERS, help="which part of CelebAMask-HQ is painted last")
-    g.add_argument("--val-fraction", type=float, metavar="SHARE", help="of people held out; 0: nobody")
+    share = "of the people held out, where the data has no validation split; 0: nobody"
+    g.add_argument("--val-fraction", type=float, metavar="SHARE", help=share)
     g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
     add_who_trains(g)
     return g
 
 
 def add_who_trains(g):
-    g.add_argument("--limit", type=positive, metavar="N", help="labelled images, spread over people and yaw")
-    g.add_argument("--ids", metavar="FILE", help='JSON {"train": [ids], "val": [ids]}, in place of a limit')
+    limit = (
+        "labelled training images, spread over people and yaw, nested by --seed; all where it is not given"
+    )
+    g.add_argument("--limit", type=positive, metavar="N", help=limit)
+    g.add_argument("--ids", metavar="FILE", help=IDS)
 
 
 def add_device_flags(g):
-    g.add_argument("--amp", choices=["off", "bf16", "fp16"], help="forward pass; bf16 on a GPU, else off")
+    precision = "precision of the forward pass; bf16 on a GPU, off on a CPU"
+    g.add_argument("--amp", choices=["off", "bf16", "fp16"], help=precision)
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
 
 
 def add_runtime_flags(p):
     """Of the training scripts that run under torchrun, too."""
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="of all that is random")
+    g.add_argument("--seed", type=int, default=0, help="of order, augmentation and all that is drawn")
     add_device_flags(g)
     g.add_argument("--workers", type=int, default=0, help="processes that read batches")
     g.add_argument("--compile", action="store_true", help="torch.compile the training pass")
@@ -112,9 +118,14 @@ def add_output_flags(p, out, eval_every):
     g = p.add_argument_group("output")
     g.add_argument("--out", default=out, metavar="FOLDER", help="run folder")
     g.add_argument("--resume", action="store_true", help="go on with the run in --out, with its flags")
-    g.add_argument(
-        "--eval-every", type=positive, default=eval_every, metavar="N", help="steps to a checkpoint"
-    )
+    steps = "steps between validations and checkpoints"
+    g.add_argument("--eval-every", type=positive, default=eval_every, metavar="STEPS", help=steps)
+
+
+def as_flags(values):
+    """{"batch_size": 16, "loss": ["ce=1"]} -> "--batch-size 16 --loss ce=1", for a help text."""
+    words = {k: " ".join(v) if isinstance(v, list) else v for k, v in values.items()}
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in words.items())
 
 
 # ---- before the work, and after it
@@ -129,14 +140,14 @@ def run(main, args):
         sys.exit(2)
 
 
-def start_run(args, parser, script, needs=(), free=FREE):
+def start_run(args, parser, script, needs=(), free=RESUMABLE):
     """(run folder, flags, last checkpoint) of a run that begins (None for the checkpoint) or goes on.
 
     needs: flags without which no run can begin. free: flags that may change on resume.
     """
     for flag in needs:
         if getattr(args, flag) is None and not args.resume:
-            raise UserError(f"--{flag.replace('_', '-')}: is needed; --help says what for")
+            raise UserError(f"--{flag.replace('_', '-')} is needed to begin a run; --resume goes on with one")
     out = open_run(args.out, args.resume)
     if not args.resume:
         return out, args, None
@@ -157,8 +168,8 @@ def describe(args, first, world, device):
 
 
 def check_finite(loss, grad_norm, step, args):
-    """Refuse to go on from a loss (a number) or a gradient norm (a tensor) that is not finite; in fp16, whose
-    scaler skips such steps, gradients may be."""
+    """Refuse to go on from a loss (a number) or a gradient norm (a tensor) that is not finite. In fp16 a norm
+    may be infinite: the scaler skips that step."""
     if not math.isfinite(loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
         raise UserError(
             f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
@@ -182,7 +193,12 @@ def inherit(args, init, **defaults):
     return filled
 
 
-def resume_flags(parser, saved, argv=None, free=FREE):
+def fill(args, defaults):
+    """`args` with every None among the keys of `defaults` filled in."""
+    return inherit(args, None, **defaults)
+
+
+def resume_flags(parser, saved, argv=None, free=RESUMABLE):
     """The flags of the run that goes on: those it began with. A flag on the command line that says
     otherwise is refused, except `free` ones, which hold."""
     absent = object()  # tells a flag that was not written from one written with its default

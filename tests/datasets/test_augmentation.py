@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from datasets import augmentation
-from datasets.augmentation import draw, mirror, warp_image, warp_map
+from datasets.augmentation import mirror, sample_operations, warp_image, warp_map
 from datasets.operations import COLOUR, GEOMETRY
 from datasets.policies import FLIP, POLICIES, at_step, load_policy, without_regularisers
 from utils.errors import UserError
@@ -278,7 +278,7 @@ def test_operations_compose_in_the_order_drawn():
     ops = [op("rotate", 0.0, 40.0), op("translate_x", 0.0, 0.2)]
     policy = {**POLICY, "flip": 0.0, "levels": [30, 30], "ops": ops}
     positions = torch.arange(40)
-    chosen = draw(policy, 0, positions)[1].tolist()
+    chosen = sample_operations(policy, 0, positions)[1].tolist()
     image, mask = (smooth() * 255).to(torch.uint8), discs()
     for first, second in ([0, 1], [1, 0]):
         position = positions[[chosen.index([first, second])]]
@@ -316,7 +316,7 @@ def test_draw_honours_the_policy():
     ops = [op("rotate", 0.2, 0.4, 3.0), op("blur", 0.0, 3.0, 1.0), op("hue", weight=0.0)]
     policy = {**POLICY, "p_identity": 0.25, "levels": [10, 20], "scale": 0.5, "ops": ops}
     n = 4000
-    flip, chosen, m = draw(policy, 7, torch.arange(n))
+    flip, chosen, m = sample_operations(policy, 7, torch.arange(n))
     assert chosen.shape == m.shape == (n, 2) and flip.shape == (n,)
     assert abs(flip.float().mean() - 0.5) < 0.03
     shares = [(chosen == k).float().mean().item() for k in (-1, 0, 1, 2)]
@@ -334,7 +334,7 @@ def test_draw_honours_the_policy():
 
 def test_draw_with_one_side_only_negative():
     policy = {**POLICY, "levels": [30, 30], "ops": [op("gamma", 0.7, 0.0)]}
-    m = draw(policy, 0, torch.arange(50))[2]
+    m = sample_operations(policy, 0, torch.arange(50))[2]
     assert torch.equal(m, torch.full((50, 2), -0.7))
 
 

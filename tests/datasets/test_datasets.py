@@ -12,7 +12,7 @@ from conftest import FASSEG, ids_of, needs_fasseg, refusal
 from PIL import Image
 
 from datasets import celebamask, fasseg, folder, helen, ibugmask, lapa, open_faces
-from datasets.faces import Sample, limit, meaning, split_by_group
+from datasets.faces import Sample, label_info, limit, split_by_group
 from datasets.images import read_image, read_mask
 
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS
@@ -159,8 +159,8 @@ def test_celebamask_overlaps_follow_the_order(celeba):
     # skin; eye against glasses; glasses alone; neck against necklace
     assert canonical.read_label(canonical.splits["train"][0])[:, 0].tolist() == [1, 4, 3, 17]
     assert farl.read_label(farl.splits["train"][0])[:, 0].tolist() == [1, 3, 3, 16]
-    assert meaning(canonical)["options"] == {"part_order": "canonical"}
-    assert meaning(farl)["options"] == {"part_order": "farl"} and farl.classes == canonical.classes
+    assert label_info(canonical)["options"] == {"part_order": "canonical"}
+    assert label_info(farl)["options"] == {"part_order": "farl"} and farl.classes == canonical.classes
     for order in celebamask.PART_ORDERS.values():
         assert sorted(order) == sorted(celebamask.CLASSES[1:])
     assert "part order zll" in refusal(open_faces, celeba, "zll")
@@ -345,7 +345,7 @@ def test_folder_with_classes(tmp_path):
     assert faces.splits["unlabelled"][0].label is None
     assert faces.read_label(faces.splits["train"][0]).tolist() == [[0, 1, 2, 3]]
     assert pickle.loads(pickle.dumps(faces)).classes == INFO["classes"], "workers get a copy"
-    assert json.loads(json.dumps(meaning(faces)))["flip_pairs"] == [[2, 3]]
+    assert json.loads(json.dumps(label_info(faces)))["flip_pairs"] == [[2, 3]]
 
 
 def test_folder_with_splits_and_a_person_on_both_sides(tmp_path):

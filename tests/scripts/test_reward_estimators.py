@@ -10,7 +10,7 @@ import torch
 from train_reward import ESTIMATORS, block, local
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX as IGNORE
-from utils.rewards.policy_gradient import agreement, divergence, entropy, policy_loss, sample
+from utils.rewards.policy_gradient import divergence, entropy, gradient_cosine, policy_loss, sample
 from utils.rewards.rewards import REWARDS, Reward, build
 
 
@@ -187,5 +187,5 @@ def test_divergence_and_entropy():
 def test_agreement_of_halves():
     w = torch.ones(3, requires_grad=True)
     rows = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 2, 0], [1, -1, 0]])
-    assert agreement((rows[[0, 1, 0, 1]] * w).sum(1), [w]).item() == pytest.approx(1)
-    assert agreement((rows * w).sum(1), [w]).item() == pytest.approx(0.5**0.5)
+    assert gradient_cosine((rows[[0, 1, 0, 1]] * w).sum(1), [w]).item() == pytest.approx(1)
+    assert gradient_cosine((rows * w).sum(1), [w]).item() == pytest.approx(0.5**0.5)

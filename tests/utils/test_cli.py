@@ -57,7 +57,7 @@ def test_a_run_needs_what_it_begins_from(tmp_path):
     p = cli.parser("")
     p.add_argument("--init")
     cli.add_output_flags(p, out=str(tmp_path / "run"), eval_every=1)
-    with pytest.raises(UserError, match="--init: is needed"):
+    with pytest.raises(UserError, match="--init is needed"):
         cli.start_run(p.parse_args([]), p, "x.py", needs=["init"])
     assert not (tmp_path / "run").exists()
     out, args, last = cli.start_run(p.parse_args(["--init", "a"]), p, "x.py", needs=["init"])
@@ -69,7 +69,7 @@ def test_inherit():
     init = {"args": {"data": "faces", "size": 128, "model": "unet"}}
     filled = cli.inherit(args, init, data="synthetic", size=256, model="fpn")
     assert vars(filled) == {"data": "faces", "size": 64, "model": "unet", "lr": None}
-    filled = cli.inherit(args, None, data="synthetic", size=256, model="fpn")
+    filled = cli.fill(args, {"data": "synthetic", "size": 256, "model": "fpn"})
     assert vars(filled) == {"data": "synthetic", "size": 64, "model": "fpn", "lr": None}
     assert args.data is None, "the given args were changed"
 

@@ -65,7 +65,7 @@ def entropy(logits, labels):
     return -((log_p.exp() * log_p).sum(1) * valid).sum(), valid.sum()
 
 
-def agreement(losses, params):
+def gradient_cosine(losses, params):
     """Cosine between the gradients of the two halves of a batch: near 1, one step sees what the next
     will see; near 0, it sees noise. losses: (B,)."""
     half = len(losses) // 2

@@ -57,7 +57,7 @@ class Reward:
         change = table.flatten(1, 2).gather(1, row[..., None].expand(-1, -1, k))
         return change.view(*labels.shape, k).movedim(-1, 1) * valid[:, None]
 
-    def flips(self, drawn, other, labels):
+    def changes_to(self, drawn, other, labels):
         """(B, H, W) float64, any radius r: how the reward would change with one pixel of `drawn` given
         its class in `other`, all others kept.
 
@@ -184,7 +184,7 @@ REWARDS = {
     "worst_f1": (_worst, False),
     "boundary_f1": (_boundary, False),
 }
-FREE = {"anatomy": anatomy}  # (preds, class names) -> (B,): these need no label
+LABEL_FREE = {"anatomy": anatomy}  # (preds, class names) -> (B,): these need no label
 
 
 def build(words, classes, class_weights=(), tolerance=1):
@@ -200,7 +200,7 @@ def build(words, classes, class_weights=(), tolerance=1):
     wanted, parts, k = named_weights(words, "reward"), {}, len(classes)
     for name in wanted:
         if name not in REWARDS:
-            parts[name] = free(name, classes) if name in FREE else checked(name)
+            parts[name] = label_free(name, classes) if name in LABEL_FREE else checked(name)
             continue
         builder, background = REWARDS[name]
         weights = torch.tensor([weight_of.get(c, 1.0) for c in classes], dtype=torch.double)
@@ -209,17 +209,17 @@ def build(words, classes, class_weights=(), tolerance=1):
     return combine(list(parts.values()), list(wanted.values())), parts
 
 
-def free(name, classes):
+def label_free(name, classes):
     """(preds, anything) -> (B,) of a reward that looks at the prediction alone."""
-    FREE[name](torch.zeros(1, 1, 1), classes)  # a class list it cannot judge is refused now
-    return lambda preds, _: FREE[name](torch.as_tensor(preds), classes)
+    LABEL_FREE[name](torch.zeros(1, 1, 1), classes)  # a class list it cannot judge is refused now
+    return lambda preds, _: LABEL_FREE[name](torch.as_tensor(preds), classes)
 
 
 def load(source):
     """The function of `FILE.py:FUNCTION`."""
     file, _, name = source.rpartition(":")
     if not file.endswith(".py") or not pathlib.Path(file).is_file():
-        known = ", ".join([*REWARDS, *FREE])
+        known = ", ".join([*REWARDS, *LABEL_FREE])
         raise UserError(f"reward {source}: not one of {known}, nor FILE.py:FUNCTION of a file that exists")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)

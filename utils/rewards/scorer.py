@@ -14,13 +14,13 @@ import torch
 
 from utils.cli import named_weights
 from utils.errors import UserError
-from utils.rewards.rewards import FREE, free, load
+from utils.rewards.rewards import LABEL_FREE, label_free, load
 
 
 def judge(words, classes):
     """["my.py:score=1", "anatomy=0.1"] -> a scorer function, their weighted sum. classes: names."""
     parts = [
-        (weight, free(name, classes) if name in FREE else load(name))
+        (weight, label_free(name, classes) if name in LABEL_FREE else load(name))
         for name, weight in named_weights(words, "reward").items()
     ]
 
