@@ -23,6 +23,7 @@ import functools
 import json
 import os
 import pathlib
+import shlex
 import shutil
 
 import torch
@@ -31,7 +32,7 @@ from datasets import policies, splits
 from datasets.cache import CachedFaces
 from datasets.faces import limit
 from datasets.images import to_float
-from datasets.operations import GEOMETRY
+from datasets.operations import GEOMETRY, UNITS
 from datasets.pairs import preview, write_pairs
 from models import restore
 from utils import checkpoint, cli, dist, draw, metrics
@@ -365,11 +366,11 @@ def main(args):
         ids = reward_ids if rewarded else finetune_ids
         init = ["--init", "runs/finetune/last.pt", "--lr", "1e-3", "--steps", extra]
         commands.append([script, *init, *same, "--ids", ids, *more, "--out", "runs/tuned"])
-    commands = [" ".join(map(str, ["python", *command])) for command in commands]
+    commands = [shlex.join(["python", *map(str, command)]) for command in commands]
     asked = "Asked before" if gate == real else f"Asked on all photos of {real.name} but its test split"
     asked = "" if args.no_gate else f"{asked}: [report]({os.path.relpath(gate, out)}/ks_report.md)."
     decided = {"ft": ft, "reward": reward, "people": people, "found": found, "moves": moves}
-    page = report.markdown(policy, arms, table, decided, pictures, asked, commands)
+    page = report.markdown(policy, arms, table, decided, pictures, asked, commands, UNITS)
     (out / "engine_report.md").write_text(page)
     write("policy.json", policy)  # last: with it, all is there
     print(

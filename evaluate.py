@@ -67,11 +67,12 @@ def main(args):
     # ---- data ----
     path = args.data or trained["data"]
     scheme = scheme_of(classes) if path == "synthetic" else None
-    order = args.part_order or (trained["part_order"] if path == trained["data"] else "canonical")
+    as_trained = trained["part_order"] if splits.same_folder(path, trained["data"]) else "canonical"
+    part_order = args.part_order or as_trained
     ids = splits.ids_file(args.ids, args.data, trained) if args.split in ("train", "val") else None
     if args.ids and not ids:
         raise UserError(f"--ids {args.ids}: says who trains and who validates; --split train or val takes it")
-    faces = splits.open_data(path, scheme, order, trained["val_fraction"], ids)
+    faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
     if faces.classes != classes:
         raise UserError(
             f"{path} has the classes {' '.join(faces.classes)}; "

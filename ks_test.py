@@ -26,12 +26,14 @@ from tqdm import tqdm
 
 from datasets import policies
 from datasets.augmentation import augment
+from datasets.operations import SWITCHES
 from datasets.sides import open_side, refuse_copies, sha256, trained_on
 from models import build_model, restore
 from utils import checkpoint, cli, dist, rng
 from utils.errors import UserError
 from utils.ks import features, report, test
 from utils.log import RunLog, open_run
+from utils.metrics import IGNORE_INDEX
 
 EXIT = {"PASS": 0, "REJECT": 1, "UNDERPOWERED": 3, "BLIND": 3}
 UNSEEN = 2 / 255  # a mean change of the pixels below this is none: an operation that spares these photos
@@ -39,7 +41,7 @@ BISECTIONS, GRID = 6, 9  # steps to find a magnitude; points where D does not gr
 MOST = 2.0  # the policy as a whole may be stronger than its operations alone, since it mixes them
 SECOND, THIRD = 7_100_003, 7_200_003  # added to the seed: synthetic faces of the other side, and of the PCA
 THIRD_PART = 256  # synthetic faces that the PCA of --features encoder is fitted on
-BINARY = ("autocontrast", "equalise", "flip")  # operations that have no magnitude
+BINARY = (*SWITCHES, "flip")  # operations that have no magnitude
 
 
 def get_parser():
@@ -242,7 +244,9 @@ def main(args):
         notes += more
     real, other, more = refuse_copies(real, other, args.drop_copies)
     notes += more
-    if "mask" in kinds and not (other and real.classes == other.classes and (real.labels < 255).any()):
+    if "mask" in kinds and not (
+        other and real.classes == other.classes and (real.labels != IGNORE_INDEX).any()
+    ):
         raise UserError("--features mask: needs --other with masks of the same classes as --real has")
     everyone = real.join(other) if other else real
     people = test.by_person(real.people)

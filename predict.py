@@ -1,7 +1,7 @@
 """Parse photos: an index mask and an overlay with a legend for each, at the photo's own size.
 
 Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
-Needs:  a checkpoint of train_finetune.py or train_reward.py; photos with one face each
+Needs:  a checkpoint of a training script; photos with one face each
 Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo
 """
 

@@ -31,8 +31,8 @@ from utils.losses import LOSSES
 WARMUP = 0.05  # share of the steps
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl, the loop's only waits for a GPU
-# What is not given comes from --init, else from here; then, synthetic faces being new and varied as they are,
-# from a recipe of four minutes, or from that for photos
+# Flags that are not given come from --init, else from INHERITED, else from the recipe for this kind of data:
+# synthetic faces are new and varied as they are, and need four minutes.
 INHERITED = {
     "data": "synthetic",
     "classes": "full",

@@ -309,7 +309,7 @@ def main(args):
         if args.kl or log_now:
             with torch.set_grad_enabled(bool(args.kl)):
                 kl = pixel_mean(*divergence(logits, predict(images, start), labels))
-            loss = loss + args.kl * kl
+            loss = loss + args.kl * kl if args.kl else loss
         if args.ce_weight or log_now:
             ce = pixel_mean(*losses.ce(logits, labels))
             loss = loss + args.ce_weight * ce if args.ce_weight else loss

@@ -4,7 +4,7 @@ Run:    python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER 
             --score-budget 3200 --out runs/scores
         python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER --reward anatomy \
             --estimator rloo --steps 80
-Needs:  a checkpoint of train_finetune.py, photos, and a function that judges masks (utils/scorer.py)
+Needs:  a checkpoint of train_finetune.py, photos, and a function that judges masks (utils/rewards/scorer.py)
 Writes: best.pt (by the score of held-out photos), last.pt, scores.jsonl (every answer, never asked for
         again), fields.pt (what they said), args.json, metrics.jsonl, TensorBoard events, val.png into --out
 Expect: docs/scores.md   -> evaluate.py --init runs/scores/best.pt --data LABELLED
@@ -90,15 +90,19 @@ def get_parser():
 # each; score(masks) -> (B, C), C = 1 or K. Each returns weights (B, K, H, W), and the scores (B, n, C).
 
 
-def rloo(logits, draw_mask, score, samples, standardise, learn=None):
+def rloo(logits, draw_mask, score, samples, standardise, num_learned=None):
     """Leave-one-out (Kool et al., ICLR workshop 2019): each mask against the others. With two of them, only
     pixels where they differ hear anything: the pair-wise spatial difference of 2505.17905."""
     masks = [draw_mask(k) for k in range(samples)]
     scores = torch.stack([score(mask) for mask in masks], 1)
-    return credit_each(leave_one_out(scores, standardise)[:, :learn], masks[:learn], logits.shape[1]), scores
+    return credit_each(
+        leave_one_out(scores, standardise)[:, :num_learned], masks[:num_learned], logits.shape[1]
+    ), scores
 
 
-reinforce = functools.partial(rloo, learn=1)  # algorithm 2 of 2302.08242: the others are a baseline only
+reinforce = functools.partial(
+    rloo, num_learned=1
+)  # algorithm 2 of 2302.08242: the others are a baseline only
 
 
 def block(logits, draw_mask, score, samples, standardise, side=32):
@@ -234,11 +238,13 @@ def explore(predict, data, scorer, args, stop):
 def evaluate(predict, data, scorer, batch_size):
     """Mean score of the most likely masks of held-out photos; None without any."""
     values = []
-    for i in range(0, len(data or ()), batch_size):
+    if data is None:
+        return None
+    for i in range(0, len(data), batch_size):
         rows = list(range(i, min(i + batch_size, len(data))))
         masks = predict(data[rows]["image"]).argmax(1)
         values.append(scorer(masks, [data.paths[row] for row in rows]).nanmean(1))
-    return torch.cat(values).mean().item() if values else None
+    return torch.cat(values).mean().item()
 
 
 def main(args):
@@ -256,8 +262,15 @@ def main(args):
     args = cli.inherit(args, init, val_fraction=None)
     args = cli.fill(args, FOR_FIELD if use_field else FOR_OTHERS)
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
-    for key in ("model", "preprocess", "size", "data", "classes", "part_order"):  # of its checkpoints
-        setattr(args, key, init["args"].get(key, "none"))
+    for key in (
+        "model",
+        "size",
+        "data",
+        "classes",
+        "part_order",
+    ):  # so that its checkpoints say what they hold
+        setattr(args, key, init["args"][key])
+    args.preprocess = init["args"].get("preprocess", "none")
     policy, label_info = load_policy(args.augment), init["data"]
     stop = dist.Stop()
 
@@ -314,8 +327,8 @@ def main(args):
 
     before = last["before"] if last else evaluate(predict, val, scorer, args.batch_size)
     best = last["best"] if last else {"step": 0, "score": before}
-    print(f"{faces.name} ({args.unlabelled}): {len(train)} photos to ask about, {num_val} to judge by")
-    print("".join(f"  {note}\n" for note in faces.notes), end="")
+    counts = f"{len(train)} photos to ask about, {num_val} to judge by"
+    print(f"{faces.name} ({args.unlabelled}): {counts}", *faces.notes, sep="\n  ")
     masks = f"{args.estimator}, {args.samples} masks a photo{'' if use_field else ' and step'}"
     print(f"{cli.describe(args, first, world, device)}; {masks}, judged by {' + '.join(args.reward)}")
     if not last:
@@ -326,14 +339,15 @@ def main(args):
     since, done, signal, collapsed = time.time(), first, 0, False
     scores = torch.full((1, 2, 1), torch.nan)  # of a step that asks for none
     if use_field:
-        kept = out / "fields.pt"  # since another machine might draw other masks
-        if last and kept.is_file():
-            fields = checkpoint.load(kept)["fields"]
+        fields_path = out / "fields.pt"  # kept, since another machine might draw other masks
+        if last and fields_path.is_file():
+            fields = checkpoint.load(fields_path)["fields"]
         elif (fields := explore(functools.partial(predict, by=start), train, scorer, args, stop)) is None:
             signal = stop.signal
         else:
-            checkpoint.save(kept, fields=fields)
-    for step, rows in zip(range(first, first if signal else args.steps), order, strict=False):
+            checkpoint.save(fields_path, fields=fields)
+    steps = [] if signal else range(first, args.steps)
+    for step, rows in zip(steps, order, strict=False):
         # >>> shared: cadence
         done = step + 1
         eval_now = done % args.eval_every == 0 or done == args.steps
@@ -362,7 +376,7 @@ def main(args):
         if args.kl or log_now:
             with torch.set_grad_enabled(bool(args.kl)):
                 kl = torch.div(*divergence(logits, predict(batch["image"], start), every_pixel))
-            loss = loss + args.kl * kl
+            loss = loss + args.kl * kl if args.kl else loss
         # >>> shared: optimiser step
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -430,8 +444,8 @@ def main(args):
             f"{best['step']}. Try a lower --lr than {args.lr}, or --kl above 0"
         )
         return cli.COLLAPSED
-    kept = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
-    print(f"{scorer.asked} scores asked for; best.pt: {kept}")
+    summary = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
+    print(f"{scorer.asked} scores asked for; best.pt: {summary}")
     print(f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED --split test")
 
 

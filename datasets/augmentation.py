@@ -82,7 +82,7 @@ def augment(batch, policy, seed, positions, flip_pairs):
                 noise = rng.normal(seed, positions[chosen].to(device), lanes, stream=2 + 2 * slot)
                 images[rows] = (images[rows] + strength * noise.view_as(images[rows])).clamp(0, 1)
                 continue
-            u = rng.uniform(seed, positions[chosen], 194, stream=3 + 2 * slot).to(device)
+            u = rng.uniform(seed, positions[chosen], 2 + 192, stream=3 + 2 * slot).to(device)
             inside = box(u[:, :2], strength.flatten(), height, width)
             erase = name == "erase"  # else cutmix: from the image before
             source = coarse_noise(u[:, 2:], height, width) if erase else images.roll(1, 0)[rows]

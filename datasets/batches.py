@@ -30,13 +30,13 @@ def load(faces, split, size, seed=0, count=None, device="cpu"):
     samples = faces.splits.get(split, [])
     if not samples:
         have = ", ".join(f"{k} ({len(v)})" for k, v in faces.splits.items())
-        hint = "; --val-fraction 0.15 holds people out, where there are two" if split == "val" else ""
+        hint = "; one person alone cannot be held out: a share of 0 does without" if split == "val" else ""
         raise UserError(f"{faces.name} has no split {split}; it has {have}{hint}")
     return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)
 
 
 def loader(data, order, workers, device):
-    """Batches of `data` in an `Order`. workers: processes that read; they leave signals to their parent."""
+    """Batches of `data` in an `Order`. workers: processes that read, which ignore SIGTERM and Ctrl-C."""
     pinned = workers > 0 and device.type == "cuda"
     ignore = dist.ignore_signals
     return DataLoader(
@@ -91,7 +91,7 @@ class Mixed:
 
 
 class Order(torch.utils.data.Sampler):
-    """The indices of each step from `first` to `last`, a function of (seed, step) alone.
+    """The indices of each step from `first` up to but not including `last`, a function of (seed, step).
 
     The whole batch of one step is `world` times `batch_size` images; every epoch goes through all n
     images in a new order, and a batch may span two epochs, so that n may be smaller than a batch.

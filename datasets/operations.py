@@ -138,4 +138,17 @@ def coarse_noise(u, height, width):
 
 REGULARISERS = ("erase", "cutmix")  # Zhong et al., 1708.04896; Yun et al., 1905.04899, for masks 1906.01916
 SWITCHES = ("autocontrast", "equalise")  # done or not, whatever the magnitude
+UNITS = {  # of each operation's magnitude, for people
+    **dict.fromkeys(("shear_x", "shear_y"), "tangent"),
+    **dict.fromkeys(("translate_x", "translate_y", "cutmix", "erase"), "share of a side"),
+    **dict.fromkeys(("zoom", "stretch", "gamma"), "octaves"),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), "share of itself"),
+    **dict.fromkeys(SWITCHES, "done or not"),
+    "rotate": "degrees",
+    "hue": "turns of the circle",
+    "blur": "standard deviation, per cent of a side",
+    "noise": "standard deviation, share of white",
+    "posterise": "bits dropped, rounded",
+    "solarise": "inverted from white down to 1 minus this",
+}
 OPERATIONS = sorted({*GEOMETRY, *COLOUR, *REGULARISERS, "noise"})

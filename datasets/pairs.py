@@ -12,18 +12,18 @@ from utils import draw
 from utils.errors import UserError
 
 
-def augmented(data, flip_pairs, policy, seed, rows, first=0):
+def augmented(data, faces, policy, seed, rows, first=0):
     """Photos (B, 3, S, S) and masks (B, S, S), uint8, of some rows of a data set, as a run with this seed
     sees them at its positions first, first + 1, ..."""
     positions = torch.arange(first, first + len(rows))
-    batch = augment(data[rows], policy, seed, positions, {"semantic": flip_pairs})
-    return (batch["image"] * 255).round().byte(), batch["semantic"]
+    batch = augment(data[rows], policy, seed, positions, {faces.target: faces.flip_pairs})
+    return (batch["image"] * 255).round().byte(), batch[faces.target]
 
 
 def preview(data, faces, policy, seed, count=6, times=5):
     """A row for each of a few faces, as a picture: as it is, then several times as the policy changes it."""
     rows = [i * len(data) // count for i in range(min(count, len(data)))]
-    seen = [augmented(data, faces.flip_pairs, policy, seed, rows, len(rows) * t)[0] for t in range(times)]
+    seen = [augmented(data, faces, policy, seed, rows, len(rows) * t)[0] for t in range(times)]
     cells = torch.stack([data[rows]["image"], *seen], 1).flatten(0, 1).permute(0, 2, 3, 1).numpy()
     return draw.sheet(cells, times + 1)
 
@@ -54,7 +54,7 @@ def write_pairs(data, faces, policy, seed, count, folder):
     def pairs():
         for n in tqdm(range(count), "writing pairs", disable=None):
             row, before = n % len(data), (n - 1) % len(data)  # CutMix takes from the photo before
-            image, label = augmented(data, faces.flip_pairs, policy, seed, [before, row], n)
+            image, label = augmented(data, faces, policy, seed, [before, row], n)
             yield f"{n:06d}", image[1], label[1], data.groups[row]
 
     write_folder(folder, faces, pairs())

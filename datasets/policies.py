@@ -141,7 +141,7 @@ def fault_of(policy):
         return type(number) in (int, float) and 0 <= number < math.inf
 
     if "allocation" in policy:
-        return "holds an allocation, which is read no more; --ids FILE says who trains"
+        return "holds an allocation, which is read no more; a file of ids says who trains"
     if not good(policy["scale"]):
         return f"scale {policy['scale']}: need a number, 0 or more"
     if (schedule := policy.get("schedule")) is None:

@@ -15,6 +15,7 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.ks.features import thumbnails
 from utils.ks.test import by_person, copies
+from utils.metrics import IGNORE_INDEX
 
 PHOTOS = 4  # of one person, at most: a split takes one
 
@@ -25,7 +26,7 @@ class Side(typing.NamedTuple):
 
     images: torch.Tensor  # (N, 3, 2 S, 2 S) uint8
     labels: torch.Tensor  # (N, 2 S, 2 S) uint8, 255 where there are none
-    people: list  # names, comparable between sides
+    people: list  # names; an equal name on the other side is the same person
     ids: list
     classes: list  # what the labels mean
 
@@ -35,7 +36,9 @@ class Side(typing.NamedTuple):
 
     def join(self, other):
         """One side after the other. Masks that mean something else are left out."""
-        labels = other.labels if other.classes == self.classes else torch.full_like(other.labels, 255)
+        labels = (
+            other.labels if other.classes == self.classes else torch.full_like(other.labels, IGNORE_INDEX)
+        )
         images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, labels])
         return Side(images, labels, self.people + other.people, self.ids + other.ids, self.classes)
 
@@ -78,7 +81,7 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
     batch = CachedFaces(faces, chosen, 2 * size)[list(range(len(chosen)))]
     # without named people every photo is somebody else, and equal file names of two folders mean nothing
     names = [s.group if s.group != s.id else f"{folder}/{s.id}" for s in chosen]
-    return Side(batch["image"], batch["semantic"], names, [s.id for s in chosen], faces.classes), notes
+    return Side(batch["image"], batch[faces.target], names, [s.id for s in chosen], faces.classes), notes
 
 
 def _synthetic_side(low, high, count, size, seed, classes):

@@ -73,11 +73,16 @@ def take_ids(faces, path):
 def ids_file(ids, data, saved, limit=None):
     """The file of ids that holds: the one given, or that of a checkpoint's flags `saved` (None: there is no
     checkpoint) where `data` is None or the checkpoint's. Refused beside a limit."""
-    if not ids and saved and (not data or os.path.realpath(data) == os.path.realpath(saved["data"])):
+    if not ids and saved and (not data or same_folder(data, saved["data"])):
         ids = saved.get("ids")
     if ids and limit:
         raise UserError(f"limit {limit}: {ids} says already which photos train; give one of the two")
     return ids
+
+
+def same_folder(a, b):
+    """Whether two paths, or `synthetic`, are one data set."""
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def open_any(path, classes=(), val_fraction=0.0):
@@ -102,7 +107,9 @@ def open_photos(path, classes, val_fraction=0.15):
         raise UserError("unlabelled synthetic: need photos in a folder; synthetic faces are labelled")
     faces = open_any(path, classes, val_fraction)
     own = faces.name == "folder" and "unlabelled" in faces.splits
-    train = [s._replace(label=None) for s in faces.splits["unlabelled" if own else "train"]]
+    train = [s._replace(label=None) for s in faces.splits.get("unlabelled" if own else "train", [])]
+    if not train:
+        raise UserError(f"{path}: no photos to train on; it has the splits {', '.join(faces.splits)}")
     held = [s._replace(label=None) for s in faces.splits.get("val", [])]
     if not held and val_fraction > 0:
         if len({s.group for s in train}) < 2:

@@ -64,7 +64,7 @@ def read_state(file):
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UserError(
             f"{file} holds no state dict (names to tensors); if it is a checkpoint of this "
-            "repository, give it to --init"
+            "repository, start from it instead"
         )
     return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in state.items()}
 

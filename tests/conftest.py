@@ -1,11 +1,14 @@
 """One thread: the sums in a test then have one order, and busy machines stay usable. Scripts as processes."""
 
+import atexit
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -14,8 +17,12 @@ import server
 import torch
 from PIL import Image
 
-from utils.cli import run
-from utils.errors import UserError
+os.environ["XDG_CACHE_HOME"] = (
+    tempfile.mkdtemp()
+)  # before datasets.cache reads it: no test writes into a home
+
+from utils.cli import run  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,10 +42,9 @@ def torchrun(processes, script, *flags):
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """One thread, so that sums have one order, and a cache folder of our own."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache)}
+def environment():
+    """One thread, so that sums have one order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -105,10 +111,13 @@ def complaint(capsys):
     takes seconds. script: the module."""
 
     def complaint(script, *flags):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         parser = script.get_parser()
         with pytest.raises(SystemExit) as stopped:
             run(script.main, parser.parse_args([str(flag) for flag in flags]))
         assert stopped.value.code == 2
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         return capsys.readouterr().err
 
     return complaint

@@ -68,6 +68,8 @@ def serve(path):
         message, streams = b"", []
         while not message.endswith(b"\n"):
             part, fds, _, _ = socket.recv_fds(connection, 2**16, 3)
+            if not part:
+                os._exit(1)  # the client has gone
             message, streams = message + part, streams + fds
         child = os.fork()
         if not child:

@@ -40,8 +40,8 @@ def save(path, **state):
 
 
 def save_run(out, state, is_best, best_model):
-    """last.pt of a run folder, and before it, since it vouches for it, best.pt if this is the best step so
-    far: with the weights of `best_model`, and without what only a resumed run needs."""
+    """last.pt of a run folder, and if this is the best step so far best.pt: with the weights of `best_model`,
+    without what only a resumed run needs. best.pt comes first: the best step that last.pt names is there."""
     if is_best:
         kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema")}
         save(out / "best.pt", **kept | {"model": best_model.state_dict()})

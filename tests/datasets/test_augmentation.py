@@ -367,7 +367,7 @@ def test_load_policy(tmp_path):
                 ({"schedule": [[0, 0.5], [1.5, 1]]}, "whole steps from 0 on"),
                 ({"schedule": [[0, 0.5], [9, -1]]}, "scales of 0 or more"),
                 ({"schedule": [[0, 0.5], [9, 1], [9, 0]]}, r"the steps \[0, 9, 9\] do not rise"),
-                ({"allocation": {"ft": ["a"]}}, "--ids FILE says who trains"),
+                ({"allocation": {"ft": ["a"]}}, "a file of ids says who trains"),
             ]
         ],
     ],

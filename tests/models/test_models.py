@@ -285,7 +285,7 @@ def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         build_model("unet", 3, weights=file)
     torch.save({"model": {}, "step": 3}, file)
-    with pytest.raises(UserError, match="--init"):
+    with pytest.raises(UserError, match="start from it instead"):
         build_model("unet", 3, weights=file)
     torch.save(torch.nn.Conv2d(1, 1, 1), file)  # code, which weights_only does not run
     with pytest.raises(UserError, match="cannot be read"):

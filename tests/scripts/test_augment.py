@@ -110,7 +110,7 @@ def test_a_policy_is_replayed_bit_for_bit(faces, tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(policy))
     read = policies.load_policy(str(tmp_path / "policy.json"))
     for first in (0, 100):
-        one, two = (augmented(data, found.flip_pairs, p, 3, [0, 1, 2], first) for p in (policy, read))
+        one, two = (augmented(data, found, p, 3, [0, 1, 2], first) for p in (policy, read))
         assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
     for name in ("a", "b"):
         write_pairs(data, found, read, 3, 10, tmp_path / name)

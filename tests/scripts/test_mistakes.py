@@ -15,7 +15,8 @@ import train_reward
 import train_scores
 from utils import cli
 
-DATA, INIT = ["--data", "{folder}"], ["--init", "{best}"]
+DATA = ["--data", "{folder}", "--steps", "1", "--size", "32"]  # short, should a mistake not be noticed
+INIT = ["--init", "{best}"]
 ALONE = [*INIT, "--unlabelled", "{folder}"]
 STEPS = ["--reward", "anatomy", "--estimator", "rloo"]
 FIELD = ["--reward", "anatomy", "--score-budget", "99", "--steps", "2"]
@@ -79,7 +80,8 @@ def test_the_line_is_all_that_a_process_says(call, tmp_path):
 
 
 def test_nothing_is_silently_replaced(call, complaint, folder, finetuned):
-    assert "--resume" in complaint(train_finetune, "--data", folder, "--out", finetuned)
+    flags = ["--data", folder, "--steps", 1, *TINY, "--out", finetuned]
+    assert "--resume" in complaint(train_finetune, *flags)
     done = call("train_finetune.py", "--resume", "--out", finetuned, "--lr", "0.5", status=2)
     assert "--lr" in done.stderr and "0.003" in done.stderr
     done = call("train_finetune.py", "--resume", "--out", finetuned, status=2)

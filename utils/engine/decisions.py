@@ -37,7 +37,8 @@ def scaled(ops, scale, flip=0.5):
 
 
 def folds_of(samples, count):
-    """[(train ids, held-out ids)]: whole people, dealt out so that folds hold about as many photos."""
+    """([(train ids, held-out ids)], {person: ids}): whole people, dealt out so that folds hold about as many
+    photos."""
     people = {}
     for s in samples:
         people.setdefault(s.group, []).append(s.id)

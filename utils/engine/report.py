@@ -3,21 +3,6 @@
 from utils import plot
 from utils.engine.decisions import ALLOCATIONS, CONFIDENT, ETA, MASKS, REWARDED, SUSPECT, line_of
 
-SWITCHES = "autocontrast", "equalise"  # done or not, whatever the magnitude
-UNITS = {  # of each operation's magnitude, in datasets/operations.py
-    **dict.fromkeys(("shear_x", "shear_y"), "tangent"),
-    **dict.fromkeys(("translate_x", "translate_y", "cutmix", "erase"), "share of a side"),
-    **dict.fromkeys(("zoom", "stretch", "gamma"), "octaves"),
-    **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), "share of itself"),
-    **dict.fromkeys(SWITCHES, "done or not"),
-    "rotate": "degrees",
-    "hue": "turns of the circle",
-    "blur": "standard deviation, per cent of a side",
-    "noise": "standard deviation, share of white",
-    "posterise": "bits dropped, rounded",
-    "solarise": "inverted from white down to 1 minus this",
-}
-
 
 def gains(table):
     """The gains of all rungs as one picture, (H, W, 3) uint8. table: rows of `decisions.rows_of`."""
@@ -26,12 +11,13 @@ def gains(table):
     return plot.bars(names, values, errors, "gain on held-out people, and one standard error")
 
 
-def markdown(policy, arms, table, decided, pictures, asked, commands):
+def markdown(policy, arms, table, decided, pictures, asked, commands, units):
     """The report as a page: what was decided, from which figures.
 
     arms: {name: {"what", "gated", ...}}; table: rows of `decisions.rows_of`; decided: {"ft", "reward":
     photos, "people": {person: photos}, "found": {photo: signals}, "moves": `decisions.moves_of`}; pictures:
-    their names; asked: what the gate was asked on, as a sentence; commands: to go on with.
+    their names; asked: what the gate was asked on, as a sentence; commands: to go on with; units: of each
+    operation's magnitude.
     """
     searched, kind, found, people = policy["search"], policy["kind"], decided["found"], decided["people"]
     never = " and ".join(f"`{arm}`" for arm in dict.fromkeys(("none", searched["safe"])))
@@ -55,7 +41,7 @@ def markdown(policy, arms, table, decided, pictures, asked, commands):
         "",
         *(f"    {command}" for command in commands),
         "",
-        *_operations(policy),
+        *_operations(policy, units),
     ]
     for stage in dict.fromkeys(row["stage"] for row in table):
         rows = [r for r in table if r["stage"] == stage]
@@ -165,7 +151,7 @@ def _allocation(policy, decided):
     return [*lines, "", f"**Suspects.** {text if suspects else 'None.'}", ""]
 
 
-def _operations(policy):
+def _operations(policy, units):
     """What a policy does to a photo, as lines of a page."""
     if not policy["ops"]:
         return ["## What the policy does", "", "Nothing.", ""]
@@ -189,8 +175,8 @@ def _operations(policy):
         low, high = (scale * most / 30 * op[key] for key in ("m_neg", "m_pos"))
         between = " or " if least == most else " to "  # of operations that go one way alone, that way
         ends = [f"{end:.3g}" for end in (-low, high) if end or least != most]
-        strength = "" if op["name"] in SWITCHES else between.join(ends)
-        lines.append(f"| {op['name']} | {strength} | {UNITS[op['name']]} | {op['weight'] / total:.1%} |")
+        strength = "" if units[op["name"]] == "done or not" else between.join(ends)
+        lines.append(f"| {op['name']} | {strength} | {units[op['name']]} | {op['weight'] / total:.1%} |")
     return [*lines, ""]
 
 

@@ -38,7 +38,7 @@ def verdict(figures, alpha):
             "missed more than once in five; more people are needed."
         )
     if blind:
-        return "BLIND", f"No verdict: these features do not see {', '.join(blind)}; try others (--features)."
+        return "BLIND", f"No verdict: these features do not see {', '.join(blind)}; try others."
     return "PASS", (
         f"Not distinguishable at {alpha:g} with {n}; a shift of {shift:.2f} standard deviations "
         "in any one feature would have been seen four times in five."

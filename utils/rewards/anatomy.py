@@ -16,7 +16,9 @@ from scipy import ndimage
 
 from utils.errors import UserError
 
-SIDES = set("l r u left right upper lower inner".split())  # left out of names: u_lip is a lip
+SIDES = set(
+    "l r u left right upper lower inner".split()
+)  # words that are dropped from class names: u_lip is a lip
 PARTS = {
     "skin": {"skin"},
     "glasses": {"glasses", "eye_g"},

@@ -39,7 +39,8 @@ def credit_each(advantages, masks, num_classes):
 
 
 def leave_one_out(scores, standardise):
-    """(B, S, C): each score minus the mean of the other S - 1; 0 where a class was not scored."""
+    """(B, S, C): each score minus the mean of the other S - 1, or, standardised, minus the mean of all and
+    divided by their deviation; 0 where a class was not scored."""
     centred = scores - scores.nanmean(1, keepdim=True)
     scale = scores.std(1, keepdim=True) + 1e-8 if standardise else (scores.shape[1] - 1) / scores.shape[1]
     return (centred / scale).nan_to_num(0.0)

@@ -34,7 +34,7 @@ def judge(words, classes):
             except Exception as error:  # whatever a user's scorer, or its server, may do
                 raise UserError(
                     f"reward {' '.join(words)}: the scorer failed ({error!r}); the answers it "
-                    "gave are kept, --resume goes on with them"
+                    "gave are kept for when the run goes on"
                 ) from error
             if answer.shape not in shapes:
                 raise UserError(
@@ -51,8 +51,8 @@ def judge(words, classes):
 class Scorer:
     """scorer(masks, photos) -> (B, C) float64, C = 1 or the number of classes.
 
-    function: what `judge` builds, (B, H, W) uint8 and B paths -> (B, C). name: of it, since only answers of
-    its own are taken from memory.
+    function: what `judge` builds, (B, H, W) uint8 and B paths -> (B, C). name: a part of the
+    key, so that answers of another scorer are never taken for its own.
     A mask that was asked about before is answered from memory, which `path` keeps across runs and
     kills: one line of JSON for each answer. asked: how many masks were submitted, ever.
     """

@@ -1,4 +1,4 @@
-"""A script for tests of utils/runs.py: writes its first word into --out, or fails, or does both."""
+"""A script for tests of utils/engine/runs.py: writes its first word into --out, or fails, or does both."""
 
 import pathlib
 import sys
