@@ -158,18 +158,29 @@ def run_gate(real, size, seed, device, folder):
     return policy, f"{found['status']}: {found['verdict']}"
 
 
-def job_of(run, script, train, held, policy, steps, flags, write, keep=False):
+def job_of(run, script, train, held, policy, steps, flags, write):
     """A run of a training script on the photos `train`, scored on those held out; see `runs.run_all`."""
     _, arm, fold = run.split("/")
     ids = write(f"jobs/{run}/ids.json", {"train": train, "val": held})
     policy = write(f"jobs/{run}/policy.json", policy)
     flags = [*flags, "--ids", ids, "--augment", policy, "--steps", steps, "--eval-every", steps]
     row = {"arm": arm, "fold": int(fold), "steps": steps}
-    return {"run": run, "script": script, "flags": flags, "held": held, "row": row, "keep": keep}
+    return {"run": run, "script": script, "flags": flags, "held": held, "row": row, "keep": False}
 
 
-def use(args, policy, faces, data, out):
-    """Look at a policy that is there, as strong as its schedule ends."""
+def given(args, *names):
+    """["--data", "faces", ...]: those flags of a command that have a value."""
+    values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    return [word for flag, value in values.items() if value is not None for word in (flag, value)]
+
+
+def tuning(allocation, flags):
+    """(script, flags) of the steps after the first ones, in a way of `decisions.ALLOCATIONS`."""
+    return (REWARD, ["--ce-weight", 1]) if allocation in decisions.REWARDED else (FINETUNE, flags)
+
+
+def show_policy(args, policy, faces, data, out):
+    """Preview a policy that is there, or write pairs with it, as strong as its schedule ends."""
     policy = policies.at_step(policy, 10**9)
     if args.preview:
         out.mkdir(parents=True, exist_ok=True)
@@ -191,7 +202,7 @@ def main(args):
         raise UserError("--data FOLDER: of whose faces?")
     if bool(args.policy) != bool(args.preview or args.materialise):
         raise UserError("--policy FILE: with --preview or --materialise N DIR, which need it")
-    at_once = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
+    num_jobs = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
 
     # ---- data ----
     faces = splits.open_any(args.data)
@@ -203,25 +214,17 @@ def main(args):
     labelled = limit(labelled, args.limit, args.seed) if args.limit else labelled
     data, row_of = CachedFaces(faces, labelled, args.size), {s.id: i for i, s in enumerate(labelled)}
     if args.policy:
-        return use(args, policies.load_policy(args.policy), faces, data, out)
+        return show_policy(args, policies.load_policy(args.policy), faces, data, out)
     folds, people = decisions.folds_of(labelled, args.folds)
     asked_for = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
     files = {name: arm["policy"] for name, arm in asked_for.items() if name not in ARMS}
     runs.begin(out, vars(args), {"photos": list(row_of), "files": files})
     ledger, log = runs.Ledger(out / "arms.jsonl"), RunLog(out, vars(args))
-    amp = ["--amp", args.amp] if args.amp else []
-    common = [
-        "--data",
-        args.data,
-        "--size",
-        args.size,
-        "--seed",
-        args.seed,
-        "--batch-size",
-        args.batch_size,
-        *amp,
-    ]
-    here, model = [*common, "--device", device.type], ["--model", args.model] if args.model else []
+    same = given(
+        args, "data", "size", "seed", "batch_size", "amp"
+    )  # in all runs, and in those after the search
+    model = given(args, "model")
+    common = [*same, "--device", device.type]
 
     def predict_photos(folder, ids):
         """logits (B, K, S, S) and labels (B, S, S) of photos, by the last weights in a run folder."""
@@ -241,7 +244,7 @@ def main(args):
     def compare(jobs, baseline):
         """{arm: {photo: F1}} of jobs over all folds, and {arm: (gain, standard error)} over the baseline."""
         scores = {}
-        for row in runs.run_all(jobs, out / "runs", ledger, finish, at_once):
+        for row in runs.run_all(jobs, out / "runs", ledger, finish, num_jobs):
             scores.setdefault(row["arm"], {}).update(row["f1"])
         return scores, {arm: decisions.gain(f1, scores[baseline], people) for arm, f1 in scores.items()}
 
@@ -255,21 +258,24 @@ def main(args):
     arms = make_arms(gated, args.synthetic, args.arms)
 
     # ---- search ----
-    left, table, safe = list(arms), [], next(name for name in SAFE if name in arms)
+    arms_left, table = list(arms), []
+    safe = next(name for name in SAFE if name in arms)
     for rung in range(1, len(folds) + 1):  # those who go on are held to one fold of people more
         last = rung == len(folds)
-        over, jobs = safe if last else "none", []
-        for name, k in [(name, k) for name in left for k in range(rung)]:
-            flags = [*here, *model, *arms[name]["flags"]]
-            run, policy = f"search/{name}/{k}", arms[name]["policy"]
-            jobs.append(job_of(run, FINETUNE, *folds[k], policy, args.steps, flags, write, keep=True))
-        scores, gains = compare(jobs, over)
-        left = [decisions.winner(gains, safe)] if last else decisions.survivors(gains, safe)
-        rows = decisions.rows_of(f"rung {rung}, over {over}", scores, gains, people, left)
-        log.scalars(rung, **{f"gain_over_{over}/{row['arm']}": row["gain"] for row in rows})
+        baseline, jobs = safe if last else "none", []
+        for name, k in [(name, k) for name in arms_left for k in range(rung)]:
+            train, held = folds[k]
+            run_flags, policy = [*common, *model, *arms[name]["flags"]], arms[name]["policy"]
+            run = f"search/{name}/{k}"
+            job = job_of(run, FINETUNE, train, held, policy, args.steps, run_flags, write)
+            jobs.append(job | {"keep": True})
+        scores, gains = compare(jobs, baseline)
+        arms_left = [decisions.winner(gains, safe)] if last else decisions.survivors(gains, safe)
+        rows = decisions.rows_of(f"rung {rung}, over {baseline}", scores, gains, people, arms_left)
+        log.scalars(rung, **{f"gain_over_{baseline}/{row['arm']}": row["gain"] for row in rows})
         print(decisions.show(rows))
         table += rows
-    best = left[0]
+    best = arms_left[0]
     chosen, flags = arms[best], arms[best]["flags"]
     winners = [out / f"runs/search/{best}/{k}" for k in range(len(folds))]
     for weights in {*out.glob("runs/search/*/*/last.pt")} - {folder / "last.pt" for folder in winners}:
@@ -285,39 +291,36 @@ def main(args):
         found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
     suspects = decisions.suspicious({i: f["contradiction"] for i, f in found.items()})
     shares = decisions.shares_of(list(row_of), suspects, found, folds)
-    mode, extra = "ft", max(1, args.steps // decisions.ETA)
+    allocation, extra = "ft", max(1, args.steps // decisions.ETA)
     if not args.no_allocation:
         halves, jobs = [], []
         for k, (train, held) in enumerate(folds):
-            start, half = winners[k] / "last.pt", out / f"runs/half/disjoint/{k}/last.pt"
-            for arm, pair in shares.items():
+            for name, pair in shares.items():
                 first, then = ([i for i in ids if i in train] for ids in pair)
-                if arm == "disjoint":  # the only one that begins with other photos
-                    run, how = f"half/disjoint/{k}", [*here, *model, *flags]
-                    job = job_of(
-                        run, FINETUNE, first, held, chosen["policy"], args.steps, how, write, keep=True
-                    )
-                    halves.append(job)
-                rewarded = arm in decisions.REWARDED
-                script, more = (REWARD, ["--ce-weight", "1"]) if rewarded else (FINETUNE, flags)
-                how = [*here, "--init", half if arm == "disjoint" else start, "--lr", "1e-3", *more]
-                jobs.append(
-                    job_of(f"extra/{arm}/{k}", script, then, held, chosen["policy"], extra, how, write)
-                )
-        runs.run_all(halves, out / "runs", ledger, finish, at_once)
+                start = winners[k]
+                if name == "disjoint":  # the only one that begins with other photos
+                    start = out / f"runs/half/disjoint/{k}"
+                    run, run_flags = f"half/disjoint/{k}", [*common, *model, *flags]
+                    job = job_of(run, FINETUNE, first, held, chosen["policy"], args.steps, run_flags, write)
+                    halves.append(job | {"keep": True})
+                script, more = tuning(name, flags)
+                run = f"extra/{name}/{k}"
+                run_flags = [*common, "--init", start / "last.pt", "--lr", "1e-3", *more]
+                jobs.append(job_of(run, script, then, held, chosen["policy"], extra, run_flags, write))
+        runs.run_all(halves, out / "runs", ledger, finish, num_jobs)
         scores, gains = compare(jobs, "ft")
-        mode = decisions.winner(gains, "ft")
-        rows = decisions.rows_of("allocation, over ft", scores, gains, people, [mode])
+        allocation = decisions.winner(gains, "ft")
+        rows = decisions.rows_of("allocation, over ft", scores, gains, people, [allocation])
         print(decisions.show(rows))
         table += rows
     reasons = {}
     for i in suspects:
         mask = data[[row_of[i]]]["semantic"][0]
         reasons[i] = decisions.main_confusion(mask, parsed[i], against[i], faces.classes)
-    moves = decisions.moves_of(list(row_of), found, reasons, mode, shares[mode][1])
+    moves = decisions.moves_of(list(row_of), found, reasons, allocation, shares[allocation][1])
 
     # ---- finish ----
-    ft, reward = shares[mode]
+    ft, reward = shares[allocation]
     finetune_ids = write("finetune.ids.json", {"train": ft})
     reward_ids = write("reward.ids.json", {"train": [i for i in row_of if i in set(reward)]})
     searched = {
@@ -329,7 +332,7 @@ def main(args):
         "images": args.batch_size * sum(row["steps"] for row in ledger.rows.values()),
         "runs": len(ledger.rows),
         "allocated": not args.no_allocation,
-        "allocation": mode,
+        "allocation": allocation,
     }
     gate_said = {"verdict": verdict, "gated": chosen["gated"]}
     policy = {**chosen["policy"], "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects}
@@ -341,29 +344,18 @@ def main(args):
         worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
         batch = data[[row_of[i] for i in worst]]
         preds, wrong = (torch.stack([of[i] for i in worst]) for of in (parsed, against))
-        shown = batch["image"], batch["semantic"], preds, faces.colors, faces.classes
-        pictures["suspects"] = draw.comparison(*shown, max(1, 192 // args.size), wrong)
+        images, labels, scale = batch["image"], batch["semantic"], max(1, 192 // args.size)
+        picture = draw.comparison(images, labels, preds, faces.colors, faces.classes, scale, wrong)
+        pictures["suspects"] = picture
     for name, picture in pictures.items():
         log.image(0, f"engine/{name}", picture, f"{name}.png")
     log.close()
-    same = [*common, "--augment", out / "policy.json"]
-    then = [
-        FINETUNE,
-        *same,
-        "--ids",
-        finetune_ids,
-        *model,
-        "--steps",
-        args.steps,
-        *flags,
-        "--out",
-        "runs/finetune",
-    ]
-    commands = [then]
+    same += ["--augment", out / "policy.json"]
+    start = [*model, "--steps", args.steps, *flags, "--out", "runs/finetune"]
+    commands = [[FINETUNE, *same, "--ids", finetune_ids, *start]]
     if not args.no_allocation:  # what won there
-        rewarded = mode in decisions.REWARDED
-        script, more = (REWARD, ["--ce-weight", 1]) if rewarded else (FINETUNE, flags)
-        ids = reward_ids if rewarded else finetune_ids
+        script, more = tuning(allocation, flags)
+        ids = reward_ids if script == REWARD else finetune_ids
         init = ["--init", "runs/finetune/last.pt", "--lr", "1e-3", "--steps", extra]
         commands.append([script, *init, *same, "--ids", ids, *more, "--out", "runs/tuned"])
     commands = [shlex.join(["python", *map(str, command)]) for command in commands]
@@ -373,9 +365,7 @@ def main(args):
     page = report.markdown(policy, arms, table, decided, pictures, asked, commands, UNITS)
     (out / "engine_report.md").write_text(page)
     write("policy.json", policy)  # last: with it, all is there
-    print(
-        f"policy:  {best}, allocation {mode}, {len(suspects)} photos to look at; see {out}/engine_report.md"
-    )
+    print(f"policy:  {best}, allocation {allocation}, {len(suspects)} suspects; see {out}/engine_report.md")
     print("next:   ", "\nthen:    ".join(commands))
 
 

@@ -37,10 +37,12 @@ from utils.metrics import IGNORE_INDEX
 
 EXIT = {"PASS": 0, "REJECT": 1, "UNDERPOWERED": 3, "BLIND": 3}
 UNSEEN = 2 / 255  # a mean change of the pixels below this is none: an operation that spares these photos
-BISECTIONS, GRID = 6, 9  # steps to find a magnitude; points where D does not grow with it
-MOST = 2.0  # the policy as a whole may be stronger than its operations alone, since it mixes them
-SECOND, THIRD = 7_100_003, 7_200_003  # added to the seed: synthetic faces of the other side, and of the PCA
-THIRD_PART = 256  # synthetic faces that the PCA of --features encoder is fitted on
+BISECTIONS = 6  # steps to find a magnitude
+GRID = 9  # points that are tried where D does not grow with the magnitude
+MAX_SCALE = 2.0  # the policy as a whole may be stronger than its operations alone, since it mixes them
+OTHER_SEED = 7_100_003  # added to the seed for synthetic faces of the other side
+PCA_SEED = 7_200_003  # ... and for those that the PCA of --features encoder is fitted on
+PCA_FACES = 256
 BINARY = (*SWITCHES, "flip")  # operations that have no magnitude
 
 
@@ -135,12 +137,12 @@ def largest_accepted(policy_at, bound, judge, change_of, alpha, binary=False):
     pixel in [0, 1]. trail: what was tried, [m, p, d_max]; full: each feature's D at full range. Where D does
     not grow with m, a grid finds the first rejection, below which the bisection begins again.
     """
-    trail, full = [], []
+    trail = []
+    at_bound = judge(policy_at(bound))
 
     def accepts(m):
-        figures = judge(policy_at(m))
+        figures = at_bound if m == bound else judge(policy_at(m))
         trail.append([m, figures["p"], figures["d_max"]])
-        full.extend(figures["d"] if not full else [])
         return figures["p"] > alpha
 
     def bisect(low, high):
@@ -153,27 +155,29 @@ def largest_accepted(policy_at, bound, judge, change_of, alpha, binary=False):
         low, status = bound, "PASS" if change_of(policy_at(bound)) < UNSEEN else "BLIND"
     else:
         low = 0.0 if binary else bisect(0.0, bound)
-        if not binary and not spearmanr(*np.array(trail)[:, ::2].T).statistic >= 0.9:
+        magnitudes, _, distances = zip(*trail, strict=True)
+        if not binary and not spearmanr(magnitudes, distances).statistic >= 0.9:
             low = max([0.0, *itertools.takewhile(accepts, np.linspace(0, bound, GRID + 1)[1:].tolist())])
             low = bisect(low, low + bound / GRID)
         status = "PASS" if low else "REJECT"
-    _, p, d = next((row for row in trail if row[0] == low), (0.0, 1.0, 0.0))
-    return {"m": low, "status": status, "p": p, "d": d, "full": full, "trail": sorted(trail)}
+    _, p, d = {row[0]: row for row in trail}.get(low, (0.0, 1.0, 0.0))
+    return {"m": low, "status": status, "p": p, "d": d, "full": at_bound["d"], "trail": sorted(trail)}
 
 
 def search(judge, change_of, alpha):
     """{operation: its largest accepted magnitudes}, of `policies.WIDE` and the flip; see above."""
     ops, flip = {}, {"name": "flip", "m_neg": 0.0, "m_pos": 1.0}
     for op in tqdm([*policies.WIDE, flip], "operations", disable=None):
-        name, found = op["name"], {}
+        name, sides = op["name"], {}
         for key, sign in (("neg", -1), ("pos", 1)):
             if op[f"m_{key}"]:
-                at = functools.partial(only, name, sign)
-                found[key] = largest_accepted(at, op[f"m_{key}"], judge, change_of, alpha, name in BINARY)
-        verdicts = {f["status"] for f in found.values()}
+                policy_at = functools.partial(only, name, sign)
+                bound, binary = op[f"m_{key}"], name in BINARY
+                sides[key] = largest_accepted(policy_at, bound, judge, change_of, alpha, binary)
+        verdicts = {side["status"] for side in sides.values()}
         status = next(s for s in ("BLIND", "PASS", "REJECT") if s in verdicts)
-        largest = {f"m_{key}": found[key]["m"] if key in found else 0.0 for key in ("neg", "pos")}
-        ops[name] = {**largest, "status": status, **found}
+        largest = {f"m_{key}": sides[key]["m"] if key in sides else 0.0 for key in ("neg", "pos")}
+        ops[name] = {**largest, "status": status, **sides}
     return ops
 
 
@@ -181,10 +185,10 @@ def composed(ops, scale):
     """The policy of all that passed, one operation an image, at `scale` times what was accepted of each."""
     kept = []
     for op in policies.WIDE:
-        found, bound = ops[op["name"]], max(op["m_neg"], op["m_pos"])
-        most = bound / max(scale, 1)  # so that no scale leads beyond full range
-        signs = [found.get(key, {"status": None}) for key in ("neg", "pos")]
-        minus, plus = (min(s["m"], most) if s["status"] == "PASS" else 0.0 for s in signs)
+        full_range = max(op["m_neg"], op["m_pos"])
+        most = full_range / max(scale, 1)  # so that no scale leads beyond full range
+        sides = [ops[op["name"]].get(key, {"status": None}) for key in ("neg", "pos")]
+        minus, plus = (min(side["m"], most) if side["status"] == "PASS" else 0.0 for side in sides)
         if minus or plus:
             kept.append({"name": op["name"], "m_neg": minus, "m_pos": plus, "weight": 1.0})
     flip = 0.5 if ops["flip"]["status"] == "PASS" else 0.0
@@ -235,63 +239,65 @@ def main(args):
     open_run(out, resume=False)
 
     # ---- data ----
-    which = args.real, args.real_split, args.real_yaw
-    real, notes = open_side(*which, args.n, size, args.seed, classes, seen)
+    n, seed = args.n, args.seed
+    real, notes = open_side(args.real, args.real_split, args.real_yaw, n, size, seed, classes, seen)
     other = None
     if args.other:
-        which = args.other, args.other_split, args.other_yaw
-        other, more = open_side(*which, args.n, size, args.seed + SECOND, real.classes, seen)
+        seed, classes = args.seed + OTHER_SEED, real.classes
+        other, more = open_side(args.other, args.other_split, args.other_yaw, n, size, seed, classes, seen)
         notes += more
     real, other, more = refuse_copies(real, other, args.drop_copies)
     notes += more
-    if "mask" in kinds and not (
-        other and real.classes == other.classes and (real.labels != IGNORE_INDEX).any()
-    ):
+    comparable = other and real.classes == other.classes and (real.labels != IGNORE_INDEX).any()
+    if "mask" in kinds and not comparable:
         raise UserError("--features mask: needs --other with masks of the same classes as --real has")
     everyone = real.join(other) if other else real
     people = test.by_person(real.people)
-    facing = test.by_person(other.people, len(real.ids)) if other else people
-    n, m = test.sizes(people, facing, args.n)
+    other_people = test.by_person(other.people, len(real.ids)) if other else people
+    n, m = test.sizes(people, other_people, args.n)
     if min(n, m) < 2:
         raise UserError(f"{n} people against {m}: a test needs two a side, and twenty to see much")
-    splits = test.draw_splits(people, facing, n, m, args.splits, args.seed)
+    splits = test.draw_splits(people, other_people, n, m, args.splits, args.seed)
 
     # ---- model ----
-    names = state["data"]["classes"] if state else real.classes
+    names = state["data"]["classes"] if state else real.classes  # of the classes that a network tells apart
     torch.manual_seed(0)  # a random encoder is always the same one, whatever --seed
     net = restore(state, device) if state else build_model(args.encoder, 2, args.weights).to(device).eval()
     project = None
     extract = features.extractor(kinds, net, len(names), device, args.batch_size)
     if "encoder" in kinds:
-        third = open_side("synthetic", None, None, THIRD_PART // 4, size, args.seed + THIRD)[0]
-        project = features.principal(extract(render(third.images), third.labels)["encoder"])
+        strangers = open_side("synthetic", None, None, PCA_FACES // 4, size, args.seed + PCA_SEED)[0]
+        project = features.principal(extract(render(strangers.images), strangers.labels)["encoder"])
 
     def read(change=None, seed=args.seed):
         """Everyone's photos, changed -> {kind: (rows, d)}."""
-        found = extract(render(everyone.images, change, seed), everyone.labels)
+        tables = extract(render(everyone.images, change, seed), everyone.labels)
         if project:
-            found["encoder"] = (found["encoder"] - project[0]) @ project[1]
-        return found
+            mean, directions = project
+            tables["encoder"] = (tables["encoder"] - mean) @ directions
+        return tables
 
-    found = read()
-    columns = features.choose_columns(found, names)
+    unchanged = read()
+    columns = features.choose_columns(unchanged, names)
 
-    def table(found):
-        return np.stack([found[kind][:, i] for kind, i, _ in columns], 1)
+    def table(tables):
+        """The numbers that are tested, (rows, d)."""
+        return np.stack([tables[kind][:, i] for kind, i, _ in columns], 1)
 
     # ---- test ----
     log = RunLog(out, vars(args))
-    alpha, count, pool = args.alpha, args.permutations, table(found)
-    whole = test.by_person(everyone.people)
-    alike = test.draw_splits(whole, whole, n, m, args.splits, args.seed)  # sides that differ in nothing
+    alpha, count = args.alpha, args.permutations
+    pool = table(unchanged)
+    all_people = test.by_person(everyone.people)
+    null_splits = test.draw_splits(all_people, all_people, n, m, args.splits, args.seed)  # sides drawn alike
 
     def judge(change=None, splits=splits, seed=args.seed):
         """The gate's figures: one side changed, the other as it is."""
         return test.gate(table(read(change, seed)) if change else pool, pool, splits, seed, count, alpha)
 
     p_null = test.null_p(pool, people, min(n, len(people) // 2), args.seed, permutations=count)
-    shift, shares = test.smallest_shift(pool, alike, args.seed, count, alpha)
-    power = {name: judge(change, alike)["reject_share"] for name, change in CONTROLS.items()}
+    shift, shares = test.smallest_shift(pool, null_splits, args.seed, count, alpha)
+    power = {name: judge(change, null_splits)["reject_share"] for name, change in CONTROLS.items()}
     figures = {
         "n": n,
         "n_other": m,
@@ -305,16 +311,22 @@ def main(args):
         "power": power,
         "ops": {},
     }
-    ops, chosen, seed = {}, splits, args.seed
+    ops, seed = {}, args.seed
     if args.ops and report.verdict({**figures, "p": 1.0}, alpha)[0] != "UNDERPOWERED":
         plain = render(everyone.images).float() / 255
-        ops = search(judge, lambda p: (render(everyone.images, p, seed) / 255 - plain).abs().mean(), alpha)
-        scale = largest_accepted(functools.partial(composed, ops), MOST, judge, lambda p: 1.0, alpha)["m"]
+
+        def change_of(policy):
+            """The mean change of a pixel."""
+            return (render(everyone.images, policy, args.seed) / 255 - plain).abs().mean()
+
+        ops = search(judge, change_of, alpha)
+        policy_at = functools.partial(composed, ops)
+        scale = largest_accepted(policy_at, MAX_SCALE, judge, lambda policy: 1.0, alpha)["m"]
         for attempt in range(4):  # a magnitude found at the edge is confirmed on other splits, or taken back
             policy = composed(ops, scale * 0.8**attempt)
             seed = args.seed + 1 + attempt
-            chosen = test.draw_splits(people, facing, n, m, args.splits, seed)
-            if (outcome := judge(policy, chosen, seed))["p"] > alpha:
+            splits = test.draw_splits(people, other_people, n, m, args.splits, seed)
+            if (outcome := judge(policy, splits, seed))["p"] > alpha:
                 break
     else:
         outcome = judge(policy)
@@ -327,14 +339,15 @@ def main(args):
     # ---- finish ----
     digests = {"real": real.digest(), "other": other and other.digest()}
     digests["init"] = args.init and sha256(args.init)
-    changed, (one, two) = read(policy, seed) if policy else found, chosen[0]
-    shown = test.distances(changed["shown"][one], found["shown"][two])
-    shown = dict(zip(features.SHOWN.split(", "), shown.tolist(), strict=True))
+    one, two = splits[0]
+    changed = read(policy, seed) if policy else unchanged
+    shown = test.distances(changed["shown"][one], unchanged["shown"][two])
+    shown = dict(zip(features.SHOWN, shown.tolist(), strict=True))
     sides = ["real", "other"] if other else ["augmented", "real"]
     figures = {"schema": 1, **figures, "sides": sides, "shown": shown, "sha256": digests, "notes": notes}
     pictures = report.pictures(figures, table(changed)[one], pool[two], titles, shares)
     if ops:
-        pictures["faces"] = contact(everyone.images[chosen[0][0][:4]], ops)
+        pictures["faces"] = contact(everyone.images[one[:4]], ops)
     for name, picture in pictures.items():
         log.image(0, f"ks/{name}", picture, f"{name}.png")
     log.histogram(0, "ks/null", p_null)  # of real against real: even, if all is well

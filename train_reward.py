@@ -239,12 +239,10 @@ def main(args):
 
     def evaluate():
         """`metrics.summary` of the most likely masks, with their reward, and the F1 of drawn ones."""
-        over, whole = (
-            (val, "semantic", num_classes, args.batch_size, rank, world),
-            args.reward_level == "batch",
-        )
-        counts = metrics.measure(predict, *over, reward.sums if whole else reward)
-        drawn = metrics.measure(sampled, *over)
+        whole, size = args.reward_level == "batch", args.batch_size
+        scored = reward.sums if whole else reward
+        counts = metrics.measure(predict, val, "semantic", num_classes, size, rank, world, scored)
+        drawn = metrics.measure(sampled, val, "semantic", num_classes, size, rank, world)
         value = reward.score(counts["reward"].sum(0)) if whole else counts["reward"].mean()
         result = metrics.summary(counts, faces.classes) | {"reward": float(value)}
         return result | {"sampled_f1": metrics.summary(drawn, faces.classes)["mean_f1"]}

@@ -1,4 +1,4 @@
-"""Does the KS test keep its level, and what does it see? `utils.ks.gate` beside alibi-detect's KSDrift.
+"""Is the level kept, and what is seen? `gate` of utils/ks/test.py, and KSDrift of alibi-detect.
 
 Run:    python benchmarks/ks_calibration.py --data FASSEG --init runs/finetune/best.pt
 Needs:  alibi-detect, in an environment of its own (it holds numpy below 2); --data, a folder of FASSEG's V2

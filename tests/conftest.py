@@ -17,9 +17,9 @@ import server
 import torch
 from PIL import Image
 
-os.environ["XDG_CACHE_HOME"] = (
-    tempfile.mkdtemp()
-)  # before datasets.cache reads it: no test writes into a home
+CACHE = tempfile.mkdtemp()
+os.environ["XDG_CACHE_HOME"] = CACHE  # before datasets.cache reads it
+atexit.register(shutil.rmtree, CACHE)
 
 from utils.cli import run  # noqa: E402
 from utils.errors import UserError  # noqa: E402

@@ -15,10 +15,10 @@ BINS = 15  # of confidence, Guo et al. 2017
 IGNORE_INDEX = 255  # the label of a pixel that never counts
 
 
-def confusion(preds, labels, num_classes, ignore_index=IGNORE_INDEX):
+def confusion(preds, labels, num_classes):
     """preds, labels (B, H, W) integer -> (B, K, K) int64, rows are labels; ignored pixels never count."""
     batch, k = len(preds), num_classes
-    valid = labels != ignore_index
+    valid = labels != IGNORE_INDEX
     image = torch.arange(batch, device=preds.device).view(-1, 1, 1)
     cells = (image * k + labels.long()) * k + preds.long()
     return torch.bincount(cells[valid], minlength=batch * k * k).view(batch, k, k)
@@ -83,13 +83,13 @@ def _around(masks, reach, join):
     return masks
 
 
-def boundary_maps(preds, labels, num_classes, ignore_index=IGNORE_INDEX, tolerance=1):
+def boundary_maps(preds, labels, num_classes, tolerance=1):
     """(B, H, W) each -> (B, 4, K, H, W) bool: predicted boundary pixels near a true one, predicted, true
     ones near a predicted one, true (Csurka et al., BMVC 2013, with a square neighbourhood). A pixel's
     label reaches 1 + tolerance pixels far."""
 
     def boundary(ids):
-        mask = one_hot(ids, labels != ignore_index, num_classes)
+        mask = one_hot(ids, labels != IGNORE_INDEX, num_classes)
         return mask & ~_around(mask, 1, torch.Tensor.logical_and_)
 
     p, t = boundary(preds), boundary(labels)
@@ -97,9 +97,9 @@ def boundary_maps(preds, labels, num_classes, ignore_index=IGNORE_INDEX, toleran
     return torch.stack([p & near_t, p, t & near_p, t], 1)
 
 
-def boundary_counts(preds, labels, num_classes, ignore_index=IGNORE_INDEX, tolerance=1):
+def boundary_counts(preds, labels, num_classes, tolerance=1):
     """(B, H, W) each -> (B, K, 4) int64: how many pixels each of `boundary_maps` has."""
-    return boundary_maps(preds, labels, num_classes, ignore_index, tolerance).sum((3, 4)).mT
+    return boundary_maps(preds, labels, num_classes, tolerance).sum((3, 4)).mT
 
 
 def boundary_f1_of(hit_p, p, hit_t, t):
@@ -114,10 +114,10 @@ def boundary_f1(counts):
     return boundary_f1_of(*counts.double().unbind(-1))[..., 1:].nanmean(-1)
 
 
-def calibration_counts(probs, labels, ignore_index=IGNORE_INDEX):
+def calibration_counts(probs, labels):
     """probs (B, K, H, W), labels (B, H, W) -> (BINS, 3) float64: pixels, sum of confidence, right."""
     confidence, preds = probs.float().max(1)
-    valid = labels != ignore_index
+    valid = labels != IGNORE_INDEX
     bins = (confidence[valid] * BINS).long().clamp_max(BINS - 1)
     right = (preds == labels)[valid]
     weights = (torch.ones_like(confidence[valid]), confidence[valid], right)

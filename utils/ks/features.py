@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from utils.errors import UserError
 
-MOST = 24  # numbers of an image: each one more costs the others power
+MAX_FEATURES = 24  # numbers of an image: each one more costs the others power
 LARGE = 0.02  # mean share from which a class has a place worth testing
 
 
@@ -29,7 +29,7 @@ def bbsd(probs):
     return torch.cat([probs.mean((2, 3)), entropy[:, None], _centroids(probs).flatten(1)], 1)
 
 
-def bbsd_columns(shares, classes, most=MOST):
+def bbsd_columns(shares, classes, most=MAX_FEATURES):
     """Which columns of `bbsd` are tested: [(column, name)], at most `most`. shares: (K,) mean share of each
     class over all images of both sides, so that the choice knows nothing of who is on which side."""
     count = len(classes)
@@ -46,8 +46,9 @@ def mask(labels, num_classes):
     return counts / counts.sum(1, keepdim=True).clamp_min(1)
 
 
-PIXEL = "luma, contrast, dark, bright, saturation, red, blue, x luma, y luma, x edges, y edges, middle"
-SHOWN = "sharpness, gradient"  # an interpolation alone moves these, so they are shown and never tested
+PIXEL = ["luma", "contrast", "dark", "bright", "saturation", "red", "blue"]
+PIXEL += ["x luma", "y luma", "x edges", "y edges", "middle"]
+SHOWN = ["sharpness", "gradient"]  # an interpolation alone moves these, so they are shown and never tested
 
 
 def pixel(images):
@@ -93,7 +94,7 @@ def principal(table, count=8):
 
 
 def thumbnails(images, size=16):
-    """(B, 3, H, W) -> (B, size, size) grey: what `ks.copies` compares."""
+    """(B, 3, H, W) -> (B, size, size) grey: what `copies` in test.py compares."""
     return F.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), size)[:, 0]
 
 
@@ -131,15 +132,15 @@ def extractor(kinds, net, num_classes, device, batch_size):
 
 def choose_columns(found, classes):
     """[(kind, column, name)] of the numbers that are tested, of the tables (rows, d) of each kind."""
-    names = {"pixel": PIXEL.split(", "), "mask": [f"mask {c}" for c in classes]}
+    names = {"pixel": PIXEL, "mask": [f"mask {c}" for c in classes]}
     columns = [
         (kind, i, names[kind][i] if kind in names else f"direction {i + 1}")
         for kind in sorted(found.keys() - {"shown", "bbsd"})
         for i in range(found[kind].shape[1])
     ]
     if "bbsd" in found:  # its places give way to others
-        chosen = bbsd_columns(found["bbsd"].mean(0), classes, MOST - len(columns))
+        chosen = bbsd_columns(found["bbsd"].mean(0), classes, MAX_FEATURES - len(columns))
         columns = [("bbsd", *column) for column in chosen] + columns
-    if len(columns) > MOST:
-        raise UserError(f"features: {len(columns)} numbers an image; at most {MOST}, choose fewer")
+    if len(columns) > MAX_FEATURES:
+        raise UserError(f"features: {len(columns)} numbers an image; at most {MAX_FEATURES}, choose fewer")
     return columns

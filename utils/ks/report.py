@@ -7,7 +7,7 @@ from utils.ks.test import SEEN, SHIFTS, distances, level_of
 
 WEAK = 2.0  # standard deviations: if only larger shifts would be seen, the test cannot pass anything
 CALM = 0.09  # share of real-against-real tests that may reject at .05: 5 % and 2.58 standard errors of 200
-SHOWN = 4  # features drawn as pairs of ECDFs
+NUM_ECDFS = 4  # features drawn as pairs of ECDFs
 TILE = (300, 230)  # of the small charts, one for each operation and sign
 
 
@@ -54,7 +54,7 @@ def pictures(report, a, b, names, shares):
     """{name: (H, W, 3) uint8}. a (n, d), b (m, d): the numbers of one split; shares: how often each of
     `SHIFTS` was seen."""
     pages, d = [], distances(a, b)
-    for j in np.argsort(-d)[:SHOWN]:
+    for j in np.argsort(-d)[:NUM_ECDFS]:
         both = np.sort(np.concatenate([a[:, j], b[:, j]]))
         one, two = ((np.searchsorted(np.sort(x[:, j]), both, "right") / len(x)) for x in (a, b))
         k = np.abs(one - two).argmax()

@@ -3,7 +3,7 @@
 A reward is a score of summed local statistics. Because the sums are all that it needs, the change that
 one pixel makes is exact and cheap to find; `local` in train_reward.py lives on that. Ignored pixels
 never count. A class that neither mask has is not scored, as in utils/metrics.py; an image without a
-scored class is worth 0.
+scored class is worth 0 (`accuracy`: right pixels, whatever their class).
 """
 
 import functools

@@ -186,12 +186,12 @@ def test_bbsd_counts_and_places_the_classes():
     columns = features.bbsd_columns(np.array([0.5, 0.49, 0.01]), ["bg", "skin", "nose"])
     assert [name for _, name in columns][3:] == ["entropy", "x bg", "y bg", "x skin", "y skin"]
     wide = features.bbsd_columns(np.full(17, 1 / 17), [str(i) for i in range(17)])
-    assert len(wide) == features.MOST and len({i for i, _ in wide}) == features.MOST
+    assert len(wide) == features.MAX_FEATURES and len({i for i, _ in wide}) == features.MAX_FEATURES
 
 
 def test_pixel_features_move_where_they_should():
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5
-    names, plain = features.PIXEL.split(", "), features.pixel(images)
+    names, plain = features.PIXEL, features.pixel(images)
     assert plain.shape == (2, len(names))
     at = dict(zip(names, range(12), strict=True))
     assert (features.pixel(images + 0.3)[:, at["luma"]] > plain[:, at["luma"]] + 0.29).all()
