@@ -283,7 +283,8 @@ def main(args):
     if val:
         print(metrics.table(result))
         print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
-    print(f"next:    python train_reward.py --init {out}/best.pt --out runs/reward")
+    limit = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""
+    print(f"next:    python train_reward.py --init {out}/best.pt{limit} --out runs/reward")
 
 
 # >>> shared: start

@@ -188,3 +188,12 @@ def test_the_flags_of_recipes_and_docstrings_are_known():
     for script, rest in found:
         used = [word for word in shlex.split(rest, posix=False) if word.startswith("--")]
         assert not [word for word in used if word not in flags(script)], (script, rest)
+
+
+def test_choices_of_flags_are_those_of_the_data_sets():
+    """utils/cli.py may not import datasets, so it repeats their names."""
+    from datasets.celebamask import PART_ORDERS
+    from datasets.synthetic import SCHEMES
+    from utils import cli
+
+    assert set(SCHEMES) == set(cli.CLASS_LISTS) and set(PART_ORDERS) == set(cli.PART_ORDERS)
