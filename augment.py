@@ -168,10 +168,10 @@ def job_of(run, script, train, held, policy, steps, flags, write):
     return {"run": run, "script": script, "flags": flags, "held": held, "row": row, "keep": False}
 
 
-def given(args, *names):
+def as_words(**flags):
     """["--data", "faces", ...]: those flags of a command that have a value."""
-    values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    return [word for flag, value in values.items() if value is not None for word in (flag, value)]
+    given = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value is not None}
+    return [word for pair in given.items() for word in pair]
 
 
 def tuning(allocation, flags):
