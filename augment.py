@@ -220,10 +220,8 @@ def main(args):
     files = {name: arm["policy"] for name, arm in asked_for.items() if name not in ARMS}
     runs.begin(out, vars(args), {"photos": list(row_of), "files": files})
     ledger, log = runs.Ledger(out / "arms.jsonl"), RunLog(out, vars(args))
-    same = given(
-        args, "data", "size", "seed", "batch_size", "amp"
-    )  # in all runs, and in those after the search
-    model = given(args, "model")
+    same = as_words(data=args.data, size=args.size, seed=args.seed, batch_size=args.batch_size, amp=args.amp)
+    model = as_words(model=args.model)
     common = [*same, "--device", device.type]
 
     def predict_photos(folder, ids):
