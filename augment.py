@@ -96,7 +96,8 @@ def make_arms(gated, synthetic, names):
     """{name: {"policy", "flags", "gated", "what"}}. gated: the policy of ks_test.py --ops, or None, where the
     gate cannot tell; then operations go half as far as they can at full scale."""
     known, gated = bool(gated), gated or {"ops": policies.WIDE, "scale": 0.5, "flip": 0.5}
-    ops, top = gated["ops"] if gated["scale"] else [], gated["scale"] or 1.0
+    ops = gated["ops"] if gated["scale"] else []
+    top = gated["scale"] or 1.0
     at = functools.partial(decisions.scaled, flip=gated["flip"])
     full = at(ops, top)
     geometry = [op for op in ops if op["name"] in GEOMETRY]
@@ -196,7 +197,8 @@ def show_policy(args, policy, faces, data, out):
 
 def main(args):
     # ---- setup ----
-    out, device = pathlib.Path(args.out), dist.init(args.device)[2]
+    out = pathlib.Path(args.out)
+    device = dist.init(args.device)[2]
     write = functools.partial(runs.write_json, out)
     if not args.data:
         raise UserError("--data FOLDER: of whose faces?")
@@ -212,21 +214,24 @@ def main(args):
     if not labelled:
         raise UserError(f"{args.data}: no labelled training photos")
     labelled = limit(labelled, args.limit, args.seed) if args.limit else labelled
-    data, row_of = CachedFaces(faces, labelled, args.size), {s.id: i for i, s in enumerate(labelled)}
+    data = CachedFaces(faces, labelled, args.size)
+    row_of = {s.id: i for i, s in enumerate(labelled)}
     if args.policy:
         return show_policy(args, policies.load_policy(args.policy), faces, data, out)
     folds, people = decisions.folds_of(labelled, args.folds)
     asked_for = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
     files = {name: arm["policy"] for name, arm in asked_for.items() if name not in ARMS}
     runs.begin(out, vars(args), {"photos": list(row_of), "files": files})
-    ledger, log = runs.Ledger(out / "arms.jsonl"), RunLog(out, vars(args))
+    ledger = runs.Ledger(out / "arms.jsonl")
+    log = RunLog(out, vars(args))
     same = as_words(data=args.data, size=args.size, seed=args.seed, batch_size=args.batch_size, amp=args.amp)
     model = as_words(model=args.model)
     common = [*same, "--device", device.type]
 
     def predict_photos(folder, ids):
         """logits (B, K, S, S) and labels (B, S, S) of photos, by the last weights in a run folder."""
-        net, batch = restore(checkpoint.load(folder / "last.pt"), device), data[[row_of[i] for i in ids]]
+        net = restore(checkpoint.load(folder / "last.pt"), device)
+        batch = data[[row_of[i] for i in ids]]
         with torch.no_grad():
             pieces = [net(to_float(x.to(device)))["semantic"].float() for x in batch["image"].split(16)]
         return torch.cat(pieces), batch["semantic"].to(device)
@@ -256,14 +261,17 @@ def main(args):
     arms = make_arms(gated, args.synthetic, args.arms)
 
     # ---- search ----
-    arms_left, table = list(arms), []
+    arms_left = list(arms)
+    table = []
     safe = next(name for name in SAFE if name in arms)
     for rung in range(1, len(folds) + 1):  # those who go on are held to one fold of people more
         last = rung == len(folds)
-        baseline, jobs = safe if last else "none", []
+        baseline = safe if last else "none"
+        jobs = []
         for name, k in [(name, k) for name in arms_left for k in range(rung)]:
             train, held = folds[k]
-            run_flags, policy = [*common, *model, *arms[name]["flags"]], arms[name]["policy"]
+            run_flags = [*common, *model, *arms[name]["flags"]]
+            policy = arms[name]["policy"]
             run = f"search/{name}/{k}"
             job = job_of(run, FINETUNE, train, held, policy, args.steps, run_flags, write)
             jobs.append(job | {"keep": True})
@@ -274,7 +282,8 @@ def main(args):
         print(decisions.show(rows))
         table += rows
     best = arms_left[0]
-    chosen, flags = arms[best], arms[best]["flags"]
+    chosen = arms[best]
+    flags = arms[best]["flags"]
     winners = [out / f"runs/search/{best}/{k}" for k in range(len(folds))]
     for weights in {*out.glob("runs/search/*/*/last.pt")} - {folder / "last.pt" for folder in winners}:
         weights.unlink()
@@ -289,7 +298,8 @@ def main(args):
         found |= {i: {name: float(v[j]) for name, v in columns.items()} for j, i in enumerate(held)}
     suspects = decisions.suspicious({i: f["contradiction"] for i, f in found.items()})
     shares = decisions.shares_of(list(row_of), suspects, found, folds)
-    allocation, extra = "ft", max(1, args.steps // decisions.ETA)
+    allocation = "ft"
+    extra = max(1, args.steps // decisions.ETA)
     if not args.no_allocation:
         halves, jobs = [], []
         for k, (train, held) in enumerate(folds):
@@ -298,7 +308,8 @@ def main(args):
                 start = winners[k]
                 if name == "disjoint":  # the only one that begins with other photos
                     start = out / f"runs/half/disjoint/{k}"
-                    run, run_flags = f"half/disjoint/{k}", [*common, *model, *flags]
+                    run = f"half/disjoint/{k}"
+                    run_flags = [*common, *model, *flags]
                     job = job_of(run, FINETUNE, first, held, chosen["policy"], args.steps, run_flags, write)
                     halves.append(job | {"keep": True})
                 script, more = tuning(name, flags)
@@ -342,7 +353,9 @@ def main(args):
         worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
         batch = data[[row_of[i] for i in worst]]
         preds, wrong = (torch.stack([of[i] for i in worst]) for of in (parsed, against))
-        images, labels, scale = batch["image"], batch["semantic"], max(1, 192 // args.size)
+        images = batch["image"]
+        labels = batch["semantic"]
+        scale = max(1, 192 // args.size)
         picture = draw.comparison(images, labels, preds, faces.colors, faces.classes, scale, wrong)
         pictures["suspects"] = picture
     for name, picture in pictures.items():

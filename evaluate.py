@@ -61,7 +61,8 @@ def main(args):
     # ---- setup ----
     rank, world, device = dist.init(args.device)
     state = checkpoint.load(args.init)
-    trained, classes = state["args"], state["data"]["classes"]
+    trained = state["args"]
+    classes = state["data"]["classes"]
     args = cli.fill(args, {"amp": dist.default_amp(device)})
 
     # ---- data ----

@@ -152,7 +152,8 @@ def largest_accepted(policy_at, bound, judge, change_of, alpha, binary=False):
         return low
 
     if accepts(bound):  # unseen at full strength: it spares these photos, or the features are blind to it
-        low, status = bound, "PASS" if change_of(policy_at(bound)) < UNSEEN else "BLIND"
+        low = bound
+        status = "PASS" if change_of(policy_at(bound)) < UNSEEN else "BLIND"
     else:
         low = 0.0 if binary else bisect(0.0, bound)
         magnitudes, _, distances = zip(*trail, strict=True)
@@ -166,13 +167,16 @@ def largest_accepted(policy_at, bound, judge, change_of, alpha, binary=False):
 
 def search(judge, change_of, alpha):
     """{operation: its largest accepted magnitudes}, of `policies.WIDE` and the flip; see above."""
-    ops, flip = {}, {"name": "flip", "m_neg": 0.0, "m_pos": 1.0}
+    ops = {}
+    flip = {"name": "flip", "m_neg": 0.0, "m_pos": 1.0}
     for op in tqdm([*policies.WIDE, flip], "operations", disable=None):
-        name, sides = op["name"], {}
+        name = op["name"]
+        sides = {}
         for key, sign in (("neg", -1), ("pos", 1)):
             if op[f"m_{key}"]:
                 policy_at = functools.partial(only, name, sign)
-                bound, binary = op[f"m_{key}"], name in BINARY
+                bound = op[f"m_{key}"]
+                binary = name in BINARY
                 sides[key] = largest_accepted(policy_at, bound, judge, change_of, alpha, binary)
         verdicts = {side["status"] for side in sides.values()}
         status = next(s for s in ("BLIND", "PASS", "REJECT") if s in verdicts)
@@ -206,7 +210,8 @@ def composed(ops, scale):
 
 def contact(photos, ops):
     """What each accepted magnitude does to these photos (4, 3, 2 S, 2 S), and 1.5 times it beside it."""
-    cells, titles = [render(photos).repeat(2, 1, 1, 1)], ["as they are;\nleft: accepted,\nright: 1.5 times"]
+    cells = [render(photos).repeat(2, 1, 1, 1)]
+    titles = ["as they are;\nleft: accepted,\nright: 1.5 times"]
     for name, op in ops.items():
         for key, sign in (("neg", -1), ("pos", 1)):
             if m := op[f"m_{key}"]:
@@ -239,11 +244,13 @@ def main(args):
     open_run(out, resume=False)
 
     # ---- data ----
-    n, seed = args.n, args.seed
+    n = args.n
+    seed = args.seed
     real, notes = open_side(args.real, args.real_split, args.real_yaw, n, size, seed, classes, seen)
     other = None
     if args.other:
-        seed, classes = args.seed + OTHER_SEED, real.classes
+        seed = args.seed + OTHER_SEED
+        classes = real.classes
         other, more = open_side(args.other, args.other_split, args.other_yaw, n, size, seed, classes, seen)
         notes += more
     real, other, more = refuse_copies(real, other, args.drop_copies)
@@ -286,7 +293,8 @@ def main(args):
 
     # ---- test ----
     log = RunLog(out, vars(args))
-    alpha, count = args.alpha, args.permutations
+    alpha = args.alpha
+    count = args.permutations
     pool = table(unchanged)
     all_people = test.by_person(everyone.people)
     null_splits = test.draw_splits(all_people, all_people, n, m, args.splits, args.seed)  # sides drawn alike
@@ -311,7 +319,8 @@ def main(args):
         "power": power,
         "ops": {},
     }
-    ops, seed = {}, args.seed
+    ops = {}
+    seed = args.seed
     if args.ops and report.verdict({**figures, "p": 1.0}, alpha)[0] != "UNDERPOWERED":
         plain = render(everyone.images).float() / 255
 

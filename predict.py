@@ -37,8 +37,10 @@ def main(args):
     # ---- setup ----
     _, _, device = dist.init(args.device)
     state = checkpoint.load(args.init)
-    classes, colors = state["data"]["classes"], state["data"]["colors"]
-    size, out = state["args"]["size"], pathlib.Path(args.out)
+    classes = state["data"]["classes"]
+    colors = state["data"]["colors"]
+    size = state["args"]["size"]
+    out = pathlib.Path(args.out)
 
     # ---- data ----
     if not os.path.exists(args.photos):

@@ -101,7 +101,8 @@ def main(args):
     args = cli.inherit(args, init, **INHERITED)
     args = cli.fill(args, ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS)
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
-    weights, policy = cli.named_weights(args.loss, "--loss", LOSSES), load_policy(args.augment)
+    weights = cli.named_weights(args.loss, "--loss", LOSSES)
+    policy = load_policy(args.augment)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
 
@@ -111,7 +112,8 @@ def main(args):
     train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
     validates = "val" in faces.splits if args.ids else args.val_fraction
     val = batches.load(faces, "val", args.size, device=device) if validates else None
-    num_classes, flip_pairs = len(faces.classes), {"semantic": faces.flip_pairs}
+    num_classes = len(faces.classes)
+    flip_pairs = {"semantic": faces.flip_pairs}
     first = last["step"] if last else 0
     order = batches.Order(
         len(train), args.batch_size, args.seed, first, args.steps, rank, world, args.synthetic
@@ -189,7 +191,10 @@ def main(args):
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="fine-tune", disable=rank > 0 or None)
-    iterator, waited, since, losses = iter(loader), 0.0, time.time(), []
+    iterator = iter(loader)
+    waited = 0.0
+    since = time.time()
+    losses = []
     for step in range(first, args.steps):
         # >>> shared: cadence
         done = step + 1
@@ -248,7 +253,9 @@ def main(args):
             }
             log.scalars(step, **figures)
             bar.set_postfix_str(f"loss {mean_loss:.3f} {figures['time/images_per_sec']:.0f} images/s")
-            waited, since, losses = 0.0, time.time(), []
+            waited = 0.0
+            since = time.time()
+            losses = []
         if eval_now and val:
             evaluated.eval()
             counts = metrics.measure(predict, val, "semantic", num_classes, args.batch_size, rank, world)

@@ -196,7 +196,8 @@ def main(args):
     train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
     validates = args.data == "synthetic" or ("val" in faces.splits if args.ids else args.val_fraction)
     val = batches.load(faces, "val", args.size, device=device) if validates else train
-    num_classes, flip_pairs = len(faces.classes), {"semantic": faces.flip_pairs}
+    num_classes = len(faces.classes)
+    flip_pairs = {"semantic": faces.flip_pairs}
     reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)
     samples = masks_needed(args, reward)
     first = last["step"] if last else 0
@@ -233,13 +234,15 @@ def main(args):
 
     def sampled(images):
         """A mask from the policy as one-hot "logits" (B, K, H, W); the same one for an image at each step."""
-        logits, key = predict(images) / args.temperature, images.to(device).flatten(1).long().sum(1)
+        logits = predict(images) / args.temperature
+        key = images.to(device).flatten(1).long().sum(1)
         u = rng.uniform(args.seed, key, logits[0, 0].numel(), stream=11).view_as(logits[:, 0])
         return F.one_hot(sample(logits, u), num_classes).movedim(-1, 1).float()
 
     def evaluate():
         """`metrics.summary` of the most likely masks, with their reward, and the F1 of drawn ones."""
-        whole, size = args.reward_level == "batch", args.batch_size
+        whole = args.reward_level == "batch"
+        size = args.batch_size
         scored = reward.sums if whole else reward
         counts = metrics.measure(predict, val, "semantic", num_classes, size, rank, world, scored)
         drawn = metrics.measure(sampled, val, "semantic", num_classes, size, rank, world)
@@ -276,7 +279,10 @@ def main(args):
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="reward", disable=rank > 0 or None)
-    iterator, since, signal, collapsed = iter(loader), time.time(), 0, False
+    iterator = iter(loader)
+    since = time.time()
+    signal = 0
+    collapsed = False
     for step in range(first, args.steps):
         # >>> shared: cadence
         done = step + 1
@@ -293,7 +299,9 @@ def main(args):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
         logits = predict(images, net)  # (B, K, H, W)
-        tempered, scored, scale = logits / args.temperature, reward, 1.0
+        tempered = logits / args.temperature
+        scored = reward
+        scale = 1.0
         with torch.no_grad():
             u = rng.uniform(args.seed, positions.to(device), samples * labels[0].numel(), stream=9)
             u = u.view(len(labels), samples, *labels.shape[1:])
@@ -333,7 +341,8 @@ def main(args):
             mean_loss = dist.total(loss.detach()).item() / world
             cli.check_finite(mean_loss, grad_norm, step, args)
             with torch.no_grad():
-                mask, likely = sample(tempered, u[:, 0]), logits.argmax(1)
+                mask = sample(tempered, u[:, 0])
+                likely = logits.argmax(1)
                 if args.reward_level == "batch":  # of all most likely masks, with no drawn one among them
                     greedy = reward.score(dist.total(reward.sums(likely, labels).sum(0)))
                 else:

@@ -113,7 +113,8 @@ def block(logits, draw_mask, score, samples, standardise, side=32):
     cells = torch.arange(height * width, device=first.device).view(height, width)
     cells = cells.repeat_interleave(side, 0).repeat_interleave(side, 1)[: first.shape[1], : first.shape[2]]
     differ = F.avg_pool2d((first != second).float(), side, ceil_mode=True, divisor_override=1).flatten(1)
-    scores, weights = [score(first)], torch.zeros_like(logits)
+    scores = [score(first)]
+    weights = torch.zeros_like(logits)
     for cell in differ.argsort(1, descending=True)[:, : samples - 1].T:
         inside = cells == cell.view(-1, 1, 1)
         scores.append(score(torch.where(inside, second, first)))
@@ -143,18 +144,22 @@ def posterior(probs, masks, scores, width=4.0):
     its dual form (Rasmussen and Williams, 2006, eq. 2.11 and 2.12); amplitude and noise are those of the
     largest marginal likelihood (eq. 5.8).
     """
-    n, half = len(masks), width / 2 / 2**0.5  # at half the resolution; two half blurs make the kernel
+    n = len(masks)
+    half = width / 2 / 2**0.5  # at half the resolution; two half blurs make the kernel
     p = F.avg_pool2d(probs[None], 2)[0]
     deviation = (p * (1 - p)).clamp_min(1e-6).sqrt()
     hot = torch.stack([F.avg_pool2d((masks == c).float(), 2) for c in range(len(p))], 1)
     hot = (hot - hot.mean(0)) * deviation / p.sum((1, 2), keepdim=True).clamp_min(4)
-    features, change = blur(hot, half), torch.zeros_like(p)
+    features = blur(hot, half)
+    change = torch.zeros_like(p)
     r = (scores - scores.mean(0)).float()
-    eye, silent = torch.eye(n, device=r.device), torch.ones(len(p), dtype=torch.bool, device=r.device)
+    eye = torch.eye(n, device=r.device)
+    silent = torch.ones(len(p), dtype=torch.bool, device=r.device)
     for c in range(r.shape[1]):  # one number for all classes, or one for each
         own = slice(None) if r.shape[1] == 1 else slice(c, c + 1)
         x = features[:, own].flatten(1)
-        gram, fits = x @ x.T, []
+        gram = x @ x.T
+        fits = []
         scale = gram.diagonal().mean()
         if r[:, c].isnan().any() or r[:, c].abs().max() < 1e-9 or not scale > 0:
             continue
@@ -271,15 +276,18 @@ def main(args):
     ):  # so that its checkpoints say what they hold
         setattr(args, key, init["args"][key])
     args.preprocess = init["args"].get("preprocess", "none")
-    policy, label_info = load_policy(args.augment), init["data"]
+    policy = load_policy(args.augment)
+    label_info = init["data"]
     stop = dist.Stop()
 
     # ---- data ----
     faces = splits.open_photos(args.unlabelled, label_info["classes"], val_fraction=args.val_fraction)
     train = batches.load(faces, "train", args.size, args.seed, args.limit)
     val = batches.load(faces, "val", args.size) if args.val_fraction else None
-    num_val, flip_pairs = len(val) if val else 0, {"weights": label_info["flip_pairs"]}
-    function, name = judge(args.reward, label_info["classes"]), " ".join(args.reward)
+    num_val = len(val) if val else 0
+    flip_pairs = {"weights": label_info["flip_pairs"]}
+    function = judge(args.reward, label_info["classes"])
+    name = " ".join(args.reward)
     scorer = Scorer(function, name, out / "scores.jsonl", args.score_budget)
     if not last:  # a resumed run has samples and steps already
         args.samples, args.steps = within_budget(args, scorer.left(), len(train), num_val)
@@ -336,7 +344,10 @@ def main(args):
 
     # ---- train ----
     bar = tqdm(total=args.steps, initial=first, desc="scores", disable=None)
-    since, done, signal, collapsed = time.time(), first, 0, False
+    since = time.time()
+    done = first
+    signal = 0
+    collapsed = False
     scores = torch.full((1, 2, 1), torch.nan)  # of a step that asks for none
     if use_field:
         fields_path = out / "fields.pt"  # kept, since another machine might draw other masks
@@ -353,7 +364,8 @@ def main(args):
         eval_now = done % args.eval_every == 0 or done == args.steps
         log_now = done % LOG_EVERY == 0 or eval_now or (world == 1 and stop.signal)
         # <<< shared: cadence
-        photos, positions = train[rows]["image"].to(device), batches.positions(step, args.batch_size)
+        photos = train[rows]["image"].to(device)
+        positions = batches.positions(step, args.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr)
         with torch.no_grad():
@@ -363,13 +375,15 @@ def main(args):
                 weights = F.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
             else:
                 side = max(1, args.cell >> int(step / args.steps * (1 + math.log2(args.cell))))
-                tempered, estimate = logits / args.temperature, ESTIMATORS[args.estimator]
+                tempered = logits / args.temperature
+                estimate = ESTIMATORS[args.estimator]
                 draw_mask = mask_drawer(tempered, positions, args.seed, side)
                 score = functools.partial(scorer, photos=[train.paths[row] for row in rows])
                 weights, scores = estimate(tempered, draw_mask, score, args.samples, args.standardise)
             batch = {"image": photos, "weights": weights}
             batch = augment(batch, at_step(policy, step), args.seed, positions, flip_pairs)
-        logits, weights = predict(batch["image"]), batch["weights"]
+        logits = predict(batch["image"])
+        weights = batch["weights"]
         log_p = (logits if use_field else logits / args.temperature).log_softmax(1)
         loss = mean_policy_loss = -(weights * log_p).sum(1).mean()
         every_pixel = torch.zeros_like(logits[:, 0], dtype=torch.long)  # none is ignored
