@@ -15,7 +15,8 @@ from utils.metrics import IGNORE_INDEX
 
 def sample_operations(policy, seed, positions):
     """What each sample gets: flip (B,) bool, op (B, N) index into policy["ops"] or -1, m (B, N)."""
-    n, ops = policy["num_ops"], policy["ops"]
+    n = policy["num_ops"]
+    ops = policy["ops"]
     u = rng.uniform(seed, positions, 1 + 4 * n, stream=1)
     flip, u = u[:, 0] < policy["flip"], u[:, 1:].reshape(len(u), n, 4)
     if not ops:
@@ -43,7 +44,8 @@ def augment(batch, policy, seed, positions, flip_pairs):
     Returns a new dict: `image` float in [0, 1]; in maps 255, in weights 0 where a pixel came from outside the
     photo.
     """
-    images, device = batch["image"].float() / 255, batch["image"].device
+    images = batch["image"].float() / 255
+    device = batch["image"].device
     height, width = images.shape[-2:]
     maps = {k: v.clone() for k, v in batch.items() if k != "image" and torch.is_tensor(v) and v.dim() > 2}
     names = [op["name"] for op in policy["ops"]]
@@ -73,7 +75,8 @@ def augment(batch, policy, seed, positions, flip_pairs):
             chosen = (op[:, slot] == k).nonzero()[:, 0]
             if name in GEOMETRY or not chosen.numel():
                 continue
-            rows, strength = chosen.to(device), m[chosen, slot].to(device).view(-1, 1, 1, 1)
+            rows = chosen.to(device)
+            strength = m[chosen, slot].to(device).view(-1, 1, 1, 1)
             if name in COLOUR:
                 images[rows] = COLOUR[name](images[rows], strength)
                 continue

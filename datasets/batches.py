@@ -79,7 +79,9 @@ class Mixed:
         self.real, self.synthetic = real, faces
 
     def __getitem__(self, index):
-        n, batches, rows = len(self.real), [], []
+        n = len(self.real)
+        batches = []
+        rows = []
         for data, first in ((self.real, 0), (self.synthetic, n)):
             places = [row for row, i in enumerate(index) if (i >= n) == (first == n)]
             if places:
@@ -106,9 +108,11 @@ class Order(torch.utils.data.Sampler):
         return len(self.steps)
 
     def __iter__(self):
-        whole, orders = self.world * self.batch_size, {}
+        whole = self.world * self.batch_size
+        orders = {}
         for step in self.steps:
-            first, indices = step * whole + self.rank * self.batch_size, []
+            first = step * whole + self.rank * self.batch_size
+            indices = []
             for position in range(first, first + self.batch_size):
                 made = int(position * self.share + 1e-9)  # synthetic faces before this position
                 if int((position + 1) * self.share + 1e-9) > made:

@@ -103,7 +103,8 @@ def limit(samples, n, seed):
     angle = np.array([15 * round((s.yaw or 0) / 15) for s in left])
     traits = [np.unique(t, return_inverse=True)[1] for t in (people, abs(angle), angle)]
     counts = [np.zeros(len(left), np.int64) for _ in traits]  # of each person, |yaw| and yaw chosen
-    free, taken = np.ones(len(left), bool), []
+    free = np.ones(len(left), bool)
+    taken = []
     for _ in range(n):
         person, side, yaw = (count[trait] for count, trait in zip(counts, traits, strict=True))
         key = (person * (n + 1) + side) * (n + 1) + yaw

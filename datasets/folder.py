@@ -61,7 +61,8 @@ def recognise(root):
         splits.setdefault(split, []).append(sample)
 
     read = functools.partial(read_label, colors=info["colors"])
-    classes, notes = info["classes"], []
+    classes = info["classes"]
+    notes = []
     if not classes:
         classes, notes = _count_classes(root, [row[3] for row in found if row[3]])
     colors = info["colors"] or _palette(len(classes))

@@ -72,7 +72,8 @@ def _smith(root):
     photos = pictures(os.path.join(root, "images"))
     labels = os.path.join(root, "labels")
     labelled = set(os.listdir(labels)) if os.path.isdir(labels) else set()
-    splits, left = {}, dict(photos)
+    splits = {}
+    left = dict(photos)
     for split, listed in (("train", "exemplars"), ("val", "tuning"), ("test", "testing")):
         path = os.path.join(root, f"{listed}.txt")
         names = [line.rsplit(",", 1)[-1].strip() for line in read_lines(path) if line.strip()]

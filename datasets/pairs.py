@@ -53,7 +53,8 @@ def write_pairs(data, faces, policy, seed, count, folder):
 
     def pairs():
         for n in tqdm(range(count), "writing pairs", disable=None):
-            row, before = n % len(data), (n - 1) % len(data)  # CutMix takes from the photo before
+            row = n % len(data)
+            before = (n - 1) % len(data)  # CutMix takes from the photo before
             image, label = augmented(data, faces, policy, seed, [before, row], n)
             yield f"{n:06d}", image[1], label[1], data.groups[row]
 

@@ -60,7 +60,8 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
     names = splits or [name for name in faces.splits if name != "test"]
     if missing := [name for name in names if name not in faces.splits]:
         raise UserError(f"{path}: no split {missing[0]}; there is {', '.join(faces.splits)}")
-    samples, folder = [s for name in names for s in faces.splits[name]], os.path.realpath(path)
+    samples = [s for name in names for s in faces.splits[name]]
+    folder = os.path.realpath(path)
     if yaw:
         samples = [s for s in samples if s.yaw is not None and low <= abs(s.yaw) <= high]
     free = [s for s in samples if (folder, s.group) not in seen]
@@ -127,7 +128,8 @@ def refuse_copies(one, two, drop):
     """The sides without photos that show twice, or a UserError that names them."""
     thumbs = [thumbnails(side.images).numpy() for side in (one, two) if side]
     both = copies(thumbs[0], one.people, thumbs[1], two.people) if two else []
-    lines, gone = [f"{one.ids[i]} = {two.ids[j]}" for i, j in both], [set(), {j for _, j in both}]
+    lines = [f"{one.ids[i]} = {two.ids[j]}" for i, j in both]
+    gone = [set(), {j for _, j in both}]
     for k, side in enumerate((one, two)[: len(thumbs)]):
         for i, j in copies(thumbs[k], side.people):
             lines.append(f"{side.ids[i]} = {side.ids[j]}")

@@ -52,7 +52,8 @@ def take_ids(faces, path):
             raise UserError(f"ids {path}: {side} needs a list of sample ids, at least one")
     open_to = [s for split, samples in faces.splits.items() if split != "test" for s in samples]
     labelled = [s for s in open_to if s.label is not None]
-    named, both = {s.id: s for s in labelled}, [i for ids in sides.values() for i in ids]
+    named = {s.id: s for s in labelled}
+    both = [i for ids in sides.values() for i in ids]
     if unknown := [i for i in both if i not in named]:
         like = f"; ids here are like {some(named, 2)}" if named else ""
         raise UserError(f"ids {path}: of no labelled photo outside of test: {some(unknown, 5)}{like}")

@@ -98,10 +98,8 @@ def carry_over(model, name, state, classes, own_classes):
         shared = [(own_classes.index(n), classes.index(n)) for n in classes if n in own_classes]
         for key in [k for k in own if own[k].shape != wider[k].shape]:
             rows = len(own[key]) // len(own_classes)  # for each class; more than one in `unet`
-            old, new = (
-                state[key].unflatten(0, (-1, rows)),
-                own[key].unflatten(0, (-1, rows)).clone(),
-            )
+            old = state[key].unflatten(0, (-1, rows))
+            new = own[key].unflatten(0, (-1, rows)).clone()
             for i, j in shared:
                 new[i] = old[j]
             state = {**state, key: new.flatten(0, 1)}

@@ -93,7 +93,8 @@ def trunk_of(net):
 @torch.no_grad()
 def measure(blocks):
     """Try one image: {stride: (blocks up to its last map, channels of that map)}."""
-    maps, x = {}, torch.zeros(1, 3, 64, 64)
+    maps = {}
+    x = torch.zeros(1, 3, 64, 64)
     for end, block in enumerate(blocks, start=1):
         x = block.eval()(x)  # keeps the statistics of BatchNorm as they are
         if x.ndim == 4 and x.shape[2] == x.shape[3]:  # else not (B, C, H, W)

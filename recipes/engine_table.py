@@ -61,13 +61,17 @@ def searched(folder, whole):
 
 
 def main(args):
-    root, rows, raw = Path(args.root), {}, []
+    root = Path(args.root)
+    rows = {}
+    raw = []
     for path in sorted(root.glob("*/*/final/*/test.json")):
         n, draw, _, arm, _ = path.relative_to(root).parts
         if arm not in ARMS:
             continue
-        result, search = json.loads(path.read_text()), ARMS[arm][1]
-        full, taken = pixels(path.parents[1] / "randaugment"), pixels(path.parent)
+        result = json.loads(path.read_text())
+        search = ARMS[arm][1]
+        full = pixels(path.parents[1] / "randaugment")
+        taken = pixels(path.parent)
         taken += full if arm in ("engine_more", "allocation") else 0
         taken += searched(root / n / draw / search, arm == "allocation") if search else 0
         worst = min(v["f1"] for k, v in result["per_class"].items() if k != "background")

@@ -61,7 +61,8 @@ def plant(args):
 
     def pairs():
         for row in range(len(data)):
-            name, photo = f"{row:03d}", data[[row]]
+            name = f"{row:03d}"
+            photo = data[[row]]
             label = photo["semantic"][0]
             if name in planted:
                 label = wrong(planted[name], turns[row], row, data, faces, order)
@@ -84,7 +85,8 @@ def score(args):
         print(f"{run}: {len(suspects)} of {len(signal)} suspects, {right} of {len(planted)} planted")
         for kind in [*dict.fromkeys(planted.values()), "all"]:
             own = [i for i, k in planted.items() if kind in (k, "all")]
-            bad, caught = [signal[i] for i in own], sum(i in suspects for i in own)
+            bad = [signal[i] for i in own]
+            caught = sum(i in suspects for i in own)
             area = stats.mannwhitneyu(bad, good).statistic / len(bad) / len(good)
             means = f"contradiction {np.mean(bad):.3f}, good ones {np.mean(good):.3f}"
             print(f"  {kind:<9}{caught} of {len(own)} found, ROC area {area:.2f}, {means}")

@@ -55,7 +55,8 @@ def gather_rows(tensor, n):
     """Rows of the whole from strided shards: rank r holds rows r, r + world, ... of n."""
     if not torch_dist.is_initialized():
         return tensor
-    world, rank = torch_dist.get_world_size(), torch_dist.get_rank()
+    world = torch_dist.get_world_size()
+    rank = torch_dist.get_rank()
     whole = torch.zeros(n, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
     whole[rank::world] = tensor
     torch_dist.all_reduce(whole)

@@ -6,7 +6,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.metrics import IGNORE_INDEX
 
-INK, PAPER, VOID = (30, 30, 30), (250, 250, 250), (90, 90, 90)  # VOID: pixels that never count
+INK = (30, 30, 30)
+PAPER = (250, 250, 250)
+VOID = (90, 90, 90)  # pixels that never count
 
 
 def photos_of(images):
@@ -31,7 +33,8 @@ def index_mask(ids, colors):
 
 def legend(classes, colors, width, size=13):
     """(H, width, 3) uint8: a swatch and a name for each class, in as many rows as it takes."""
-    font, row = ImageFont.load_default(size), size + 9
+    font = ImageFont.load_default(size)
+    row = size + 9
     spots, x, y = [], 8, 4
     for name in classes:
         step = int(font.getlength(name)) + size + 22
@@ -69,7 +72,9 @@ def comparison(images, labels, preds, colors, classes, scale=1, wrong=None):
     bool, the errors to show (default all). In the error panel right pixels are dim, wrong ones show the
     class they should have had. -> (H', W', 3) uint8.
     """
-    photos, truth, guess = photos_of(images), colorise(labels, colors), colorise(preds, colors)
+    photos = photos_of(images)
+    truth = colorise(labels, colors)
+    guess = colorise(preds, colors)
     wrong = (labels != preds) & (labels != IGNORE_INDEX) if wrong is None else wrong
     errors = np.where(np.asarray(wrong)[..., None], truth, photos // 4)
     return grid([photos, truth, guess, errors], colors, classes, scale=scale)
@@ -99,8 +104,10 @@ def progress(predict, nets, data, colors, classes, count=8):
     """
     images = evenly(data, count)["image"]
     before, after = (predict(images, net).argmax(1).byte().cpu().numpy() for net in nets)
-    photos, changed = photos_of(images), (before != after)[..., None]
-    old, new = colorise(before, colors), colorise(after, colors)
+    photos = photos_of(images)
+    changed = (before != after)[..., None]
+    old = colorise(before, colors)
+    new = colorise(after, colors)
     panels = [photos, old, new, np.where(changed, new, photos // 4)]
     return grid(panels, colors, classes, scale=max(1, 256 // after.shape[-1]))
 
@@ -132,7 +139,8 @@ def sheet(cells, columns, header=None):
     total = columns * (width + 6) - 6
     page = np.full((rows * (height + 6) - 6, total, 3), PAPER, np.uint8)
     for i, cell in enumerate(cells):
-        y, x = i // columns * (height + 6), i % columns * (width + 6)
+        y = i // columns * (height + 6)
+        x = i % columns * (width + 6)
         page[y : y + height, x : x + width] = cell
     return page if header is None else np.concatenate([header[:, :total], page])
 

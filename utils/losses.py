@@ -29,7 +29,8 @@ def overlap(logits, labels):
     """Soft intersection, predicted and labelled pixels of each image and class, (B, K) each."""
     valid = labels != IGNORE_INDEX
     probs = logits.softmax(1)
-    index, weight = labels.where(valid, 0).flatten(1), valid.flatten(1).to(probs)
+    index = labels.where(valid, 0).flatten(1)
+    weight = valid.flatten(1).to(probs)
     right = probs.gather(1, labels.where(valid, 0)[:, None]).flatten(1) * weight
     empty = torch.zeros_like(probs[:, :, 0, 0])
     predicted = (probs * valid[:, None]).sum((2, 3))
@@ -63,7 +64,8 @@ def lovasz(logits, labels):
     errors, rank = errors.flatten(2).sort(2, descending=True)
     truth = truth.flatten(2).gather(2, rank).float()
     labelled = truth.sum(2, keepdim=True)
-    inter, union = labelled - truth.cumsum(2), labelled + (1 - truth).cumsum(2)
+    inter = labelled - truth.cumsum(2)
+    union = labelled + (1 - truth).cumsum(2)
     step = 1 - inter / union
     gradient = torch.cat([step[..., :1], step[..., 1:] - step[..., :-1]], 2)
     return present_mean((errors * gradient).sum(2), labelled[..., 0])

@@ -17,7 +17,8 @@ IGNORE_INDEX = 255  # the label of a pixel that never counts
 
 def confusion(preds, labels, num_classes):
     """preds, labels (B, H, W) integer -> (B, K, K) int64, rows are labels; ignored pixels never count."""
-    batch, k = len(preds), num_classes
+    batch = len(preds)
+    k = num_classes
     valid = labels != IGNORE_INDEX
     image = torch.arange(batch, device=preds.device).view(-1, 1, 1)
     cells = (image * k + labels.long()) * k + preds.long()
@@ -75,7 +76,8 @@ def one_hot(ids, valid, num_classes):
 def _around(masks, reach, join):
     """(..., H, W) bool: each pixel joined (&= or |=) with those up to `reach` away, rows then columns."""
     for axis in (-2, -1):
-        size, before = masks.shape[axis], masks
+        size = masks.shape[axis]
+        before = masks
         masks = masks.clone()
         for d in range(1, min(reach, size - 1) + 1):
             join(masks.narrow(axis, d, size - d), before.narrow(axis, 0, size - d))
@@ -92,7 +94,8 @@ def boundary_maps(preds, labels, num_classes, tolerance=1):
         mask = one_hot(ids, labels != IGNORE_INDEX, num_classes)
         return mask & ~_around(mask, 1, torch.Tensor.logical_and_)
 
-    p, t = boundary(preds), boundary(labels)
+    p = boundary(preds)
+    t = boundary(labels)
     near_p, near_t = (_around(edges, tolerance, torch.Tensor.logical_or_) for edges in (p, t))
     return torch.stack([p & near_t, p, t & near_p, t], 1)
 
@@ -104,7 +107,8 @@ def boundary_counts(preds, labels, num_classes, tolerance=1):
 
 def boundary_f1_of(hit_p, p, hit_t, t):
     """Boundary pixels of a class, float64 of one shape -> F1, NaN where there are none at all."""
-    precision, recall = hit_p / p.clamp_min(1), hit_t / t.clamp_min(1)
+    precision = hit_p / p.clamp_min(1)
+    recall = hit_t / t.clamp_min(1)
     f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
     return f1.where(p + t > 0, torch.nan)
 
@@ -157,11 +161,13 @@ def measure(predict, data, key, num_classes, batch_size=16, rank=0, world=1, rew
     rows = range(rank, len(data), world)
     confusions = [torch.zeros(0, num_classes, num_classes, dtype=torch.long)]
     edges = torch.zeros(num_classes, 4, dtype=torch.long)
-    bins, rewards = torch.zeros(BINS, 3, dtype=torch.double), []
+    bins = torch.zeros(BINS, 3, dtype=torch.double)
+    rewards = []
     for start in range(0, len(rows), batch_size):
         batch = data[list(rows[start : start + batch_size])]
         logits = predict(batch["image"])
-        labels, preds = batch[key].to(logits.device), logits.argmax(1)
+        labels = batch[key].to(logits.device)
+        preds = logits.argmax(1)
         confusions.append(confusion(preds, labels, num_classes).cpu())
         edges += boundary_counts(preds, labels, num_classes).sum(0).cpu()
         bins += calibration_counts(logits.softmax(1), labels).cpu()
@@ -186,7 +192,9 @@ def summary(counts, classes):
     def plain(x):
         return None if math.isnan(x) else round(float(x), 6)
 
-    f1, iou, support = f1_per_class(pooled), iou_per_class(pooled), pooled.sum(1)
+    f1 = f1_per_class(pooled)
+    iou = iou_per_class(pooled)
+    support = pooled.sum(1)
     return {
         "mean_f1": plain(mean_f1(pooled)),
         "miou": plain(miou(pooled)),

@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.draw import INK, PAPER
 
-SCALE, GRID, MISSING = 3, (225, 225, 225), (208, 208, 208)
+SCALE = 3
+GRID = (225, 225, 225)
+MISSING = (208, 208, 208)
 # Okabe & Ito, Color Universal Design, https://jfly.uni-koeln.de/color: without yellow, too pale for a line
 PALETTE = [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)]
 # YlGnBu of Brewer, https://colorbrewer2.org: it darkens all the way, for grey print and colour-blind readers
@@ -29,8 +31,10 @@ def chart(curves, title="", x="", y="", xlim=None, ylim=None, levels=(), marks=(
     xlim = xlim or limits([curve[1] for curve in curves])
     ylim = ylim or limits([curve[2] for curve in curves] + [level[0] for level in levels])
     numbers = ticks(*ylim, size[1] // 65)
-    left, right = 20 + 24 * bool(y) + extent(words for _, words in numbers), size[0] - 24
-    top, foot = 14 + 28 * bool(title) + 28 * bool(curves), size[1] - 30 - 24 * bool(x)
+    left = 20 + 24 * bool(y) + extent(words for _, words in numbers)
+    right = size[0] - 24
+    top = 14 + 28 * bool(title) + 28 * bool(curves)
+    foot = size[1] - 30 - 24 * bool(x)
     page = Page(size, title, (left, top, right, foot), xlim, ylim, ticks(*xlim, size[0] // 80), numbers, x)
     page.text(18, (top + foot) / 2, y, "mm", angle=90)
     spot = left
@@ -73,14 +77,18 @@ def heatmap(values, rows, columns, title="", low=0.0, high=1.0, marked=None, for
     cells framed in bold, such as values > critical. form: format of the numbers. cell: height of a row.
     """
     values, longest = np.asarray(values, float), extent(columns)
-    left, right = 20 + extent(rows), width - 12 - round(0.64 * longest)  # names lean by 50°, cos 50° = 0.64
+    left = 20 + extent(rows)
+    right = width - 12 - round(0.64 * longest)  # names lean by 50°, cos 50° = 0.64
     top = 28 + 28 * bool(title) + round(0.77 * longest)  # sin 50° = 0.77
-    frame, xlim, ylim = (left, top, right, top + cell * len(rows)), (0, len(columns)), (len(rows), 0)
+    frame = (left, top, right, top + cell * len(rows))
+    xlim = (0, len(columns))
+    ylim = (len(rows), 0)
     names = [(r + 0.5, name) for r, name in enumerate(rows)]
     page = Page((width, frame[3] + 10), title, frame, xlim, ylim, [], names)
     for c, name in enumerate(columns):
         page.text(page.at(c + 0.5, 0)[0], top - 10, name, angle=50)
-    share, steps = (values - low) / (high - low), np.linspace(0, 1, len(SHADES))
+    share = (values - low) / (high - low)
+    steps = np.linspace(0, 1, len(SHADES))
     colors = np.stack([np.interp(share, steps, channel) for channel in np.transpose(SHADES)], -1).round()
     colors[np.isnan(values)] = MISSING
     for (r, c), value in np.ndenumerate(values):
@@ -104,7 +112,8 @@ def bars(names, values, errors=None, title="", x="", form="+.3f", width=900):
     numbers = [f"{v:{form}}{s}" if np.isfinite(v) else "" for v, s in zip(values, spread, strict=True)]
     top = 14 + 28 * bool(title)
     frame = 20 + extent(names), top, width - 24 - extent(numbers), top + 28 * len(values)
-    size, xlim = (width, frame[3] + 30 + 24 * bool(x)), limits([0, values - errors, values + errors])
+    size = (width, frame[3] + 30 + 24 * bool(x))
+    xlim = limits([0, values - errors, values + errors])
     page = Page(size, title, frame, xlim, (len(values) - 0.5, -0.5), ticks(*xlim), enumerate(names), x)
     for i in np.flatnonzero(np.isfinite(values)):
         corners = page.at(sorted([0, values[i]]), [i - 0.32, i + 0.32])

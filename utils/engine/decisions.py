@@ -109,7 +109,8 @@ def signals(logits, labels, seed, positions):
     """Of photos that the network has not learned from, (B,) each: mean and spread of the F1 of drawn masks,
     and `contradiction`, the share of the labelled pixels that it contradicts confidently (after Northcutt et
     al., 1911.00068: only out-of-sample predictions count)."""
-    num_classes, shape = logits.shape[1], logits.shape[2:]
+    num_classes = logits.shape[1]
+    shape = logits.shape[2:]
     f1 = []
     for k in range(MASKS):
         u = rng.uniform(seed, positions, shape.numel(), stream=70 + k).view(-1, *shape).to(logits.device)
@@ -168,11 +169,13 @@ def moves_of(photos, found, reasons, mode, rewarded):
     moves = []
     for photo in photos:
         if photo in reasons:
-            to, signal = "quarantine" if mode == "cleaned" else "suspect", "contradiction"
+            to = "quarantine" if mode == "cleaned" else "suspect"
+            signal = "contradiction"
             share = found[photo]["contradiction"]
             why = f"{share:.0%} contradicted by a network that has not seen it; mostly {reasons[photo]}"
         elif mode in ("routed", "disjoint") and photo in rewarded:
-            to, signal = "reward", "spread" if mode == "routed" else None  # halves are every other photo
+            to = "reward"
+            signal = "spread" if mode == "routed" else None  # halves are every other photo
             why = f"{mode} won: {ALLOCATIONS[mode]}"
         else:
             continue

@@ -19,7 +19,10 @@ def markdown(policy, arms, table, decided, pictures, asked, commands, units):
     their names; asked: what the gate was asked on, as a sentence; commands: to go on with; units: of each
     operation's magnitude.
     """
-    searched, kind, found, people = policy["search"], policy["kind"], decided["found"], decided["people"]
+    searched = policy["search"]
+    kind = policy["kind"]
+    found = decided["found"]
+    people = decided["people"]
     never = " and ".join(f"`{arm}`" for arm in dict.fromkeys(("none", searched["safe"])))
     photos = f"{len(found)} photos of {len(people)} people"
     lines = [
@@ -119,14 +122,16 @@ def _gate(verdict):
 
 def beyond(policy):
     """Of a policy that the gate could have limited and did not, a sentence; else nothing."""
-    gate, decided = policy["gate"], policy["gate"]["verdict"].startswith(("PASS", "REJECT"))
+    gate = policy["gate"]
+    decided = policy["gate"]["verdict"].startswith(("PASS", "REJECT"))
     if gate["gated"] or not decided:
         return ""
     return f" It did not limit `{policy['kind']}`, whose photos may look unlike real ones."
 
 
 def _allocation(policy, decided):
-    mode, suspects = policy["search"]["allocation"], policy["suspects"]
+    mode = policy["search"]["allocation"]
+    suspects = policy["suspects"]
     plan = f"`{mode}`: {ALLOCATIONS[mode]}. {len(decided['ft'])} photos are for fine-tuning"
     plan += f", {len(decided['reward'])} for reward tuning." if mode in REWARDED else "."
     lines = [

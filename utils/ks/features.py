@@ -56,7 +56,8 @@ def pixel(images):
     saturation, share of red and blue, centroids of luma and of its edges, the middle's luma against all."""
     luma = (images * images.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1)
     total = images.sum(1).clamp_min(1e-3)
-    high, low = images.amax(1), images.amin(1)
+    high = images.amax(1)
+    low = images.amin(1)
     h, w = luma.shape[1:]
     middle = luma[:, h // 4 : -(h // 4), w // 4 : -(w // 4)].mean((1, 2))
     flat = luma.flatten(1)
@@ -69,7 +70,8 @@ def pixel(images):
 
 def edges(luma):
     """(B, H, W) -> the length of the gradient, one pixel apart, zero at the last row and column."""
-    dx, dy = F.pad(luma.diff(dim=2), (0, 1)), F.pad(luma.diff(dim=1), (0, 0, 0, 1))
+    dx = F.pad(luma.diff(dim=2), (0, 1))
+    dy = F.pad(luma.diff(dim=1), (0, 0, 0, 1))
     return (dx**2 + dy**2).sqrt()
 
 

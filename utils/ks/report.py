@@ -13,8 +13,10 @@ TILE = (300, 230)  # of the small charts, one for each operation and sign
 
 def verdict(figures, alpha):
     """(status, the sentence for people) of the figures of a report."""
-    f, n = figures, "{n} people against {n_other}".format(**figures)
-    shift, blind = f["shift_seen"], [name for name, share in f["power"].items() if share < SEEN]
+    f = figures
+    n = "{n} people against {n_other}".format(**figures)
+    shift = f["shift_seen"]
+    blind = [name for name, share in f["power"].items() if share < SEEN]
     if f["type1_rate"] > CALM:
         return "BLIND", (
             "No verdict: real photos against real ones are rejected in "
@@ -53,7 +55,8 @@ def ecdf(values, low):
 def pictures(report, a, b, names, shares):
     """{name: (H, W, 3) uint8}. a (n, d), b (m, d): the numbers of one split; shares: how often each of
     `SHIFTS` was seen."""
-    pages, d = [], distances(a, b)
+    pages = []
+    d = distances(a, b)
     for j in np.argsort(-d)[:NUM_ECDFS]:
         both = np.sort(np.concatenate([a[:, j], b[:, j]]))
         one, two = ((np.searchsorted(np.sort(x[:, j]), both, "right") / len(x)) for x in (a, b))
@@ -93,7 +96,8 @@ def _operations(report):
                     plot.chart(curves, title, xlim=ends, ylim=(0, 1), levels=levels, marks=marks, size=TILE)
                 )
     values = np.array(full)
-    title, marked = "D at full range, framed where it is seldom chance", values > report["d_critical"]
+    title = "D at full range, framed where it is seldom chance"
+    marked = values > report["d_critical"]
     heat = plot.heatmap(values, rows, list(report["features"]), title, 0, 1, marked=marked, width=1100)
     return {"operations": heat, "magnitudes": draw.sheet(np.stack(tiles), 4)}
 
@@ -108,7 +112,8 @@ def contact(cells, titles, width=150):
 
 def markdown(report, made):
     """The report as a page. made: names of the pictures beside it."""
-    r, shift = report, report["shift_seen"]
+    r = report
+    shift = report["shift_seen"]
     lines = [f"# {r['status']}", "", r["verdict"], ""]
     lines += [f"- {note}" for note in r["notes"]] + [""] * bool(r["notes"])
     facts = {

@@ -59,7 +59,8 @@ def two_sample(a, b, rng, permutations=499):
     d, area = _distances(order, last, side)
     chunk = max(1, 2_000_000 // pooled.size)  # permutations at once: what a processor's cache holds
     parts = [_distances(order, last, sides[i : i + chunk]) for i in range(0, permutations, chunk)]
-    null, areas = np.concatenate([p[0].max(-1) for p in parts]), np.concatenate([p[1] for p in parts])
+    null = np.concatenate([p[0].max(-1) for p in parts])
+    areas = np.concatenate([p[1] for p in parts])
     reached = (null > d.max()) | (null == d.max()) & (areas >= area)
 
     scaled = pooled / np.where(pooled.std(0) > 0, pooled.std(0), 1)
@@ -116,7 +117,8 @@ def sizes(a, b, n=None):
     """How many people a side there can be, at most n: (n_a, n_b). a, b: {person: rows}. People who are on
     both sides serve only one of them in a split."""
     shared = len(a.keys() & b.keys())
-    only_a, only_b = len(a) - shared, len(b) - shared
+    only_a = len(a) - shared
+    only_b = len(b) - shared
     to_a = min(max((only_b + shared - only_a + 1) // 2, 0), shared)
     most = only_a + to_a, only_b + shared - to_a
     return tuple(min(n or k, k) for k in most)
@@ -126,7 +128,8 @@ def split(a, b, n, m, rng):
     """Rows of n people of `a` and of m other people of `b`, one image of each: two int arrays."""
     shared = sorted(a.keys() & b.keys())
     shared = [shared[i] for i in rng.permutation(len(shared))]
-    least, most = n - (len(a) - len(shared)), len(b) - m  # of those shared, how many go to `a`
+    least = n - (len(a) - len(shared))
+    most = len(b) - m  # of those shared, how many go to `a`
     to_a = (max(least, 0) + min(most, len(shared))) // 2
     chosen = []
     for side, others, count in ((a, shared[to_a:], n), (b, shared[:to_a], m)):
@@ -159,7 +162,8 @@ def gate(a, b, splits, seed, permutations=499, alpha=0.05):
         two_sample(a[rows], b[others], np.random.default_rng([seed, r, 1]), permutations)
         for r, (rows, others) in enumerate(splits)
     ]
-    level, d = level_of(alpha, len(splits)), np.median([t["d"] for t in tests], 0)
+    level = level_of(alpha, len(splits))
+    d = np.median([t["d"] for t in tests], 0)
     n, m = (len(rows) for rows in splits[0])
     bound = math.log(2 * a.shape[1] / 0.025) / 2
     return {
@@ -191,7 +195,8 @@ def smallest_shift(table, splits, seed, permutations=499, alpha=0.05):
     whichever feature that varies it is; inf if none is. table: (rows, d), the same for both sides, so that
     nothing else differs. Returns it and the share of splits that see each of `SHIFTS` in the feature
     where it is seen least. Splits of one table are what they are: other people may be seen otherwise."""
-    level, spread = level_of(alpha, len(splits)), table.std(0)
+    level = level_of(alpha, len(splits))
+    spread = table.std(0)
     moving = spread > 0
     seen = np.zeros((len(SHIFTS), moving.sum()))
     for r, (rows, others) in enumerate(splits):
@@ -222,7 +227,9 @@ def copies(thumbs_a, groups_a, thumbs_b=None, groups_b=None, least=0.995):
         flat = flat - flat.mean(1, keepdims=True)
         return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
 
-    one, two, mirrored = unit(thumbs_a), unit(thumbs_b), unit(thumbs_b[..., ::-1])
+    one = unit(thumbs_a)
+    two = unit(thumbs_b)
+    mirrored = unit(thumbs_b[..., ::-1])
     alike = np.maximum(one @ two.T, one @ mirrored.T) > least
     other = np.array(groups_a, object)[:, None] != np.array(groups_b, object)[None]
     alike &= other if within else True

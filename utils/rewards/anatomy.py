@@ -116,7 +116,8 @@ def inside(inner, outside):
     for mask, out in zip(inner, outside, strict=True):
         label, n = ndimage.label(mask, EIGHT)
         around = (ndimage.maximum_filter(label, 3) * ~mask).ravel()  # the number of the piece next to it
-        border, opened = np.bincount(around, minlength=n + 1), np.bincount(around, out.ravel(), n + 1)
+        border = np.bincount(around, minlength=n + 1)
+        opened = np.bincount(around, out.ravel(), n + 1)
         closed = np.minimum(1, (border - opened) / np.maximum(border, 1) / CLOSED)
         scores.append(closed[label[mask]].sum() / max(mask.sum(), 1))
     return np.array(scores)

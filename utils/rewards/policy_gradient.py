@@ -54,7 +54,8 @@ def policy_loss(logits, weights, labels):
 
 def divergence(logits, start, labels):
     """(sum, count): exact KL(policy || starting policy) over the pixels that count, in nats."""
-    log_p, log_q = logits.log_softmax(1), start.log_softmax(1)
+    log_p = logits.log_softmax(1)
+    log_q = start.log_softmax(1)
     per_pixel = (log_p.exp() * (log_p - log_q)).sum(1)
     valid = labels != IGNORE_INDEX
     return (per_pixel * valid).sum(), valid.sum()
@@ -62,7 +63,8 @@ def divergence(logits, start, labels):
 
 def entropy(logits, labels):
     """(sum, count): entropy over the pixels that count, in nats; log K each where nothing is known."""
-    log_p, valid = logits.log_softmax(1), labels != IGNORE_INDEX
+    log_p = logits.log_softmax(1)
+    valid = labels != IGNORE_INDEX
     return -((log_p.exp() * log_p).sum(1) * valid).sum(), valid.sum()
 
 

@@ -49,7 +49,9 @@ class Reward:
         """(B, K, H, W) float64, radius 0 only: how the reward would change with one pixel of `drawn`
         given another class, all others kept. It depends on the drawn, the true and the new class alone,
         so it is looked up in a K x K x K table for each image."""
-        k, valid, sums = self.num_classes, labels != metrics.IGNORE_INDEX, self.sums(drawn, labels)
+        k = self.num_classes
+        valid = labels != metrics.IGNORE_INDEX
+        sums = self.sums(drawn, labels)
         pixel = self.table.to(sums.device)  # (label, pred, S)
         step = pixel[None] - pixel.transpose(0, 1)[:, :, None]  # (drawn, label, new, S)
         table = self.score(sums[:, None, None, None] + step) - self.score(sums)[:, None, None, None]
@@ -64,7 +66,8 @@ class Reward:
         Pixels 2r + 1 apart touch different statistics, so a whole grid of them is changed at once, and
         each one's effect is the sum over the window around it: (2r + 1)^2 passes in all.
         """
-        r, width = self.radius, 2 * self.radius + 1
+        r = self.radius
+        width = 2 * self.radius + 1
         small = torch.int8 if width**2 < 128 else torch.int16  # holds the sums over a window
         before = self.stats(drawn, labels).to(small)
         sums = before.sum((2, 3)).double()
@@ -197,7 +200,9 @@ def build(words, classes, class_weights=(), tolerance=1):
     weight_of = named_weights(class_weights, "class weights", classes)
     if any(weight < 0 for weight in weight_of.values()):
         raise UserError(f"class weights {' '.join(class_weights)}: weights are 0 or more")
-    wanted, parts, k = named_weights(words, "reward"), {}, len(classes)
+    wanted = named_weights(words, "reward")
+    parts = {}
+    k = len(classes)
     for name in wanted:
         if name not in REWARDS:
             parts[name] = label_free(name, classes) if name in LABEL_FREE else checked(name)

@@ -25,7 +25,8 @@ def judge(words, classes):
     ]
 
     def function(masks, photos):
-        total, shapes = 0.0, {(len(masks),), (len(masks), 1), (len(masks), len(classes))}
+        total = 0.0
+        shapes = {(len(masks),), (len(masks), 1), (len(masks), len(classes))}
         for weight, score in parts:
             try:
                 answer = np.asarray(score(masks, photos), np.float64)
