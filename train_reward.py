@@ -283,6 +283,7 @@ def main(args):
     since = time.time()
     signal = 0
     collapsed = False
+    logged = first  # steps up to the last line of metrics.jsonl
     for step in range(first, args.steps):
         # >>> shared: cadence
         done = step + 1
@@ -363,8 +364,9 @@ def main(args):
                 figures |= {f"reward/per_class/{n}": x for n, x in zip(faces.classes, f1, strict=True)}
             figures = dist.mean(figures, device)
             figures["train/lr"], figures["train/grad_norm"] = optimizer.param_groups[0]["lr"], grad_norm
-            rate = LOG_EVERY * world * args.batch_size / (time.time() - since)
+            rate = (done - logged) * world * args.batch_size / (time.time() - since)
             log.scalars(step, **figures, **{"time/images_per_sec": rate})
+            logged = done
             bar.set_postfix_str(f"reward {figures['reward/mean']:.4f} greedy {figures['reward/greedy']:.4f}")
             since = time.time()
         if eval_now:

@@ -348,6 +348,7 @@ def main(args):
     done = first
     signal = 0
     collapsed = False
+    logged = first  # steps up to the last line of metrics.jsonl
     scores = torch.full((1, 2, 1), torch.nan)  # of a step that asks for none
     if use_field:
         fields_path = out / "fields.pt"  # kept, since another machine might draw other masks
@@ -415,9 +416,10 @@ def main(args):
                 "train/loss": mean_loss,
                 "train/grad_norm": grad_norm,
                 "train/lr": optimizer.param_groups[0]["lr"],
-                "time/images_per_sec": LOG_EVERY * args.batch_size / (time.time() - since),
+                "time/images_per_sec": (done - logged) * args.batch_size / (time.time() - since),
             }
             log.scalars(step, **figures)
+            logged = done
             bar.set_postfix_str(f"loss {mean_loss:.3f}, {scorer.asked} scores asked")
             since = time.time()
         if eval_now:

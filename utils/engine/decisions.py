@@ -16,7 +16,7 @@ ALLOCATIONS = {
     "ft": "more steps of fine-tuning on all photos",
     "cleaned": "as many without the suspects, which go into quarantine",
     "shared": "reward tuning on all photos but the suspects",
-    "routed": "reward tuning on the half num_people drawn masks disagree most, the suspects aside",
+    "routed": "reward tuning on the half whose drawn masks disagree most, the suspects aside",
     "disjoint": "fine-tuning on one half, reward tuning on the other, the suspects in neither",
 }
 REWARDED = "shared", "routed", "disjoint"
@@ -129,7 +129,7 @@ def line_of(contradictions):
 
 
 def suspicious(contradiction):
-    """Ids num_people masks stand out. contradiction: {id: share}."""
+    """Ids whose masks stand out. contradiction: {id: share}."""
     line = line_of(contradiction.values())
     return [i for i, v in contradiction.items() if v > line]
 
