@@ -10,7 +10,7 @@ import torch
 from datasets import synthetic
 from datasets.cache import CachedFaces
 from datasets.faces import limit, some
-from datasets.splits import open_any, take_ids
+from datasets.splits import open_any, open_photos, take_ids
 from utils import checkpoint
 from utils.errors import UserError
 from utils.ks.features import thumbnails
@@ -113,15 +113,23 @@ def trained_on(path):
     seen = set()
     while path and os.path.isfile(path):
         args = checkpoint.load(path)["args"]
-        for key in ("data", "unlabelled"):
-            if args.get(key) and args[key] != "synthetic" and os.path.isdir(args[key]):
-                ids = args.get("ids") if key == "data" else None
-                faces = open_any(args[key], (), 0.0 if ids else args.get("val_fraction", 0.0))
-                train = (take_ids(faces, ids) if ids else faces).splits.get("train", [])
-                train = limit(train, args["limit"], args["seed"]) if args.get("limit") else train
-                seen |= {(os.path.realpath(args[key]), s.group) for s in train}
+        folder = args.get("unlabelled") or args["data"]  # `data` of train_scores.py is that of its start
+        if folder != "synthetic" and os.path.isdir(folder):
+            train = training_photos(folder, args)
+            train = limit(train, args["limit"], args["seed"]) if args.get("limit") else train
+            seen |= {(os.path.realpath(folder), s.group) for s in train}
         path = args.get("init")
     return seen
+
+
+def training_photos(folder, args):
+    """The samples that a run with these flags {name: value} trained on, before a limit."""
+    held_out = args.get("val_fraction", 0.0)
+    if args.get("unlabelled"):
+        return open_photos(folder, (), held_out).splits["train"]
+    ids = args.get("ids")
+    faces = open_any(folder, (), 0.0 if ids else held_out)
+    return (take_ids(faces, ids) if ids else faces).splits.get("train", [])
 
 
 def refuse_copies(one, two, drop):

@@ -114,3 +114,5 @@ def test_a_parser_was_trained_on_the_people_of_its_ids(named, tmp_path):
         return {person for _, person in trained_on(str(tmp_path / "best.pt"))}
 
     assert people(ids=ids) == {"c", "d"} and people(ids=None) == people() == {"a", "b", "c"}
+    # of train_scores.py: photos without masks, which its limit is of; it keeps the --data of its start
+    assert people(unlabelled=str(named), limit=1, data="synthetic") == {"f"}
