@@ -115,4 +115,4 @@ def test_a_parser_was_trained_on_the_people_of_its_ids(named, tmp_path):
 
     assert people(ids=ids) == {"c", "d"} and people(ids=None) == people() == {"a", "b", "c"}
     # of train_scores.py: photos without masks, which its limit is of; it keeps the --data of its start
-    assert people(unlabelled=str(named), limit=1, data="synthetic") == {"f"}
+    assert people(unlabelled=str(named), limit=1, data="synthetic") == {"unlabelled/f1"}
