@@ -192,7 +192,8 @@ def show_policy(args, policy, faces, data, out):
         if not count.isdecimal():
             raise UserError(f"--materialise {count} {folder}: need a number and a folder")
         write_pairs(data, faces, policy, args.seed, int(count), folder)
-        print(f"wrote:   {count} pairs; next: python train_finetune.py --data {folder} --augment none")
+        print(f"wrote:   {count} pairs")
+        print(f"next:    python train_finetune.py --data {folder} --augment none --out {folder}_finetune")
 
 
 def main(args):
@@ -362,13 +363,13 @@ def main(args):
         log.image(0, f"engine/{name}", picture, f"{name}.png")
     log.close()
     same += ["--augment", out / "policy.json"]
-    start = [*model, "--steps", args.steps, *flags, "--out", "runs/finetune"]
+    start = [*model, "--steps", args.steps, *flags, "--out", f"{out}_finetune"]
     commands = [[FINETUNE, *same, "--ids", finetune_ids, *start]]
     if not args.no_allocation:  # what won there
         script, more = tuning(allocation, flags)
         ids = reward_ids if script == REWARD else finetune_ids
-        init = ["--init", "runs/finetune/last.pt", "--lr", "1e-3", "--steps", extra]
-        commands.append([script, *init, *same, "--ids", ids, *more, "--out", "runs/tuned"])
+        init = ["--init", f"{out}_finetune/last.pt", "--lr", "1e-3", "--steps", extra]
+        commands.append([script, *init, *same, "--ids", ids, *more, "--out", f"{out}_tuned"])
     commands = [shlex.join(["python", *map(str, command)]) for command in commands]
     asked = "Asked before" if gate == real else f"Asked on all photos of {real.name} but its test split"
     asked = "" if args.no_gate else f"{asked}: [report]({os.path.relpath(gate, out)}/ks_report.md)."
@@ -376,6 +377,7 @@ def main(args):
     page = report.markdown(policy, arms, table, decided, pictures, asked, commands, UNITS)
     (out / "engine_report.md").write_text(page)
     write("policy.json", policy)  # last: with it, all is there
+    allocation = "not asked" if args.no_allocation else allocation
     print(f"policy:  {best}, allocation {allocation}, {len(suspects)} suspects; see {out}/engine_report.md")
     print("next:   ", "\nthen:    ".join(commands))
 

@@ -253,7 +253,10 @@ def main(args):
         classes = real.classes
         other, more = open_side(args.other, args.other_split, args.other_yaw, n, size, seed, classes, seen)
         notes += more
-    real, other, more = refuse_copies(real, other, args.drop_copies)
+    try:
+        real, other, more = refuse_copies(real, other, args.drop_copies)
+    except UserError as error:
+        raise UserError(f"{error} (--drop-copies)") from None
     notes += more
     comparable = other and real.classes == other.classes and (real.labels != IGNORE_INDEX).any()
     if "mask" in kinds and not comparable:
@@ -370,7 +373,11 @@ def main(args):
     print(*notes, f"{figures['status']}: {figures['verdict']}", sep="\n")
     print(f"wrote:   {out}/ks_report.md, ks_report.json, {', '.join(pictures)} as PNG")
     if passed:
-        print(f"next:    python train_finetune.py --data {args.real} --augment {out}/policy.json")
+        policy_file = out / "policy.json"
+        flags = f"--data {args.real} --augment {policy_file} --out {out}_finetune"
+        print(f"next:    python train_finetune.py {flags}")
+    elif args.ops:
+        print("no policy.json: only a PASS gives one")
     return EXIT[figures["status"]]
 
 

@@ -272,6 +272,8 @@ def main(args):
                 picture = draw.validation(predict, val, "semantic", faces.colors, faces.classes)
                 log.image(step, "val/grid", picture, "val.png")
             since = time.time()
+        if eval_now and not val:
+            tqdm.write(f"step {done}: loss {mean_loss:.3f}, nobody is held out to validate")
         if (eval_now or signal) and rank == 0:
             save(done)
         if signal:
@@ -290,8 +292,10 @@ def main(args):
     if val:
         print(metrics.table(result))
         print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
+    else:
+        print(f"best.pt: step {done}, the last one, since nobody is held out")
     limit = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""
-    print(f"next:    python train_reward.py --init {out}/best.pt{limit} --out runs/reward")
+    print(f"next:    python train_reward.py --init {out}/best.pt{limit} --out {out}_reward")
 
 
 # >>> shared: start

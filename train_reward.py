@@ -273,6 +273,8 @@ def main(args):
     if rank == 0:
         print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val", *faces.notes, sep="\n  ")
         print(f"{cli.describe(args, first, world, device)}; {args.estimator} on {' + '.join(args.reward)}")
+        if not validates:
+            print("nobody is held out: the training photos are watched")
         print(f"start: greedy val reward {before['reward']:.4f}, mean F1 {before['mean_f1']:.4f}")
         if not last:
             save(0)  # the start is the best so far: a run that only loses ground ends with it
@@ -408,8 +410,11 @@ def main(args):
             "--ce-weight or --kl above 0"
         )
         return cli.COLLAPSED
+    if best["step"] == 0:
+        print(f"nothing gained: best.pt is the start; try another --lr than {args.lr}, or more --steps")
     print(f"best.pt: step {best['step']}, greedy reward {best['reward']:.4f}")
-    print(f"next:    python evaluate.py --init {out / 'best.pt'} --split test")
+    split = "test" if args.data == "synthetic" or "test" in faces.splits else "val"
+    print(f"next:    python evaluate.py --init {out / 'best.pt'} --split {split}")
 
 
 # >>> shared: start

@@ -460,9 +460,11 @@ def main(args):
             f"{best['step']}. Try a lower --lr than {args.lr}, or --kl above 0"
         )
         return cli.COLLAPSED
+    if val and best["step"] == 0:
+        print(f"nothing gained: best.pt is the start; try more scores, or another --lr than {args.lr}")
     summary = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
     print(f"{scorer.asked} scores asked for; best.pt: {summary}")
-    print(f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED --split test")
+    print(f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED_FOLDER --split test")
 
 
 # >>> shared: start

@@ -30,7 +30,7 @@ def load(faces, split, size, seed=0, count=None, device="cpu"):
     samples = faces.splits.get(split, [])
     if not samples:
         have = ", ".join(f"{k} ({len(v)})" for k, v in faces.splits.items())
-        hint = "; one person alone cannot be held out: a share of 0 does without" if split == "val" else ""
+        hint = "; nobody is held out" if split == "val" else ""
         raise UserError(f"{faces.name} has no split {split}; it has {have}{hint}")
     return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)
 

@@ -138,6 +138,9 @@ def run(main, args):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # where a script does not stop by itself: see `dist.Stop`
+        print("stopped by Ctrl-C; the same command goes on where it can", file=sys.stderr)
+        sys.exit(130)
 
 
 def start_run(args, parser, script, needs=(), free=RESUMABLE):
@@ -161,9 +164,10 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
 def describe(args, first, world, device):
     """The run that begins or goes on, as a line of text."""
     start = f" from {args.init}" if args.init else ""
+    images = f"{args.batch_size} images" + f" in each of {world} processes" * (world > 1)
     return (
-        f"{args.model}{start} on {device}, {args.amp} precision; steps {first} to {args.steps} of "
-        f"{world} x {args.batch_size} images at {args.size} x {args.size}"
+        f"{args.model}{start} on {device}, {args.amp} precision; steps {first} to {args.steps} of {images} "
+        f"at {args.size} x {args.size}"
     )
 
 

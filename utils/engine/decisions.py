@@ -91,10 +91,11 @@ def rows_of(stage, scores, gains, people, kept):
 def show(rows):
     """One rung as lines: who stays, who is cut, and why."""
     on = f"{rows[0]['stage']}: {rows[0]['photos']} held-out photos"
+    out = "not taken" if any(r["fate"] == "taken" for r in rows) else "cut"
     lines = [f"{'arm':<14}{'F1':>7}{'gain':>9}{'- 1 se':>9}   {on}"]
     for r in rows:
         figures = f"{r['f1']:7.3f}{r['gain']:+9.3f}{r['gain'] - r['se']:+9.3f}"
-        lines.append(f"{r['arm']:<14}{figures}   {r['fate'] or 'cut'}")
+        lines.append(f"{r['arm']:<14}{figures}   {r['fate'] or out}")
     return "\n".join(lines)
 
 

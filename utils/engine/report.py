@@ -179,7 +179,7 @@ def _operations(policy, units):
     for op in policy["ops"]:
         low, high = (scale * most / 30 * op[key] for key in ("m_neg", "m_pos"))
         between = " or " if least == most else " to "  # of operations that go one way alone, that way
-        ends = [f"{end:.3g}" for end in (-low, high) if end or least != most]
+        ends = [f"{end:.3g}" for end in (0.0 - low, high) if end or least != most]
         strength = "" if units[op["name"]] == "done or not" else between.join(ends)
         lines.append(f"| {op['name']} | {strength} | {units[op['name']]} | {op['weight'] / total:.1%} |")
     return [*lines, ""]

@@ -128,11 +128,12 @@ def markdown(report, made):
         "smallest shift seen": f"{'none up to 3' if shift is None else shift} standard deviations",
     }
     lines += ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())]
-    lines += [
-        "",
-        "That nothing was seen does not make two sets the same: it bounds how much they differ.",
-        "",
-    ]
+    lines.append("")
+    if r["status"] == "PASS":
+        lines += [
+            "That nothing was seen does not make two sets the same: it bounds how much they differ.",
+            "",
+        ]
     lines += ["## Would it have been seen?", "", "| ruined photos | splits that reject |", "|---|---|"]
     lines += [*(f"| {k} | {v:.0%} |" for k, v in r["power"].items()), ""]
     if r["ops"]:

@@ -220,12 +220,13 @@ def label_free(name, classes):
     return lambda preds, _: LABEL_FREE[name](torch.as_tensor(preds), classes)
 
 
-def load(source):
-    """The function of `FILE.py:FUNCTION`."""
+def load(source, known):
+    """The function of `FILE.py:FUNCTION`. known: names that could have been given, for the message."""
     file, _, name = source.rpartition(":")
-    if not file.endswith(".py") or not pathlib.Path(file).is_file():
-        known = ", ".join([*REWARDS, *LABEL_FREE])
-        raise UserError(f"reward {source}: not one of {known}, nor FILE.py:FUNCTION of a file that exists")
+    if not file.endswith(".py"):
+        raise UserError(f"reward {source}: not one of {', '.join(known)}, nor FILE.py:FUNCTION")
+    if not pathlib.Path(file).is_file():
+        raise UserError(f"reward {source}: there is no file {file}")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -239,7 +240,7 @@ def load(source):
 
 def checked(source):
     """The function of `FILE.py:FUNCTION` as a reward, whose every answer must be one number an image."""
-    function = load(source)
+    function = load(source, [*REWARDS, *LABEL_FREE])
 
     def reward(preds, labels):
         values = torch.as_tensor(function(preds, labels), dtype=torch.double, device=preds.device)

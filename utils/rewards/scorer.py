@@ -8,6 +8,7 @@ numbers, or B rows of K: one for each class, NaN where a class was not judged.
 import hashlib
 import json
 import pathlib
+import traceback
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from utils.rewards.rewards import LABEL_FREE, label_free, load
 def judge(words, classes):
     """["my.py:score=1", "anatomy=0.1"] -> a scorer function, their weighted sum. classes: names."""
     parts = [
-        (weight, label_free(name, classes) if name in LABEL_FREE else load(name))
+        (weight, label_free(name, classes) if name in LABEL_FREE else load(name, LABEL_FREE))
         for name, weight in named_weights(words, "reward").items()
     ]
 
@@ -33,9 +34,10 @@ def judge(words, classes):
             except UserError:
                 raise
             except Exception as error:  # whatever a user's scorer, or its server, may do
+                last = traceback.extract_tb(error.__traceback__)[-1]
                 raise UserError(
-                    f"reward {' '.join(words)}: the scorer failed ({error!r}); the answers it "
-                    "gave are kept for when the run goes on"
+                    f"reward {' '.join(words)}: it failed ({error!r}, {last.filename}:{last.lineno}); "
+                    "the answers it gave are kept for when the run goes on"
                 ) from error
             if answer.shape not in shapes:
                 raise UserError(
