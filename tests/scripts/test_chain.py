@@ -113,40 +113,46 @@ def test_classes_are_matched_by_name(call, finetuned, tmp_path):
 # ---- who trains, and how strongly photos are changed
 
 
-def test_ids_stay_with_the_chain(call, folder, split_of, finetuned, tmp_path):
+def test_ids_stay_with_the_chain(call, calls, folder, split_of, finetuned, tmp_path):
     """With the ids of the usual split, the usual run; and whoever goes on from it keeps to them."""
-    flags = ["--data", folder, "--steps", 12, "--eval-every", 6, *TINY]
     ids, out = write(tmp_path / "ids.json", split_of), tmp_path / "run"
-    done = call("train_finetune.py", *flags, "--augment", "trivial", "--ids", ids, "--out", out)
+    few = write(tmp_path / "few.json", {"train": split_of["train"][:6], "val": split_of["train"][6:8]})
+    usual = ["--data", folder, "--steps", 12, "--eval-every", 6, *TINY, "--augment", "trivial"]
+    short = ["--data", folder, "--steps", 1, *TINY, "--preprocess", "standardise", "--val-fraction", 0]
+    done, other = calls(
+        ["train_finetune.py", *usual, "--ids", ids, "--out", out],
+        ["train_finetune.py", *short, "--ids", few, "--out", tmp_path / "few"],
+    )
     assert "24 of 24 labelled photos; 4 images of 2 people validate" in done.stdout
     assert_same_run(out / "last.pt", finetuned / "last.pt")
+    assert "6 train, 2 val" in other.stdout
 
-    few = write(tmp_path / "few.json", {"train": split_of["train"][:6], "val": split_of["train"][6:8]})
-    flags = ["--data", folder, "--steps", 1, *TINY, "--preprocess", "standardise"]
-    done = call("train_finetune.py", *flags, "--ids", few, "--val-fraction", 0, "--out", tmp_path / "few")
-    assert "6 train, 2 val" in done.stdout
     init = ["--init", tmp_path / "few" / "best.pt", "--device", "cpu"]
     flags = ["--steps", 1, "--batch-size", 4, "--out", tmp_path / "reward"]
     assert "6 train, 2 val" in call("train_reward.py", *init, *flags).stdout
     assert weights(tmp_path / "reward/last.pt")["args"]["preprocess"] == "standardise"
-    reward = ["--init", tmp_path / "reward" / "best.pt", "--device", "cpu"]
-    assert "2 images of 1 people" in call("evaluate.py", *reward, "--split", "val").stdout
-    figures = tmp_path / "given.json"
-    done = call("evaluate.py", *init, "--split", "train", "--ids", ids, "--json", figures)
-    assert "20 images" in done.stdout and json.loads(figures.read_text())["ids"] == str(ids)
+    reward, figures = ["--init", tmp_path / "reward" / "best.pt", "--device", "cpu"], tmp_path / "given.json"
+    val, train = calls(
+        ["evaluate.py", *reward, "--split", "val"],
+        ["evaluate.py", *init, "--split", "train", "--ids", ids, "--json", figures],
+    )
+    assert "2 images of 1 people" in val.stdout
+    assert "20 images" in train.stdout and json.loads(figures.read_text())["ids"] == str(ids)
 
 
-def test_without_val_in_the_ids_nobody_is_held_out(call, folder, split_of, finetuned, tmp_path):
+def test_without_val_in_the_ids_nobody_is_held_out(call, calls, folder, split_of, finetuned, tmp_path):
     """Then best.pt is last.pt, and reward tuning watches the training photos, as with --val-fraction 0."""
     ids = write(tmp_path / "ids.json", {"train": split_of["train"][:6]})
     flags = ["--data", folder, "--steps", 1, "--ids", ids, *TINY]
     done = call("train_finetune.py", *flags, "--out", tmp_path / "run")
-    assert "6 train, 0 val" in done.stdout and (tmp_path / "run" / "best.pt").is_file()
+    assert "6 train, 0 val" in done.stdout and "since nobody is held out" in done.stdout
+    assert (tmp_path / "run" / "best.pt").is_file()
     flags = ["--device", "cpu", "--steps", 1, "--batch-size", 4]
-    init = ["--init", tmp_path / "run" / "best.pt", "--out", tmp_path / "reward"]
-    assert "6 train, 6 val" in call("train_reward.py", *init, *flags).stdout
-    init = ["--init", finetuned / "best.pt", "--out", tmp_path / "all", "--limit", 9, "--val-fraction", 0]
-    assert "9 train, 9 val" in call("train_reward.py", *init, *flags).stdout
+    some = ["--init", tmp_path / "run" / "best.pt", "--out", tmp_path / "reward"]
+    every = ["--init", finetuned / "best.pt", "--out", tmp_path / "all", "--limit", 9, "--val-fraction", 0]
+    some, every = calls(["train_reward.py", *some, *flags], ["train_reward.py", *every, *flags])
+    assert "6 train, 6 val" in some.stdout and "the training photos are watched" in some.stdout
+    assert "9 train, 9 val" in every.stdout
 
 
 def test_every_training_script_keeps_to_a_schedule(calls, folder, finetuned, judge, tmp_path):

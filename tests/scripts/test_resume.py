@@ -10,6 +10,8 @@ import time
 import pytest
 from conftest import TINY, assert_same_run, kill_in_the_middle, logged, torchrun, weights
 
+STEPS = 26  # of which the first five are done when a run is killed
+
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py"])
@@ -17,7 +19,7 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
     script, workers, call, start, folder, finetuned, tmp_path
 ):
     flags = ["--data", folder, "--workers", workers, "--device", "cpu"]
-    flags += ["--steps", 40, "--eval-every", 7, "--batch-size", 4]
+    flags += ["--steps", STEPS, "--eval-every", 5, "--batch-size", 4]
     if script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
         flags += ["--augment", "cutmix", "--size", 32, "--ema", 0.9, "--synthetic", 0.25]
     else:
@@ -26,7 +28,7 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     other = start(script, *flags, "--out", whole)
     kill_in_the_middle(start(script, *flags, "--out", broken), broken)
-    assert 0 < weights(broken / "last.pt")["step"] < 40
+    assert 0 < weights(broken / "last.pt")["step"] < STEPS
     call(script, "--out", broken, "--resume", "--workers", 2 - workers)
     assert other.wait() == 0
     assert_same_run(whole / "last.pt", broken / "last.pt")
@@ -37,12 +39,12 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
 def test_no_score_is_asked_for_twice(estimator, call, start, folder, finetuned, judge, tmp_path):
     """Killed in the middle and resumed, it is the run never killed, and no answer was paid twice."""
     flags = ["--init", finetuned / "best.pt", "--unlabelled", folder, "--reward", judge, "--device", "cpu"]
-    flags += ["--batch-size", 4, "--samples", 4, "--steps", 40, "--eval-every", 7, "--lr", "1e-6"]
+    flags += ["--batch-size", 4, "--samples", 4, "--steps", STEPS, "--eval-every", 5, "--lr", "1e-6"]
     flags += ["--estimator", estimator]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     other = start("train_scores.py", *flags, "--out", whole)
     kill_in_the_middle(start("train_scores.py", *flags, "--out", broken), broken)
-    assert 0 < weights(broken / "last.pt")["step"] < 40
+    assert 0 < weights(broken / "last.pt")["step"] < STEPS
     call("train_scores.py", "--out", broken, "--resume")
     assert other.wait() == 0
     assert_same_run(whole / "last.pt", broken / "last.pt")
@@ -52,7 +54,7 @@ def test_no_score_is_asked_for_twice(estimator, call, start, folder, finetuned, 
 
 
 def test_sigterm_saves_and_resumes(call, start, folder, tmp_path):
-    flags = ["--data", folder, "--steps", 60, "--eval-every", 7, *TINY]
+    flags = ["--data", folder, "--steps", STEPS, "--eval-every", 5, *TINY]
     whole, broken, said = tmp_path / "whole", tmp_path / "broken", tmp_path / "said"
     other = start("train_finetune.py", *flags, "--out", whole)
     process = start("train_finetune.py", *flags, "--out", broken, stdout=said)
@@ -60,7 +62,7 @@ def test_sigterm_saves_and_resumes(call, start, folder, tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 143 and "--resume" in said.read_text()
-    assert 0 < weights(broken / "last.pt")["step"] < 60
+    assert 0 < weights(broken / "last.pt")["step"] < STEPS
     call("train_finetune.py", "--out", broken, "--resume")
     assert other.wait() == 0
     assert_same_run(whole / "last.pt", broken / "last.pt")
