@@ -272,7 +272,7 @@ def main(args):
                 picture = draw.validation(predict, val, "semantic", faces.colors, faces.classes)
                 log.image(step, "val/grid", picture, "val.png")
             since = time.time()
-        if eval_now and not val:
+        if eval_now and not val and rank == 0:
             tqdm.write(f"step {done}: loss {mean_loss:.3f}, nobody is held out to validate")
         if (eval_now or signal) and rank == 0:
             save(done)
