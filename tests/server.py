@@ -8,6 +8,7 @@ A client sends one line of JSON, {"argv", "env"}, with its standard input, outpu
 with the pid of the fork, which leads a session of its own, and with its exit status when it has ended.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -51,6 +52,7 @@ def serve(path):
     import torch.utils.tensorboard  # noqa: F401
     import torchvision  # noqa: F401
 
+    gc.freeze()  # or each fork would touch, and so copy, all of it when it ends: a second
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()

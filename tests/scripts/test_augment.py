@@ -44,11 +44,11 @@ def faces(tmp_path_factory):
 
 
 def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_split(
-    call, start, faces, tmp_path
+    call, start, complaint, faces, tmp_path
 ):
     """E4, E7."""
-    flags, ledger = ["--data", faces, *QUICK], tmp_path / "killed/arms.jsonl"
-    said = call("augment.py", *flags, "--out", tmp_path / "straight").stdout
+    flags, ledger, said = ["--data", faces, *QUICK], tmp_path / "killed/arms.jsonl", tmp_path / "said"
+    straight = start("augment.py", *flags, "--out", tmp_path / "straight", stdout=said)
 
     def killed_after(rows):
         """Of its ledger."""
@@ -62,18 +62,19 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
 
     before = killed_after(2)
     assert not (tmp_path / "killed/policy.json").exists()
-    done = call("augment.py", *flags, "--out", tmp_path / "killed", "--batch-size", 5, status=2)
-    assert "--batch-size 5: the search in" in done.stderr
+    again = complaint(augment, *flags, "--out", tmp_path / "killed", "--batch-size", 5)
+    assert "--batch-size 5: the search in" in again
     told = (tmp_path / "killed/search.json").read_text()
     (tmp_path / "killed/search.json").write_text(told.replace("train/", "train/other"))
-    done = call("augment.py", *flags, "--out", tmp_path / "killed", status=2)
-    assert "began with other photos or arms" in done.stderr and done.stderr.count("\n") == 1
+    again = complaint(augment, *flags, "--out", tmp_path / "killed")
+    assert "began with other photos or arms" in again and again.count("\n") == 1
     (tmp_path / "killed/search.json").write_text(told)
     later = killed_after(8)  # within the allocation
     assert later.startswith(before[: before.rindex("\n") + 1]) and "extra/" in later
     before = later
     call("augment.py", *flags, "--out", tmp_path / "killed")
     assert ledger.read_text().startswith(before[: before.rindex("\n") + 1])  # nothing was run again
+    assert straight.wait() == 0
     policies = [(tmp_path / name / "policy.json").read_text() for name in ("straight", "killed")]
     assert policies[0] == policies[1]
 
@@ -94,9 +95,9 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     words = (out / "engine_report.md").read_text()
     assert "## Rung 2, over none\n\nOn 8 held-out photos of 4 people." in words
     assert "train/" in words and "(gains.png)" in words
-    done = call("augment.py", *flags, "--out", out, status=2)
-    assert "holds a policy.json already" in done.stderr
-    first, second = (line.split()[2:] for line in said.splitlines()[-2:])  # next: python SCRIPT FLAGS
+    assert "holds a policy.json already" in complaint(augment, *flags, "--out", out)
+    commands = said.read_text().splitlines()[-2:]  # next: python SCRIPT FLAGS
+    first, second = (line.split()[2:] for line in commands)
     call(*first, "--device", "cpu", "--out", tmp_path / "run")
     call(*second, "--device", "cpu", "--init", tmp_path / "run/last.pt", "--out", tmp_path / "tuned")
     assert (tmp_path / "tuned/last.pt").exists()
