@@ -13,7 +13,9 @@ from conftest import ROOT
 from utils import checkpoint
 from utils.errors import UserError
 
-STATE = {"script": "train_finetune.py", "step": 3, "args": {"lr": 0.1, "data": "faces"}}
+ARGS = {"lr": 0.1, "data": "faces", "model": "unet", "size": 32}
+DATA = {"classes": ["background", "skin"], "colors": [[0, 0, 0], [255, 0, 0]]}
+STATE = {"script": "train_finetune.py", "step": 3, "args": ARGS, "data": DATA}
 
 
 def written(tmp_path, **more):
