@@ -1,6 +1,5 @@
 """Pretrained weights: from torchvision, from a file, and into a model, strictly."""
 
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -61,7 +60,9 @@ def read_state(file):
         raise UserError(
             f"no weights at {file}: give none, imagenet, coco or a file with a state dict"
         ) from None
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and torch raise many kinds on files of another kind
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} cannot be read as a state dict: {reason}") from None
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):

@@ -40,8 +40,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         flags = [option for action in self._actions for option in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("--") and word not in flags]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, 1) if unknown else []
+        words = [word.partition("=")[0].rstrip(":") for word in message.split()]
+        unknown = [word for word in words if word.startswith("--") and word not in flags]
+        near = difflib.get_close_matches(unknown[0], flags, 1) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"error: {message}{hint or '; --help lists the flags'}", file=sys.stderr)
         sys.exit(2)
