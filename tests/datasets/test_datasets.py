@@ -11,9 +11,10 @@ import pytest
 from conftest import FASSEG, ids_of, needs_fasseg, refusal
 from PIL import Image
 
-from datasets import celebamask, fasseg, folder, helen, ibugmask, lapa, open_faces
-from datasets.faces import Sample, label_info, limit, split_by_group
+from datasets import UnknownFolder, celebamask, fasseg, folder, lapa, open_faces
+from datasets.faces import Sample, label_info, limit, palette, split_by_group
 from datasets.images import read_image, read_mask
+from datasets.splits import open_any
 
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS
 
@@ -108,8 +109,7 @@ def test_real_fasseg():
 
 @needs_fasseg
 def test_real_fasseg_one_level_up():
-    line = refusal(open_faces, FASSEG)
-    assert f"did you mean {FASSEG / 'V2'} or {FASSEG / 'V3'}" in line
+    assert f"did you mean {FASSEG / 'V2'} or {FASSEG / 'V3'}?" == unknown(FASSEG)[1]
 
 
 # ---- CelebAMask-HQ
@@ -372,7 +372,7 @@ def test_folder_counts_classes(tmp_path):
     assert faces.classes == ["class 0", "class 1", "class 2", "class 3", "class 4"]
     assert len(set(faces.colors)) == 5 and faces.flip_pairs == []
     assert "5 classes counted from 2 masks (ids 0, 1, 4)" in faces.notes[0]
-    assert len(set(folder._palette(255))) == 255
+    assert len(set(palette(255))) == 255
     own(tmp_path, label=[[0, 255, 0, 255]])  # black and white: 255 does not count
     assert "save ids 0, 1, 2" in refusal(open_faces, tmp_path)
 
@@ -413,15 +413,41 @@ def test_folder_two_photos_of_one_name(tmp_path):
 # ---- what is no data set
 
 
+def unknown(root):
+    """The three lines about a folder that nothing recognises."""
+    with pytest.raises(UnknownFolder) as caught:
+        open_faces(root)
+    here, nearest, more = str(caught.value).splitlines()
+    assert here.startswith(f"{root}: ") and "docs/data.md" in more
+    return here, nearest.strip()
+
+
 def test_unknown_folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "lables").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    here, nearest = unknown(tmp_path)
+    assert here.endswith("there is: 2 folders (lables/, pictures/), 1 other files (notes.txt)")
+    assert folder.LOOKS_FOR in nearest and "it lacks images/, labels/ (here is lables)" in nearest
+    (tmp_path / "CelebAMask-HQ-mask-anno").mkdir()
+    assert unknown(tmp_path)[1].endswith(f"{celebamask.LOOKS_FOR}; it lacks CelebA-HQ-img/")
+    (tmp_path / "faces.zip").write_text("")
+    assert unknown(tmp_path)[1] == "unpack faces.zip and give the folder"
+    own(tmp_path / "faces")
+    assert unknown(tmp_path)[1] == f"did you mean {tmp_path / 'faces'}?"
+
+
+def test_a_folder_of_photos_is_called_what_it_is(tmp_path):
     for i in range(12):
         photo(tmp_path / f"photo{i:02d}.jpg")
-    line = refusal(open_faces, tmp_path)
-    for module in (celebamask, fasseg, lapa, helen, ibugmask, folder):
-        assert module.LOOKS_FOR in line
-    assert "photo09.jpg and 2 more" in line and "did you mean" not in line
-    own(tmp_path / "faces")
-    assert f"did you mean {tmp_path / 'faces'}?" in refusal(open_faces, tmp_path)
+    here, nearest = unknown(tmp_path)
+    assert here.endswith("a folder of 12 photos and no masks")
+    assert "predict.py" in nearest and "train_scores.py --unlabelled" in nearest
+    assert len(open_any(tmp_path).splits["train"]) == 12
+    own(tmp_path / "set", INFO)
+    photo(tmp_path / "set/stray.jpg")
+    (tmp_path / "set/labels/a.png").unlink()
+    assert "1 photos without a label: a" in refusal(open_any, tmp_path / "set"), "no folder of one photo"
 
 
 def test_absent_file_and_empty(tmp_path):
@@ -438,9 +464,9 @@ def test_absent_file_and_empty(tmp_path):
 
 def test_masks_that_hold_ids(tmp_path):
     ids = np.uint8([[0, 1, 2, 255]])
-    palette = Image.fromarray(ids).convert("P")
-    palette.putpalette([v for color in folder._palette(256)[::-1] for v in color])
-    save(tmp_path / "palette.png", palette)
+    indexed = Image.fromarray(ids).convert("P")
+    indexed.putpalette([v for color in palette(256)[::-1] for v in color])
+    save(tmp_path / "palette.png", indexed)
     save(tmp_path / "grey.png", ids)
     save(tmp_path / "grey.bmp", ids)
     save(tmp_path / "three.png", np.stack([ids] * 3, -1))
