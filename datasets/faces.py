@@ -140,7 +140,7 @@ def side_pairs(classes):
 
 
 def class_id(name, classes):
-    """The id of a class of a labelling tool, 0 or 255 where the tool's name is one of `BACKGROUND`, `IGNORED`."""
+    """The id of a labelling tool's class, 0 or 255 where it is called as in `BACKGROUND` or `IGNORED`."""
     if name.lower() in IGNORED:
         return IGNORE_INDEX
     return 0 if name.lower() in BACKGROUND else classes.index(name)

@@ -81,6 +81,8 @@ def read_label(sample, classes):
     canvas = Image.new("L", size)
     draw = ImageDraw.Draw(canvas)
     for label, points, kind, mask in shapes:
+        if kind not in AREAS:
+            continue
         fill = class_id(label, classes)
         try:
             if kind == "polygon":
@@ -92,7 +94,7 @@ def read_label(sample, classes):
                 (x, y), edge = points
                 r = math.dist((x, y), edge)
                 draw.ellipse((x - r, y - r, x + r, y + r), fill, fill)
-            elif kind == "mask":
+            else:
                 inside = Image.open(io.BytesIO(base64.b64decode(mask))).convert("1")
                 canvas.paste(fill, tuple(round(v) for v in points[0]), inside)
         except (OSError, TypeError, ValueError, binascii.Error) as error:
