@@ -8,14 +8,15 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import FASSEG, ids_of, needs_fasseg, refusal
+from conftest import FASSEG, ROOT, ids_of, needs_fasseg, refusal
 from PIL import Image
 
 from datasets import UnknownFolder, celebamask, fasseg, folder, lapa, open_faces
-from datasets.faces import Sample, label_info, limit, palette, split_by_group
+from datasets.faces import MASK_SUFFIXES, Sample, label_info, limit, palette, split_by_group
 from datasets.images import read_image, read_mask
 from datasets.splits import open_any
 
+CASE = ROOT.parent / "shared/cases/mask_suffix/data"
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS
 
 
@@ -400,6 +401,90 @@ def test_folder_orphans(tmp_path, orphan):
 def test_folder_faulty_classes_json(tmp_path, change, said):
     line = refusal(open_faces, own(tmp_path, INFO | change))
     assert said in line and "classes.json" in line
+
+
+LAYOUTS = {  # where a photo and its mask lie, for each split that they are then in
+    "other names": {"train": ("imgs/a.jpg", "masks/a.png")},
+    "capitals": {"train": ("Images/a.JPG", "Labels/a.PNG")},
+    "segmentations": {"train": ("photos/a.jpg", "segmentations/a.png")},
+    "photos above": {"train": ("a.jpg", "masks/a.png")},
+    "valid": {
+        "train": ("train/images/a.jpg", "train/labels/a.png"),
+        "val": ("valid/images/b.jpg", "valid/labels/b.png"),
+    },
+    "validation": {"val": ("Validation/imgs/b.jpg", "Validation/annotations/b.png")},
+    "splits below": {
+        "train": ("images/train/a.jpg", "masks/train/a.png"),
+        "val": ("images/val/b.jpg", "masks/val/b.png"),
+    },
+    "side by side": {"train": ("a.jpg", "a_mask.png")},
+    "side by side in splits": {
+        "train": ("train/a.jpg", "train/a_seg.png"),
+        "test": ("test/c.jpg", "test/c_seg.png"),
+    },
+    **{end: {"train": ("images/a.jpg", f"labels/a{end}.png")} for end in MASK_SUFFIXES},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folder_layouts(tmp_path, layout):
+    for image, mask in LAYOUTS[layout].values():
+        photo(tmp_path / image, 4, 1)
+        save(tmp_path / mask, [[0, 1, 2, 3]])
+    (tmp_path / "classes.json").write_text(json.dumps(INFO))
+    faces = open_faces(tmp_path)
+    stems = {split: pathlib.Path(image).stem for split, (image, _) in LAYOUTS[layout].items()}
+    assert {split: ids_of(faces, split) for split in faces.splits} == {s: [f"{s}/{stems[s]}"] for s in stems}
+    for split, (image, _) in LAYOUTS[layout].items():
+        (sample,) = faces.splits[split]
+        assert sample.image == str(tmp_path / image) and faces.read_label(sample).tolist() == [[0, 1, 2, 3]]
+    assert faces.notes == []
+
+
+@pytest.mark.skipif(not CASE.is_dir(), reason=f"no {CASE}")
+def test_the_case_of_a_mask_suffix():
+    faces = open_faces(CASE)
+    assert ids_of(faces) == ["train/f0", "train/f1", "train/f2", "train/f3"] and len(faces.classes) == 4
+
+
+def test_folder_where_two_could_be_meant(tmp_path):
+    save(own(tmp_path, INFO) / "masks/a.png", [[0, 1]])
+    assert "labels/ and masks/ both hold pictures" in refusal(open_faces, tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    assert ids_of(open_faces(tmp_path)) == ["train/a", "train/b"], "no masks there"
+    own(tmp_path, INFO, ["a"], below="valid")
+    own(tmp_path, INFO, ["a"], below="val")
+    assert "val/ and valid/ are both val; keep one" in refusal(open_faces, tmp_path)
+
+
+def test_folder_without_masks(tmp_path):
+    for name in ("a", "b"):
+        photo(tmp_path / f"images/{name}.jpg")
+    assert "images: 2 photos, and no masks" in refusal(open_faces, tmp_path)
+    for name in ("a", "c_mask", "c_mask_overlay"):
+        save(tmp_path / f"masks/{name}.png", [[0, 1]])
+    line = refusal(open_faces, tmp_path)
+    assert "1 photos without a label: b; 1 labels without a photo: c_mask; add, move or rename" in line
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    """Of what predict.py writes, the masks are read; what belongs to a data set is not worth a word."""
+    own(tmp_path, INFO, names=())
+    for name in ("a", "b", "c"):
+        photo(tmp_path / f"images/{name}.jpg", 4, 1)
+        save(tmp_path / f"labels/{name}_mask.png", [[0, 1, 2, 3]])
+        photo(tmp_path / f"labels/{name}_overlay.png", 4, 1)
+        for kind in ("images", "landmarks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{name}.heic").write_text("")
+    for name in ("README.md", "LICENSE", ".DS_Store", "images/Thumbs.db", "notes.txt", "images/b.gif"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "old").mkdir()
+    faces = open_faces(tmp_path)
+    assert ids_of(faces) == ["train/a", "train/b", "train/c"]
+    said = "3 .heic files in images/, b.gif in images/, 3 .png files in labels/"
+    assert faces.notes == [f"not read: notes.txt, old/, {said}"]
 
 
 def test_folder_two_photos_of_one_name(tmp_path):
