@@ -83,9 +83,8 @@ def _unknown(root):
     names = sorted(n for n in os.listdir(root) if not n.startswith("."))
     folders = [name for name in names if os.path.isdir(os.path.join(root, name))]
     photos = [name for name in names if name.lower().endswith(SUFFIXES)]
-    others = [
-        n for n in names if n not in folders and n not in photos and not COMPANIONS.fullmatch(n.lower())
-    ]
+    rest = sorted({*names} - {*folders, *photos})
+    others = [name for name in rest if not COMPANIONS.fullmatch(name.lower())]
     if photos and not folders and not others:
         here = f"a folder of {len(photos)} photos and no masks"
     else:
@@ -105,11 +104,11 @@ def _nearest(root, names, folders, photos):
             "predict.py parses photos, train_scores.py --unlabelled learns from them; to train on masks, "
             "call them {photo}_mask.png, or put photos into images/ and masks into labels/"
         )
-    close = {part: difflib.get_close_matches(part, names, 1) for parts in PARTS.values() for part in parts}
+    close = {part: difflib.get_close_matches(part, folders, 1) for parts in PARTS.values() for part in parts}
     module = max(PARTS, key=lambda m: sum(bool(close[part]) for part in PARTS[m]))
     lacks = []
     for part in PARTS[module]:
-        if part not in names:
+        if part not in folders:
             like = [name for name in close[part] if name not in PARTS[module]]
             lacks.append(f"{part}/" + (f" (here is {like[0]})" if like else ""))
     return f"nearest is {module.LOOKS_FOR}" + (f"; it lacks {some(lacks)}" if lacks else "")
