@@ -419,8 +419,8 @@ LAYOUTS = {  # where a photo and its mask lie, for each split that they are then
     },
     "side by side": {"train": ("a.jpg", "a_mask.png")},
     "side by side in splits": {
-        "train": ("train/a.jpg", "train/a_seg.png"),
-        "test": ("test/c.jpg", "test/c_seg.png"),
+        "train": ("train/a.jpg", "train/a_label.png"),
+        "test": ("test/c.jpg", "test/c_label.png"),
     },
     **{end: {"train": ("images/a.jpg", f"labels/a{end}.png")} for end in MASK_SUFFIXES},
 }
@@ -439,6 +439,14 @@ def test_folder_layouts(tmp_path, layout):
         (sample,) = faces.splits[split]
         assert sample.image == str(tmp_path / image) and faces.read_label(sample).tolist() == [[0, 1, 2, 3]]
     assert faces.notes == []
+
+
+def test_masks_that_predict_wrote_into_the_folder_of_photos(tmp_path):
+    for end in (".jpg", "_mask.png", "_overlay.png"):
+        save(tmp_path / f"a{end}", np.ones((2, 2)))
+    (tmp_path / "classes.json").write_text(json.dumps(INFO))
+    faces = open_faces(tmp_path)
+    assert ids_of(faces) == ["train/a"] and faces.notes == ["not read: a_overlay.png"]
 
 
 @pytest.mark.skipif(not CASE.is_dir(), reason=f"no {CASE}")
