@@ -67,6 +67,25 @@ def label_info(faces):
     }
 
 
+SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def side_pairs(classes):
+    """[(id, id)] of the classes whose names differ in the side alone: left/right, as a word or not, or l/r as
+    a word (l_eye, eyeL) or before one (leye). A name without its partner is in no pair."""
+    names = [
+        re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+", " ", name).lower() for name in classes
+    ]
+    found = {}
+    for side in ("left|right", r"\b[lr]\b", r"^[lr](?=\w\w)"):
+        for i, name in enumerate(names):
+            other = re.sub(side, lambda match: SIDES[match[0]], name)
+            if other != name and names.count(name) == names.count(other) == 1 and i not in found:
+                j = names.index(other)
+                found[i], found[j] = j, i
+    return sorted((i, j) for i, j in found.items() if i < j)
+
+
 def pair(photos, labels, folder):
     """[(stem, photo, label)] of two {stem: path}. All labels may share one of `MASK_SUFFIXES`. Neither may
     have what the other lacks: a label misplaced or misspelt must not turn into less data without a word.
@@ -129,14 +148,6 @@ def files_of(sample):
     """The paths of a sample: its photo, and the files that its label is made from."""
     labels = sample.label if isinstance(sample.label, (tuple, list)) else [sample.label]
     return [path for path in (sample.image, *labels) if path]
-
-
-def side_pairs(classes):
-    """[(a, b)]: ids of classes whose names differ only in their side: left and right, l and r."""
-    other = {"left": "right", "l": "r"}
-    ids = {tuple(re.findall("[a-z0-9]+", name.lower())): i for i, name in enumerate(classes)}
-    swapped = {words: tuple(other.get(word, word) for word in words) for words in ids}
-    return [(i, ids[swapped[w]]) for w, i in ids.items() if swapped[w] != w and swapped[w] in ids]
 
 
 def class_id(name, classes):

@@ -9,7 +9,7 @@ COCO_OR_MASKS = "COCO with segmentations, or masks"
 # what it is, what gives it away: a path below the root, in lower case; what to export instead
 KINDS = (
     ("CVAT for images", r"annotations\.xml", "'Segmentation mask 1.1' or 'COCO 1.0', with 'Save images' on"),
-    ("Supervisely", r"(.*/)?ann/.*\.json", "'Convert to COCO', or 'Export as masks' and make classes.json"),
+    ("Supervisely", r"(.*/)?ann/.*\.json", "'Export to COCO'"),
     ("VGG Image Annotator", r"via_.*\.(json|csv)", "'COCO format'"),
     (
         "Label Studio",
