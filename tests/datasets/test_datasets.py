@@ -485,13 +485,13 @@ def test_what_is_not_read_is_said(tmp_path):
         photo(tmp_path / f"labels/{name}_overlay.png", 4, 1)
         for kind in ("images", "landmarks"):
             (tmp_path / kind).mkdir(exist_ok=True)
-            (tmp_path / kind / f"{name}.heic").write_text("")
-    for name in ("README.md", "LICENSE", ".DS_Store", "images/Thumbs.db", "notes.txt", "images/b.gif"):
+            (tmp_path / kind / f"{name}.npy").write_text("")
+    for name in ("README.md", "LICENSE", ".DS_Store", "images/Thumbs.db", "notes.txt", "images/b.csv"):
         (tmp_path / name).write_text("")
     (tmp_path / "old").mkdir()
     faces = open_faces(tmp_path)
     assert ids_of(faces) == ["train/a", "train/b", "train/c"]
-    said = "3 .heic files in images/, b.gif in images/, 3 .png files in labels/"
+    said = "3 .npy files in images/, b.csv in images/, 3 .png files in labels/"
     assert faces.notes == [f"not read: notes.txt, old/, {said}"]
 
 
