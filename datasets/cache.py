@@ -1,4 +1,4 @@
-"""Faces decoded and resized once, kept as a uint8 memory map, keyed by the content of what they were made from."""
+"""Faces decoded and resized once, kept as a uint8 memory map, keyed by the content of their files."""
 
 import contextlib
 import fcntl
@@ -33,9 +33,9 @@ class CachedFaces:
     """Samples as batches. `data[[3, 1]]` -> {"image": (2, 3, S, S) uint8, the data set's target: (2, S, S)
     uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout.
 
-    counts: (N, K + 1) int64, pixels of each class and, last, of 255 in each mask as it is on disk; zeros without
-    one. sizes: (N, 2) int64, width and height of each photo, upright. digests: N hex strings of the content of
-    each photo and its mask. digest: one of what labels mean, ids and digests. notes: lines the user should see.
+    counts: (N, K + 1) int64, pixels of each class and, last, of 255 in each mask as it is on disk; zeros
+    where there is none. sizes: (N, 2) int64, width and height of each photo, upright. digests: N hex strings,
+    of what each photo and its mask hold. digest: of what labels mean, ids and digests. notes: for the user.
     """
 
     def __init__(self, faces, samples, size):
@@ -71,7 +71,7 @@ def opened(path):
     try:
         with np.load(_beside(path)) as file:
             beside = {key: file[key] for key in ("sha256", "counts", "sizes", "notes")}
-        if contents([path])[path] != str(beside["sha256"]):
+        if contents([str(path)])[str(path)] != str(beside["sha256"]):
             return None
         return np.load(path, mmap_mode="r"), beside["counts"], beside["sizes"], beside["notes"].tolist()
     except Exception:  # of a damaged file np.load raises errors of any kind
@@ -80,8 +80,8 @@ def opened(path):
 
 def build(faces, samples, size, path, digests):
     """Write the cache `path`, and return it as `opened` does: (N, 4, size, size) uint8, the photo (bilinear,
-    antialiased) and its mask (nearest), both stretched to the square. Its checksum, counts, sizes and notes lie
-    beside it, as .npz. digests: of the samples, which must not change meanwhile.
+    antialiased) and its mask (nearest), both stretched to the square. Its checksum, counts, sizes and notes
+    lie beside it, as .npz. digests: of the samples, which must not change meanwhile.
 
     Every file is read, so this is also the scan: all faults are listed at once, then refused.
     """
@@ -99,7 +99,8 @@ def build(faces, samples, size, path, digests):
     sizes = np.zeros((len(samples), 2), np.int64)
     faults, turned = [], []
     with whole(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # tells `_sweep` that somebody writes here
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # tells `_sweep` that somebody writes here
         _reserve(file, len(header.getvalue()) + math.prod(shape))
         file.write(header.getvalue())
         checksum = hashlib.sha256(header.getvalue())
@@ -121,8 +122,8 @@ def build(faces, samples, size, path, digests):
         notes = []
         if turned:
             notes.append(
-                f"{len(turned)} photos carry an EXIF orientation other than 1 ({some(turned, 3)}): photos are "
-                "turned upright, masks are taken to be upright already"
+                f"{len(turned)} photos carry an EXIF orientation other than 1 ({some(turned, 3)}): they are "
+                "turned upright, and their masks are taken to be in the upright frame"
             )
         with whole(_beside(path)) as beside:
             sha256 = checksum.hexdigest()
@@ -131,8 +132,8 @@ def build(faces, samples, size, path, digests):
 
 
 def read(faces, sample, size):
-    """One sample: (4, size, size) uint8, photo and mask; (K + 1,) pixels of each class and of 255 in the mask as it
-    is; (width, height) of the photo; its EXIF orientation. UserError names the file and its fault."""
+    """One sample: (4, size, size) uint8, photo and mask; (K + 1,) pixels of each class and of 255 in the mask
+    as it is; (width, height) of the photo; its EXIF orientation. UserError names the file and its fault."""
     image, orientation = read_photo(sample.image)
     row = np.full((4, size, size), IGNORE_INDEX, np.uint8)
     row[:3] = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
@@ -195,19 +196,17 @@ def digests_of(samples):
     says the part."""
     listed = [s.label if isinstance(s.label, tuple | list) else [s.label] for s in samples]
     paths = [part for s, label in zip(samples, listed, strict=True) for part in (s.image, *label)]
-    found = contents([path for path in paths if isinstance(path, str | os.PathLike)])
+    found = contents([part for part in paths if isinstance(part, str)])
+    known = lambda part: [os.path.basename(part), found[part]] if isinstance(part, str) else repr(part)
     return [
-        _hash([found[s.image], [(os.path.basename(p), found[p]) if p in found else repr(p) for p in label]])[
-            :16
-        ]
-        for s, label in zip(samples, listed, strict=True)
+        _hash([found[s.image], *map(known, label)])[:16] for s, label in zip(samples, listed, strict=True)
     ]
 
 
 def contents(paths):
-    """{path: sha256 of the file, "" where there is none that can be read}. A manifest in the cache folder keeps
-    what was found: a file is read again only where its size, its inode, or a time stamp has changed, of which
-    no user can set ctime."""
+    """{path: sha256 of the file, "" where there is none that can be read}. A manifest in the cache folder
+    keeps what was found: a file is read again only where its size, its inode or a time stamp has changed, of
+    which no user can set ctime."""
     known = _manifest()
     here = os.getcwd()
     found, fresh = {}, {}
@@ -233,12 +232,10 @@ def contents(paths):
 def _manifest():
     """{folder: {name: [size, mtime, ctime, inode, sha256]}}; empty where there is none, or a damaged one."""
     try:
-        checksum, _, body = (ROOT / "manifest.json").read_bytes().partition(b"\n")
-    except OSError:
+        checksum, body = (ROOT / "manifest.json").read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
         return {}
-    return (
-        json.loads(body) if _hash(body.decode(errors="replace")) == checksum.decode(errors="replace") else {}
-    )
+    return json.loads(body) if _hash(body) == checksum else {}
 
 
 def _remember(fresh):

@@ -87,9 +87,8 @@ def _count_classes(root, labels):
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise UserError(
-            f"{root}: {len(faults)} of {len(labels)} masks cannot be read: {'; '.join(faults[:5])}"
-        )
+        shown = "; ".join(faults[:5])
+        raise UserError(f"{root}: {len(faults)} of {len(labels)} masks cannot be read: {shown}")
     ids = np.flatnonzero(counts[:IGNORE_INDEX])
     if not ids.any():
         raise UserError(f"{root}: no mask holds an id but 0 and {IGNORE_INDEX}; save ids 0, 1, 2, ...")
@@ -104,8 +103,8 @@ def _count_classes(root, labels):
 
 
 def _read_info(path):
-    """classes.json, checked: {key: value} for all of `KEYS`, all empty without the file, and `notes`. Where it
-    does not say flip_pairs, classes whose names differ in the side alone are paired."""
+    """classes.json, checked: {key: value} for all of `KEYS`, all empty without the file, and `notes`. Where
+    it does not say flip_pairs, classes whose names differ in the side alone are paired."""
     empty = {"classes": [], "colors": [], "flip_pairs": [], "groups": {}, "yaw": {}}
     if not os.path.exists(path):
         return empty | {"notes": []}
@@ -139,10 +138,8 @@ def _read_info(path):
         raise UserError(f"{path}: flip_pairs: need pairs of classes, each class once")
     notes = []
     if "flip_pairs" not in given and (pairs := side_pairs(names)):
-        swapped = some(f"{names[a]} and {names[b]}" for a, b in pairs)
-        notes.append(
-            f"by their names, a flip swaps {swapped}; flip_pairs in classes.json says otherwise, [] none"
-        )
+        swapped = some(f"{names[a]} with {names[b]}" for a, b in pairs)
+        notes.append(f'a flip swaps {swapped}, by their names; "flip_pairs": [] in classes.json: none')
     return dict(classes=names, colors=colors, flip_pairs=pairs, groups=groups, yaw=yaw, notes=notes)
 
 

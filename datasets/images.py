@@ -14,29 +14,26 @@ from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded (decompression bombs)
-SUFFIXES = tuple(
-    ".jpg .jpeg .jfif .png .bmp .webp .tif .tiff .gif .jp2 .avif".split()
-)  # what counts as a picture
+# what counts as a picture
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF")  # what Pillow may take a file for
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 ORIENTATION = 0x0112  # EXIF: 1 is upright, 3 turned by 180 degrees, 5 to 8 by 90
 FAR = 40  # RGB distance beyond which a pixel of a coloured mask is nobody's
-SAME = 8  # RGB distance up to which two colours are one: palettes of 5 bits are rounded
+SAME = 13  # RGB distance up to which two colours are one: some palettes have 5 bits a channel
 
-UNREAD = (  # suffixes of what people keep among photos and is not read here, and what to do
-    (
-        ".heic .heif .hif .jxl .cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef .srw .raw .psd .xcf .svg .eps .ai "
-        ".pdf .exr .hdr .tga .ico .ppm .pgm .pbm .j2k .jxr",
-        "convert it to JPEG or PNG",
-    ),
-    (".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .3gp", "save the frames that matter as JPEG or PNG"),
-)
+# suffixes of what people keep among photos and is not read here
+STILLS = (
+    ".heic .heif .hif .jxl .jxr .j2k .psd .xcf .svg .eps .ai .pdf .exr .hdr .tga .ico .ppm .pgm .pbm "
+    ".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef .srw .raw"
+).split()
+MOVIES = ".mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .3gp".split()
 BEGINNINGS = (  # of files that are no picture in spite of their names: what each is, what to do
     (rb"\Z", "an empty file; replace or remove it"),
     (rb"\0+\Z", "nothing but zero bytes; replace or remove it"),
     (rb"....ftyp(hei|hev|mif1)", "HEIC is not read; convert it to JPEG or PNG"),
     (rb"....ftypavi", "this Pillow reads no AVIF; convert it to JPEG or PNG"),
-    (rb"....ftyp", "a video; save the frames that matter as JPEG or PNG"),
+    (rb"....ftyp", "a video; save the frames that matter to JPEG or PNG"),
     (rb"\s*<(!doctype html|html)", "a web page; download the picture again"),
     (rb"version https://git-lfs", "a pointer of Git LFS; fetch the picture with git lfs pull"),
 )
@@ -70,7 +67,7 @@ def open_image(path):
 
 
 @contextlib.contextmanager
-def _named(path, what):
+def _named(path, what, do=""):
     """Whatever Pillow raises in the block, as a UserError that names the file: its decoders raise errors of
     any kind. A warning of a decompression bomb is one, too."""
     with warnings.catch_warnings():
@@ -84,7 +81,7 @@ def _named(path, what):
             reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, UnidentifiedImageError | KeyError):  # a KeyError: this Pillow lacks a format
                 reason = _looks_like(path)
-            raise UserError(f"{path}: {what} ({reason})") from None
+            raise UserError(f"{path}: {what} ({reason}){do}") from None
 
 
 def _looks_like(path):
@@ -103,7 +100,7 @@ def size_of(path):
 def decode(image, path, mode=None):
     """All pixels of an opened PIL image as an array, converted to `mode` first if one is given; a
     damaged file is named."""
-    with _named(path, "cannot be decoded; replace or remove it"):
+    with _named(path, "cannot be decoded", "; replace or remove it"):
         return np.asarray(image.convert(mode) if mode else image)
 
 
@@ -122,7 +119,7 @@ def read_photo(path):
     nothing exceeds 1, else for 0..255. Whatever else does not fit 8 bits a channel is refused.
     """
     image = open_image(path)
-    with _named(path, "cannot be decoded; replace or remove it"):
+    with _named(path, "cannot be decoded", "; replace or remove it"):
         orientation = image.getexif().get(ORIENTATION, 1)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F" or image.mode.startswith("I"):
@@ -157,11 +154,10 @@ def read_mask(path, colors=()):
     """(H, W) uint8 class ids of a mask; 255 is nobody's. colors: (r, g, b) of each class, where masks may be
     in colours.
 
-    Grey holds ids, also in 16 bits where all fit in 8. A palette holds ids, unless its colours are those
-    of `colors` in another order: then they count. RGB is read by the nearest of `colors`, 255 beyond a distance of
-    `FAR`, and as ids where R = G = B are ids and no such colours. Transparent pixels are 255. Refused: what has
-    been through a lossy format, half-transparent pixels, and grey of 1, 2 or 4 bits, which Pillow stretches to
-    0..255, so that ids would be lost.
+    Grey holds ids, also in 16 bits where all fit in 8. A palette holds ids, unless its colours are those of
+    `colors` in another order: then they count. RGB is read by the nearest of `colors`, 255 beyond a distance
+    of `FAR`, and as ids where R = G = B are ids and no such colours. Transparent pixels are 255. Refused:
+    lossy formats, half-transparent pixels, and grey of 1, 2 or 4 bits, which Pillow stretches to 0..255.
     """
     mask = open_image(path)
     if mask.format in LOSSY:
@@ -170,11 +166,9 @@ def read_mask(path, colors=()):
         raise UserError(f"{path}: grey mask of fewer than 8 bits; save it with 8 (mode L or P)")
     if mask.mode not in ("L", "LA", "P", "RGB", "RGBA", "I") and not mask.mode.startswith("I;16"):
         raise UserError(f"{path}: mask of mode {mask.mode}; need 8-bit ids (PNG, mode L or P)")
-    with _named(path, "cannot be decoded; replace or remove it"):
+    with _named(path, "cannot be decoded", "; replace or remove it"):
         if mask.getexif().get(ORIENTATION, 1) != 1:
-            raise UserError(
-                f"{path}: the mask carries an EXIF orientation of its own; turn it and strip that"
-            )
+            raise UserError(f"{path}: a mask with an EXIF orientation of its own; save it upright without")
     pixels = decode(mask, path)
     if mask.mode == "P":
         return _by_palette(pixels, mask.getpalette("RGB"), colors, path) if colors else pixels
@@ -240,16 +234,16 @@ def nearest_class(rgb, colors, far):
 
 
 def why_absent(counts, classes):
-    """Why masks do not hold just the ids of `classes`, as far as the ids tell: a short reason with what to do,
-    or "". counts: (256,) pixels of each id over the masks."""
+    """Why masks do not hold just the ids of `classes`, as far as the ids tell: a short reason with what to
+    do, or "". counts: (256,) pixels of each id over the masks."""
     counts = np.asarray(counts)
     k, total = len(classes), max(int(counts.sum()), 1)
     ids = np.flatnonzero(counts[:IGNORE_INDEX])
     unknown = ids[ids >= k]
     rare = unknown[counts[unknown] < total / 200]
     scattered = len(ids) > 64 or ids.size and ids[-1] > 1.5 * len(ids)
-    if len(rare) >= 8 and 2 * len(rare) > len(unknown) and scattered:
-        return f"{len(rare)} ids of few pixels each: looks interpolated; resize masks with nearest, never as JPEG"
+    if len(rare) >= 6 and 2 * len(rare) > len(unknown) and scattered:
+        return f"{len(rare)} ids of few pixels each: looks interpolated; resize masks with nearest, no JPEG"
     # whether 255 is one more level, or pixels that nobody knows, the number of classes tells
     levels = [*ids.tolist(), *[IGNORE_INDEX] * bool(counts[IGNORE_INDEX] and len(ids) < k)]
     gapped = 1 < len(levels) <= k and min(np.diff(levels)) > 1
@@ -290,12 +284,12 @@ def pictures(folder, suffixes=SUFFIXES):
 def unread_pictures(folder):
     """What lies in a folder and looks like photos, but is not read: "a.heic: HEIC is not read; convert it to
     JPEG or PNG", one line a file, sorted."""
-    todo = {suffix: words for suffixes, words in UNREAD for suffix in suffixes.split()}
     lines = []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         suffix = os.path.splitext(name)[1].lower()
-        if suffix in todo and not name.startswith("."):
-            lines.append(f"{name}: {suffix[1:].upper()} is not read; {todo[suffix]}")
+        if suffix in (*STILLS, *MOVIES) and not name.startswith("."):
+            do = "convert it" if suffix in STILLS else "save the frames that matter"
+            lines.append(f"{name}: {suffix[1:].upper()} is not read; {do} to JPEG or PNG")
     return lines
 
 

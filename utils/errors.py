@@ -11,6 +11,6 @@ class UserError(Exception):
 
 
 def printable(text):
-    """`text` with escapes in place of control characters and of the bytes of file names that are no UTF-8, which
-    no terminal and no log takes. Line breaks stay."""
+    """`text` with escapes in place of control characters and of what is no UTF-8 in the names of files, which
+    no log takes. Line breaks stay."""
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], text)
