@@ -18,7 +18,7 @@ from datasets import (
     voc,
 )
 from datasets.faces import COMPANIONS, some
-from datasets.images import SUFFIXES
+from datasets.images import SUFFIXES, unread_pictures
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
@@ -64,6 +64,9 @@ def open_faces(root, part_order="canonical"):
     for held in ("val", "test"):
         if shared := groups.get("train", set()) & groups.get(held, set()):
             faces.notes.append(f"in train and in {held} alike: {some(sorted(shared))}")
+    beside = sorted({os.path.dirname(s.image) for samples in faces.splits.values() for s in samples})
+    if left_out := [line for folder in beside for line in unread_pictures(folder)]:
+        faces.notes.append(f"left out: {some(left_out, 5)}")
     return faces
 
 

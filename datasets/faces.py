@@ -9,6 +9,7 @@ import typing
 
 import numpy as np
 
+from datasets.images import looks_like_photo
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
@@ -124,6 +125,9 @@ def not_read(root, samples, companions=()):
     """One line, in a list, about what lies in `root` and beside the files of its samples and is not read;
     an empty list where that is nothing but `companions`, hidden files and the like."""
     used = {path for sample in samples for path in files_of(sample)}
+    beside = {
+        os.path.dirname(sample.image) for sample in samples
+    }  # `open_faces` says which photos it left out
     folders = {root}
     for folder in {os.path.dirname(path) for path in used}:
         while folder.startswith(os.path.join(root, "")) and folder not in folders:
@@ -134,6 +138,7 @@ def not_read(root, samples, companions=()):
         with os.scandir(folder) as entries:
             left = [e for e in entries if e.path not in used and e.path not in folders]
         left = [e for e in left if e.name not in companions and not COMPANIONS.fullmatch(e.name.lower())]
+        left = [e for e in left if folder not in beside or not looks_like_photo(e.name)]
         where = "" if folder == root else f" in {os.path.relpath(folder, root)}/"
         kinds = {}  # of files, by suffix
         for entry in sorted(left, key=lambda e: e.name):
@@ -232,4 +237,4 @@ def limit(samples, n, seed):
 
 
 def _rank(seed, text):
-    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}:{text}".encode(errors="surrogateescape")).hexdigest()

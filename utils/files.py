@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import secrets
 import shutil
 
 from utils.errors import UserError
@@ -17,10 +18,11 @@ def whole(path):
     of the folder. A kill, a full disk or an error in the block at any moment leaves what was there. Raises
     UserError where nothing can be written."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # a number of chance: processes of two containers have equal ids
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
