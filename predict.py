@@ -127,7 +127,7 @@ def class_map(logits, height, width):
         wide = F.interpolate(logits[None, :, start:end], size=(int(end - start), width), mode="bilinear")[0]
         share = (rows - above)[band, None]
         mixed = torch.lerp(wide[:, above[band] - start], wide[:, below[band] - start], share)
-        ids[band] = mixed.argmax(0)
+        ids[band] = mixed.max(0).indices  # the first of the highest, like argmax, and faster
     return ids.numpy()
 
 
