@@ -126,6 +126,10 @@ def test_a_frame_shows_what_it_says(box, aspect):
     assert seen.shape == (3, size, size)
     columns = left + (np.arange(first, last) - first + 0.5) * per_pixel[0] - 0.5
     assert np.abs(seen[0, upper, first:last] - columns).max() < max(1, per_pixel[0])
+    centre = x + w / 2, y + h / 2
+    if left < centre[0] < right and top < centre[1] < bottom:
+        shown = seen[:2, size // 2, size // 2]
+        assert (np.abs(shown - centre) <= np.maximum(1.5, per_pixel)).all(), "a box grows about its centre"
     assert (seen[:, :upper] == seen[:, upper : upper + 1]).all(), "padding repeats the border"
 
 
@@ -145,6 +149,9 @@ def test_a_box_frames_the_face(red, trained, tmp_path):
     run(*whole, "--overwrite", "--box", 690, 490, 300, 300)  # beyond the border, and cut on the left
     mask = np.asarray(Image.open(tmp_path / "whole/small_mask.png")) == 1
     assert (mask[:, 695:] == truth[:, 695:]).mean() > 0.99 and not mask[:, :690].any()
+    run(*whole, "--overwrite", "--box", 640, 490, 120, 20)
+    seen = red.seen[0, 0] > 0.5
+    assert seen.any(0).sum() == seen.any(1).sum() > 5, "a flat box is made square, not stretched"
 
 
 @pytest.mark.parametrize(
@@ -174,22 +181,26 @@ def test_boxes_are_of_the_upright_photo(red, trained, tmp_path):
 
 def test_subfolders_are_mirrored_and_results_are_no_photos(red, trained, tmp_path, capsys):
     (tmp_path / "in/a/b").mkdir(parents=True)
+    (tmp_path / "in/results").mkdir()
     for name in ("top.jpg", "a/one.png", "a/b/one.jpg", "a/party_mask.png"):
         photo(tmp_path / "in" / name)
     flags = ["--init", trained(None), tmp_path / "in"]
     run(*flags, "--out", tmp_path / "flat")
     assert sorted(p.name for p in (tmp_path / "flat").iterdir()) == ["top_mask.png", "top_overlay.png"]
-    assert "subfolders are looked into with --recursive only: a" in capsys.readouterr().out
+    assert "subfolders are looked into with --recursive only: a, results" in capsys.readouterr().out
 
     stems = ["a/b/one", "a/one", "a/party_mask", "top"]
     expected = sorted(f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay"))
     for out in (tmp_path / "in/results", tmp_path / "in"):
         for again in ([], ["--overwrite"]):
+            if out.name == "results":
+                photo(out / "other.jpg")  # whatever is below --out is no photo
             run(*flags, "--out", out, "--recursive", *again)
             found = sorted(str(path.relative_to(out)) for path in out.rglob("*_*.png"))
             own = [name for name in found if name != "a/party_mask.png" and not name.startswith("results/")]
             assert own == expected
             assert "4 photos parsed" in capsys.readouterr().out
+        (tmp_path / "in/results/other.jpg").unlink(missing_ok=True)
 
 
 def test_one_bad_photo_does_not_stop_the_others(red, complaint, trained, tmp_path):
