@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datasets import crops, splits
 from datasets.faces import some
-from datasets.images import SUFFIXES, pictures, read_image, to_float
+from datasets.images import SUFFIXES, pictures, read_image, to_float, unread_pictures
 from models import restore
 from models.export import OPSET, write_onnx
 from utils import checkpoint, cli, dist, draw, files
@@ -64,6 +64,8 @@ def find(path, out, recursive):
         elif links:
             notes.append(f"{folder}: links to folders are not followed: {some(links, 5)}")
         below[:] = inner if recursive else []
+        if unread := unread_pictures(folder):
+            notes.append(f"{folder}: {some(unread, 5)}")
         found = pictures(folder)
         results = [stem for stem, file in found.items() if file.endswith(".png") and is_result(stem, found)]
         if results:

@@ -4,6 +4,7 @@ import os
 
 from datasets import celebamask, fasseg, folder, helen, ibugmask, lapa
 from datasets.faces import some
+from datasets.images import unread_pictures
 from utils.errors import UserError
 
 FORMATS = (celebamask, fasseg, lapa, helen, ibugmask, folder)  # the first that recognises it, wins
@@ -31,6 +32,9 @@ def open_faces(root, part_order="canonical"):
     for held in ("val", "test"):
         if shared := groups.get("train", set()) & groups.get(held, set()):
             faces.notes.append(f"in train and in {held} alike: {some(sorted(shared))}")
+    beside = sorted({os.path.dirname(s.image) for samples in faces.splits.values() for s in samples})
+    if left_out := [line for folder in beside for line in unread_pictures(folder)]:
+        faces.notes.append(f"left out: {some(left_out, 5)}")
     return faces
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import typing
 
 import numpy as np
@@ -51,6 +52,25 @@ def label_info(faces):
         "ignore_index": IGNORE_INDEX,
         "options": dict(faces.options),
     }
+
+
+SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def side_pairs(classes):
+    """[(id, id)] of the classes whose names differ in the side alone: left/right, as a word or not, or l/r as
+    a word (l_eye, eyeL) or before one (leye). A name without its partner is in no pair."""
+    names = [
+        re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+", " ", name).lower() for name in classes
+    ]
+    found = {}
+    for side in ("left|right", r"\b[lr]\b", r"^[lr](?=\w\w)"):
+        for i, name in enumerate(names):
+            other = re.sub(side, lambda match: SIDES[match[0]], name)
+            if other != name and names.count(name) == names.count(other) == 1 and i not in found:
+                j = names.index(other)
+                found[i], found[j] = j, i
+    return sorted((i, j) for i, j in found.items() if i < j)
 
 
 def pair(photos, labels, folder):
@@ -117,4 +137,4 @@ def limit(samples, n, seed):
 
 
 def _rank(seed, text):
-    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}:{text}".encode(errors="surrogateescape")).hexdigest()

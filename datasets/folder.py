@@ -11,8 +11,9 @@
      "yaw": {"anna_01": -30}}                             degrees, 0 is frontal
 
 Masks hold class ids (8-bit PNG, grey or palette; 255 is never counted). Where classes.json gives
-colors, an RGB mask is read by nearest colour, 255 beyond a distance of 40. Without classes.json the
-classes are counted from the masks and nothing is known of left and right.
+colors, an RGB mask is read by nearest colour, 255 beyond a distance of 40; so is a palette that shows them
+in another order. Where it does not say flip_pairs, classes whose names differ in the side alone are paired.
+Without classes.json the classes are counted from the masks and nothing is known of left and right.
 """
 
 import functools
@@ -21,14 +22,13 @@ import os
 
 import numpy as np
 
-from datasets.faces import Faces, Sample, pair, some
-from datasets.images import decode, nearest_class, open_image, pictures, read_mask
+from datasets.faces import Faces, Sample, pair, side_pairs, some
+from datasets.images import pictures, read_mask, why_absent
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
 LOOKS_FOR = "your own: images/ and labels/, in the folder itself or in its train/, val/, test/"
 KEYS = ("classes", "colors", "flip_pairs", "groups", "yaw")
-FAR = 40  # RGB distance beyond which a pixel of a coloured mask is nobody's
 
 
 def recognise(root):
@@ -62,19 +62,16 @@ def recognise(root):
 
     read = functools.partial(read_label, colors=info["colors"])
     classes = info["classes"]
-    notes = []
+    notes = info["notes"]
     if not classes:
         classes, notes = _count_classes(root, [row[3] for row in found if row[3]])
     colors = info["colors"] or _palette(len(classes))
     return Faces("folder", classes, colors, info["flip_pairs"], splits, read, notes)
 
 
-def read_label(sample, colors=None):
-    """Ids as they are, or those of the nearest of `colors` where the mask is in RGB."""
-    mask = open_image(sample.label)
-    if colors and mask.mode == "RGB" and mask.format != "JPEG":
-        return nearest_class(decode(mask, sample.label), colors, FAR)
-    return read_mask(sample.label)
+def read_label(sample, colors=()):
+    """Ids as they are, or, where the mask shows them, those of `colors`; see `images.read_mask`."""
+    return read_mask(sample.label, colors)
 
 
 def _holds(folder):
@@ -82,12 +79,22 @@ def _holds(folder):
 
 
 def _count_classes(root, labels):
-    seen = np.zeros(256, bool)
+    counts = np.zeros(256, np.int64)
+    faults = []
     for label in labels:
-        seen |= np.bincount(read_mask(label).ravel(), minlength=256) > 0
-    ids = np.flatnonzero(seen[:IGNORE_INDEX])
+        try:
+            counts += np.bincount(read_mask(label).ravel(), minlength=256)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        shown = "; ".join(faults[:5])
+        raise UserError(f"{root}: {len(faults)} of {len(labels)} masks cannot be read: {shown}")
+    ids = np.flatnonzero(counts[:IGNORE_INDEX])
     if not ids.any():
         raise UserError(f"{root}: no mask holds an id but 0 and {IGNORE_INDEX}; save ids 0, 1, 2, ...")
+    often = ids[counts[ids] >= counts.sum() / 200]
+    if reason := why_absent(counts, often):
+        raise UserError(f"{root}: no classes.json, and as class ids the masks make no sense: {reason}")
     classes = [f"class {i}" for i in range(ids[-1] + 1)]
     found = f"{len(classes)} classes counted from {len(labels)} masks (ids {some(map(str, ids))})"
     return classes, [
@@ -96,13 +103,15 @@ def _count_classes(root, labels):
 
 
 def _read_info(path):
-    """classes.json, checked: {key: value} for all of `KEYS`, all empty without the file."""
+    """classes.json, checked: {key: value} for all of `KEYS`, all empty without the file, and `notes`. Where
+    it does not say flip_pairs, classes whose names differ in the side alone are paired."""
     empty = {"classes": [], "colors": [], "flip_pairs": [], "groups": {}, "yaw": {}}
     if not os.path.exists(path):
-        return empty
+        return empty | {"notes": []}
     try:
         with open(path, encoding="utf-8") as file:
-            info = empty | json.load(file)
+            given = json.load(file)
+        info = empty | given
         names = [str(name) for name in info["classes"]]
         ids = {name: i for i, name in enumerate(names)}
         colors = [tuple(int(v) for v in color) for color in info["colors"]]
@@ -127,7 +136,11 @@ def _read_info(path):
         or not set(swapped) <= set(ids.values())
     ):
         raise UserError(f"{path}: flip_pairs: need pairs of classes, each class once")
-    return dict(classes=names, colors=colors, flip_pairs=pairs, groups=groups, yaw=yaw)
+    notes = []
+    if "flip_pairs" not in given and (pairs := side_pairs(names)):
+        swapped = some(f"{names[a]} with {names[b]}" for a, b in pairs)
+        notes.append(f'a flip swaps {swapped}, by their names; "flip_pairs": [] in classes.json: none')
+    return dict(classes=names, colors=colors, flip_pairs=pairs, groups=groups, yaw=yaw, notes=notes)
 
 
 def _palette(n):

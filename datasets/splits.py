@@ -6,7 +6,7 @@ import os
 
 from datasets import open_faces, synthetic
 from datasets.faces import Faces, Sample, some, split_by_group
-from datasets.images import pictures
+from datasets.images import pictures, unread_pictures
 from utils.errors import UserError
 
 
@@ -95,7 +95,9 @@ def open_any(path, classes=(), val_fraction=0.0):
         if not plain:
             raise
     samples = [Sample(stem, file, None, stem) for stem, file in plain.items()]
-    return Faces("photos", list(classes), [], [], {"train": samples}, None)
+    left_out = unread_pictures(path)
+    notes = [f"left out: {some(left_out, 5)}"] if left_out else []
+    return Faces("photos", list(classes), [], [], {"train": samples}, None, notes)
 
 
 def open_photos(path, classes, val_fraction=0.15):

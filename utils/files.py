@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import secrets
 import shutil
 import tempfile
 
@@ -22,10 +23,11 @@ def whole(path):
     of the folder. A kill, a full disk or an error in the block at any moment leaves what was there. Raises
     UserError where nothing can be written."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # a number of chance: processes of two containers have equal ids
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -455,11 +455,9 @@ def test_masks_that_hold_ids(tmp_path):
 def test_masks_that_cannot(tmp_path):
     ids = np.uint8([[0, 1, 2, 1]])
     save(tmp_path / "one_bit.png", Image.fromarray(ids).convert("1"))
-    save(tmp_path / "sixteen.png", Image.fromarray(ids.astype(np.uint16)))
     save(tmp_path / "grey.jpg", ids)
-    save(tmp_path / "alpha.png", Image.fromarray(ids).convert("RGBA"))
     (tmp_path / "text.png").write_text("no picture")
-    for name in ("one_bit.png", "sixteen.png", "grey.jpg", "alpha.png", "text.png"):
+    for name in ("one_bit.png", "grey.jpg", "text.png"):
         assert name in refusal(read_mask, tmp_path / name)
 
 

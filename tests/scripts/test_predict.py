@@ -185,9 +185,11 @@ def test_subfolders_are_mirrored_and_results_are_no_photos(red, trained, tmp_pat
     for name in ("top.jpg", "a/one.png", "a/b/one.jpg", "a/party_mask.png"):
         photo(tmp_path / "in" / name)
     flags = ["--init", trained(None), tmp_path / "in"]
+    (tmp_path / "in/phone.HEIC").write_bytes(b"....ftypheic")
     run(*flags, "--out", tmp_path / "flat")
     assert sorted(p.name for p in (tmp_path / "flat").iterdir()) == ["top_mask.png", "top_overlay.png"]
-    assert "subfolders are looked into with --recursive only: a, results" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "subfolders are looked into with --recursive only: a, results" in said and "phone.HEIC" in said
 
     stems = ["a/b/one", "a/one", "a/party_mask", "top"]
     expected = sorted(f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "overlay"))
