@@ -48,13 +48,13 @@ def get_parser():
 
 
 def find(path, out, recursive):
-    """({file name relative to `path`: path}, notes) of the photos in a folder, or of the one photo `path`.
-    Results that lie beside their photos, and whatever is in a folder `out` below `path`, are no photos."""
+    """([(file name relative to `path`, path)], notes) of the pictures in a folder, but for those in a folder
+    `out` below it; or of the one photo `path`."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such photo or folder")
     if not os.path.isdir(path):
-        return {os.path.basename(path): path}, []
-    photos, notes = {}, []
+        return [(os.path.basename(path), path)], []
+    photos, notes = [], []
     for folder, below, _ in os.walk(path, onerror=stop):
         inner = [name for name in sorted(below) if not name.startswith(".")]
         inner = [name for name in inner if not splits.same_folder(os.path.join(folder, name), out)]
@@ -66,36 +66,42 @@ def find(path, out, recursive):
         below[:] = inner if recursive else []
         if unread := unread_pictures(folder):
             notes.append(f"{folder}: {some(unread, 5)}")
-        found = pictures(folder)
-        results = [stem for stem, file in found.items() if file.endswith(".png") and is_result(stem, found)]
-        if results:
-            notes.append(f"{folder}: masks and overlays of photos there are not parsed: {some(results, 5)}")
-        for stem in found.keys() - set(results):
-            photos[os.path.relpath(found[stem], path)] = found[stem]
-    return dict(sorted(photos.items())), notes
+        photos += [(os.path.relpath(photo, path), photo) for photo in pictures(folder).values()]
+    return photos, notes
 
 
 def stop(error):
     raise error
 
 
-def is_result(stem, stems):
-    """Whether a picture was written for a photo that is among `stems`, or beside its other half."""
-    of = next((stem.removesuffix(end) for end in RESULTS if stem.endswith(end)), None)
-    return of is not None and (of in stems or all(of + end in stems for end in RESULTS))
+def is_result(path, stems):
+    """Whether a picture was written for a photo that is among `stems`, paths without their suffixes, or with
+    another one that is."""
+    stem, suffix = os.path.splitext(path)
+    of = [stem.removesuffix(end) for end in RESULTS if suffix == ".png" and stem.endswith(end)]
+    return bool(of) and (of[0] in stems or all(of[0] + end in stems for end in RESULTS))
 
 
 def find_all(paths, out, recursive):
-    """`find` for several paths, none of which may share the name of its results with another one."""
-    photos, notes, of = {}, [], {}
+    """({file name: path}, notes) of `find` for several paths, without what are results of an earlier run. No
+    two may have results of one name."""
+    found, notes = [], []
     for path in paths:
-        found, said = find(path, out, recursive)
+        more, said = find(path, out, recursive)
+        found += more
         notes += said
-        for name, photo in found.items():
-            stem = os.path.splitext(name)[0]
-            if stem in of:
-                raise UserError(f"{of[stem]} and {photo} would both become {stem}_mask.png; rename one")
-            photos[name] = of[stem] = photo
+    stems = {os.path.splitext(path)[0] for _, path in found}
+    results = [path for _, path in found if is_result(path, stems)]
+    if results:
+        notes.append(f"masks and overlays of photos beside them are not parsed: {some(results, 5)}")
+    photos, of = {}, {}
+    for name, path in found:
+        stem = os.path.splitext(name)[0]
+        if is_result(path, stems):
+            continue
+        if stem in of:
+            raise UserError(f"{of[stem]} and {path} would both become {stem}_mask.png; rename one")
+        photos[name] = of[stem] = path
     if not photos:
         hint = f"; {'; '.join(notes)}" if notes else ""
         raise UserError(f"{' '.join(paths)}: holds no picture ({', '.join(SUFFIXES)}){hint}")

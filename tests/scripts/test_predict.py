@@ -205,6 +205,15 @@ def test_subfolders_are_mirrored_and_results_are_no_photos(red, trained, tmp_pat
         (tmp_path / "in/results/other.jpg").unlink(missing_ok=True)
 
 
+def test_results_named_by_a_wildcard_are_no_photos(red, trained, tmp_path, capsys):
+    photo(tmp_path / "a.jpg")
+    for again in ([], ["--overwrite"]):
+        run("--init", trained(None), *sorted(tmp_path.glob("*.*g")), "--out", tmp_path, *again)
+        assert "1 photos parsed" in capsys.readouterr().out
+    run("--init", trained(None), tmp_path / "a_mask.png", "--out", tmp_path / "out")  # asked for by name
+    assert (tmp_path / "out/a_mask_mask.png").exists()
+
+
 def test_one_bad_photo_does_not_stop_the_others(red, complaint, trained, tmp_path):
     for name in "abcde":
         photo(tmp_path / f"{name}.jpg")
