@@ -88,7 +88,7 @@ def main(args):
     data = batches.load(faces, split, trained["size"], device=device)
 
     # ---- model ----
-    evaluated = restore(state, device)
+    evaluated = restore(state, device, args.init)
 
     # >>> shared: predict
     def predict(images, by=None):

@@ -154,7 +154,7 @@ def main(args):
         if os.path.exists(args.onnx) and not args.overwrite:
             raise UserError(f"--onnx {args.onnx}: is there already; --overwrite replaces it")
         files.check_file(args.onnx)
-        write_onnx(args.onnx, restore(state, "cpu"), size, classes)
+        write_onnx(args.onnx, restore(state, "cpu", args.init), size, classes)
         shape = f"float32 (N, 3, {size}, {size}) in 0 to 1"
         print(f"wrote:   {args.onnx} (opset {OPSET}; input images, {shape}; output logits)")
         return
@@ -174,7 +174,7 @@ def main(args):
         files.check_folder(folder)
 
     # ---- model ----
-    model = restore(state, device)
+    model = restore(state, device, args.init)
 
     # ---- finish ----
     def read(name):

@@ -6,8 +6,9 @@
     result.json                                       images/                               Label Studio
 
 Segmentations are polygons or run lengths (RLE), plain or compressed. Larger areas are painted first, so that
-small parts lie on top. Pixels of regions marked `iscrowd` or `ignore` are 255. Class 0 is background, then
-come the categories by their ids, which may have gaps. What are only boxes is not painted.
+small parts lie on top. Crowds are painted as their class, since only how many they are is unknown; regions
+marked `ignore` are 255. Class 0 is background, then come the categories by their ids, which may have gaps.
+What are only boxes is not painted.
 Source: cocodataset.org/#format-data; github.com/cocodataset/cocoapi, common/maskApi.c.
 """
 
@@ -76,10 +77,10 @@ def recognise(root):
     count = sum(len(painted) for _, painted in shapes.values())
     if boxes and not count:
         raise UserError(f"{root}: {boxes} boxes and no segmentation; export polygons or masks")
-    crowds = sum(fill == IGNORE_INDEX for _, painted in shapes.values() for _, fill, _ in painted)
+    ignored = sum(fill == IGNORE_INDEX for _, painted in shapes.values() for _, fill, _ in painted)
     bare = [sample_id for sample_id, (_, painted) in shapes.items() if not painted]
     notes = [
-        *([f"{crowds} regions are marked as crowds or to be ignored: 255"] if crowds else []),
+        *([f"{ignored} regions are marked to be ignored: 255"] if ignored else []),
         *([f"{boxes} annotations are boxes without a segmentation, and are not painted"] if boxes else []),
         *([f"{len(bare)} photos without an annotation are background: {some(bare, 4)}"] if bare else []),
         *not_read(root, [s for samples in splits.values() for s in samples], {"README.roboflow.txt"}),
@@ -169,7 +170,7 @@ def _painted(content, names, classes):
             without += 1
             continue
         area = a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3]
-        fill = IGNORE_INDEX if a.get("iscrowd") or a.get("ignore") else ids[a["category_id"]]
+        fill = IGNORE_INDEX if a.get("ignore") else ids[a["category_id"]]
         painted.setdefault(a["image_id"], []).append((area, fill, a["segmentation"]))
     return {key: sorted(regions, key=lambda r: -r[0]) for key, regions in painted.items()}, without
 

@@ -194,9 +194,9 @@ CATEGORIES = [  # ids with a gap, the face on the left of the photo's eyes last
 EYE_RUNS = [6, 2, 2, 2, 12]  # 4 rows, 6 columns: rows 2 and 3 of column 1, rows 2 and 3 of column 2
 REGIONS = [
     region(7, [square(4, 1, 1)], 1),  # listed first, and yet on top of the skin
-    region(5, {"size": [4, 6], "counts": EYE_RUNS}, 4),
+    region(5, {"size": [4, 6], "counts": EYE_RUNS}, 4, iscrowd=1),  # how many eyes, nobody knows
     region(3, [square(0, 0, 2), square(3, 0, 3)], 13),
-    region(3, {"size": [4, 6], "counts": compress([20, 4])}, 4, iscrowd=1),
+    region(3, {"size": [4, 6], "counts": compress([20, 4])}, 4, ignore=1),
 ]
 PAINTED = [[1, 1, 0, 1, 1, 255], [1, 1, 0, 1, 3, 255], [0, 2, 2, 1, 1, 255], [0, 2, 2, 0, 0, 255]]
 
@@ -236,8 +236,7 @@ def test_coco_where_tools_put_it(tmp_path, tool):
     for split in faces.splits:
         assert label(faces, split) == PAINTED
     assert faces.splits["train"][0].group == ("a_jpg" if tool == "roboflow" else ids_of(faces)[0])
-    crowds = f"{len(faces.splits)} regions are marked as crowds or to be ignored: 255"
-    assert faces.notes[0] == crowds
+    assert faces.notes[0] == f"{len(faces.splits)} regions are marked to be ignored: 255"
 
 
 def test_coco_categories(tmp_path):
