@@ -26,7 +26,7 @@ PALETTE = Image.fromarray(COLOR).quantize(16)
 
 
 def saved(array, format="PNG", mode=None, many=False, **options):
-    """An array, or an Image, as the bytes of a file, converted to `mode` first. many: and a second picture."""
+    """An array, or an Image, as the bytes of a file, converted to `mode` first. many: and a second one."""
     image = Image.fromarray(array) if isinstance(array, np.ndarray) else array
     if many:
         options |= {"save_all": True, "append_images": [Image.fromarray(255 - array)]}
