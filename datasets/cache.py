@@ -20,7 +20,7 @@ from tqdm import tqdm
 from datasets.faces import label_info, some
 from datasets.images import read_photo, why_absent
 from utils.errors import UserError
-from utils.files import FULL, whole, write_whole
+from utils.files import FULL, sha256, whole, write_whole
 from utils.metrics import IGNORE_INDEX
 
 VERSION = 2  # raise it when the pixels that this file writes change
@@ -126,8 +126,8 @@ def build(faces, samples, size, path, digests):
                 "turned upright, and their masks are taken to be in the upright frame"
             )
         with whole(_beside(path)) as beside:
-            sha256 = checksum.hexdigest()
-            np.savez(beside, sha256=sha256, counts=counts, sizes=sizes, notes=np.array(notes, str))
+            said = np.array(notes, str)
+            np.savez(beside, sha256=checksum.hexdigest(), counts=counts, sizes=sizes, notes=said)
     return np.load(path, mmap_mode="r"), counts, sizes, notes
 
 
@@ -218,7 +218,7 @@ def contents(paths):
             *before, digest = known.get(folder, {}).get(name, [""])
             if stamp != before:
                 settled = time.time() - status.st_ctime > SETTLED
-                digest = _digest(path) if stat.S_ISREG(status.st_mode) else ""
+                digest = sha256(path) if stat.S_ISREG(status.st_mode) else ""
                 if settled:
                     fresh.setdefault(folder, {})[name] = [*stamp, digest]
         except OSError:
@@ -248,11 +248,6 @@ def _remember(fresh):
     with contextlib.suppress(OSError, UserError):  # a cache that can only be read still serves
         ROOT.mkdir(parents=True, exist_ok=True)
         write_whole(ROOT / "manifest.json", f"{_hash(body)}\n{body}")
-
-
-def _digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(plain):
