@@ -126,8 +126,8 @@ def build(faces, samples, size, path, digests):
                 "turned upright, and their masks are taken to be in the upright frame"
             )
         with whole(_beside(path)) as beside:
-            digest = checksum.hexdigest()
-            np.savez(beside, sha256=digest, counts=counts, sizes=sizes, notes=np.array(notes, str))
+            said = np.array(notes, str)
+            np.savez(beside, sha256=checksum.hexdigest(), counts=counts, sizes=sizes, notes=said)
     return np.load(path, mmap_mode="r"), counts, sizes, notes
 
 

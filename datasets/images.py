@@ -132,7 +132,7 @@ def read_photo(path):
 
 def _eight_bits(image, path):
     """A grey photo of 16 bits or of float, as mode L."""
-    values = np.asarray(image, np.float64)
+    values = np.asarray(image, np.float32)
     low, high = values.min(), values.max()
     if image.mode == "F":
         if not 0 <= low <= high <= 255:
@@ -167,7 +167,7 @@ def read_mask(path, colors=()):
     if mask.mode not in ("L", "LA", "P", "RGB", "RGBA", "I") and not mask.mode.startswith("I;16"):
         raise UserError(f"{path}: mask of mode {mask.mode}; need 8-bit ids (PNG, mode L or P)")
     with _named(path, "cannot be decoded", "; replace or remove it"):
-        if mask.getexif().get(ORIENTATION, 1) != 1:
+        if mask.getexif().get(ORIENTATION) in range(2, 9):
             raise UserError(f"{path}: a mask with an EXIF orientation of its own; save it upright without")
     pixels = decode(mask, path)
     if mask.mode == "P":
@@ -206,14 +206,16 @@ def _by_palette(ids, palette, colors, path):
     shown = np.zeros((256, 3), np.uint8)
     shown[: len(palette) // 3] = np.reshape(palette, (-1, 3))
     meant = nearest_class(shown[None, used], colors, SAME)[0]
+    meant[used >= len(palette) // 3] = IGNORE_INDEX
     known = meant != IGNORE_INDEX
     if (meant[known] == used[known]).all():
         return ids
-    if not known.all():
-        other = ", ".join(str(tuple(map(int, color))) for color in shown[used[~known]][:3])
+    odd = [i for i in range(len(used)) if not known[i] or (meant == meant[i]).sum() > 1]
+    if odd:
+        listed = ", ".join(f"{used[i]} {tuple(shown[used[i]].tolist())}" for i in odd[:3])
         raise UserError(
-            f"{path}: the palette has colours of classes.json in another order, and {other}, of no class; "
-            "save class ids, or the colours of classes.json alone"
+            f"{path}: the palette has colours of classes.json in another order, and ids with a colour of no "
+            f"class, or shown twice: {listed}; save class ids, or each colour of classes.json once"
         )
     table = np.full(256, IGNORE_INDEX, np.uint8)
     table[used] = meant
@@ -243,7 +245,7 @@ def why_absent(counts, classes):
     rare = unknown[counts[unknown] < total / 200]
     scattered = len(ids) > 64 or ids.size and ids[-1] > 1.5 * len(ids)
     if len(rare) >= 6 and 2 * len(rare) > len(unknown) and scattered:
-        return f"{len(rare)} ids of few pixels each: looks interpolated; resize masks with nearest, no JPEG"
+        return f"{len(rare)} ids of few pixels each: looks interpolated; resize masks with nearest, as PNG"
     # whether 255 is one more level, or pixels that nobody knows, the number of classes tells
     levels = [*ids.tolist(), *[IGNORE_INDEX] * bool(counts[IGNORE_INDEX] and len(ids) < k)]
     gapped = 1 < len(levels) <= k and min(np.diff(levels)) > 1

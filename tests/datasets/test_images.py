@@ -26,7 +26,7 @@ PALETTE = Image.fromarray(COLOR).quantize(16)
 
 
 def saved(array, format="PNG", mode=None, many=False, **options):
-    """An array, or an Image, as the bytes of a file, converted to `mode` first. many: and a second picture."""
+    """An array, or an Image, as the bytes of a file, converted to `mode` first. many: and a second one."""
     image = Image.fromarray(array) if isinstance(array, np.ndarray) else array
     if many:
         options |= {"save_all": True, "append_images": [Image.fromarray(255 - array)]}
@@ -265,7 +265,9 @@ def test_a_palette_in_another_order_is_read_by_colour(tmp_path):
     for colors in (COLORS, [(128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]):
         assert read_mask(palette_mask(path, ids, colors), COLORS).tolist() == ids
     palette_mask(path, ids, [COLORS[1], COLORS[0], (9, 99, 9), COLORS[3]])
-    assert "in another order, and (9, 99, 9), of no class" in refusal(read_mask, path, COLORS)
+    assert "of no class, or shown twice: 2 (9, 99, 9); save" in refusal(read_mask, path, COLORS)
+    palette_mask(path, ids, [*COLORS[:3], (0, 0, 0)])  # entries that nobody set are black, as background is
+    assert "shown twice: 0 (0, 0, 0), 3 (0, 0, 0); save" in refusal(read_mask, path, COLORS)
     image = Image.fromarray(np.uint8(COLORS)[np.uint8([[0, 0, 1, 1, 2, 3]])]).quantize(8)
     image.save(path)  # as annotation tools write what was painted
     assert (np.asarray(image) != [[0, 0, 1, 1, 2, 3]]).any()
