@@ -38,6 +38,7 @@ from models import restore
 from utils import checkpoint, cli, dist, draw, metrics
 from utils.engine import decisions, report, runs
 from utils.errors import UserError
+from utils.files import write_whole
 from utils.log import RunLog
 
 FINETUNE, REWARD = "train_finetune.py", "train_reward.py"
@@ -198,6 +199,7 @@ def show_policy(args, policy, faces, data, out):
 
 def main(args):
     # ---- setup ----
+    runs.end_on_signals(f"the same command {'begins again' if args.policy else 'goes on'}")
     out = pathlib.Path(args.out)
     device = dist.init(args.device)[2]
     write = functools.partial(runs.write_json, out)
@@ -348,7 +350,7 @@ def main(args):
     policy = {**chosen["policy"], "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects}
     policy |= {"gate": gate_said, "search": searched}
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
-    (out / "moves.jsonl").write_text("".join(json.dumps(move) + "\n" for move in moves))
+    write_whole(out / "moves.jsonl", "".join(json.dumps(move) + "\n" for move in moves))
     pictures = {"gains": report.gains(table), "faces": preview(data, faces, policy, args.seed)}
     if suspects:
         worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
@@ -375,7 +377,7 @@ def main(args):
     asked = "" if args.no_gate else f"{asked}: [report]({os.path.relpath(gate, out)}/ks_report.md)."
     decided = {"ft": ft, "reward": reward, "people": people, "found": found, "moves": moves}
     page = report.markdown(policy, arms, table, decided, pictures, asked, commands, UNITS)
-    (out / "engine_report.md").write_text(page)
+    write_whole(out / "engine_report.md", page)
     write("policy.json", policy)  # last: with it, all is there
     allocation = "not asked" if args.no_allocation else allocation
     print(f"policy:  {best}, allocation {allocation}, {len(suspects)} suspects; see {out}/engine_report.md")

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.files import whole
 from utils.metrics import IGNORE_INDEX
 
 INK = (30, 30, 30)
@@ -147,4 +148,5 @@ def sheet(cells, columns, header=None):
 
 def write(path, array):
     """Write (H, W, 3) uint8 as a PNG."""
-    Image.fromarray(array).save(path)
+    with whole(path) as file:
+        Image.fromarray(array).save(file, "PNG")
