@@ -229,7 +229,8 @@ def main(args):
     log = RunLog(out, vars(args))
     same = as_words(data=args.data, size=args.size, seed=args.seed, batch_size=args.batch_size, amp=args.amp)
     model = as_words(model=args.model)
-    common = [*same, "--device", device.type]
+    # a fold may lack a class that the others have
+    common = [*same, "--device", device.type, "--allow-empty", *faces.classes]
 
     def predict_photos(folder, ids):
         """logits (B, K, S, S) and labels (B, S, S) of photos, by the last weights in a run folder."""

@@ -283,6 +283,8 @@ def main(args):
     policy = load_policy(args.augment)
     label_info = init["data"]
     inputs = cli.input_files(args)
+    for name in args.reward:  # `Scorer` keeps the code with the answers
+        inputs.pop(name.partition(".py:")[0] + ".py", None)
     stop = dist.Stop()
 
     # ---- data ----

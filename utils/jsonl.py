@@ -1,4 +1,4 @@
-"""Rows as lines of JSON: appended whole or not at all, and read past what a kill or a fault tore."""
+"""Rows as lines of JSON: appended whole or not at all, and read past what a power cut or a fault tore."""
 
 import errno
 import json
@@ -6,18 +6,19 @@ import os
 import pathlib
 
 from utils.errors import UserError
-from utils.files import cannot_write
+from utils.files import cannot_write, write_whole
 
 
 def read(path, needs):
     """The rows of a file, dicts that have all of the keys `needs`, a set; [] where there is no file. Other
-    lines are left out, and it says so."""
+    lines are dropped from it, and it says so."""
     path = pathlib.Path(path)
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    rows = [row for row in map(_loads, lines) if isinstance(row, dict) and needs <= row.keys()]
-    if damaged := len([line for line in lines if line.strip()]) - len(rows):
-        print(f"{path}: left out, since damaged: {damaged} of {len(lines)} lines")
-    return rows
+    kept = [(row, line) for row, line in zip(map(_loads, lines), lines, strict=True) if needs <= row.keys()]
+    if damaged := len(lines) - len(kept):
+        write_whole(path, b"".join(line + b"\n" for _, line in kept))
+        print(f"{path}: {damaged} damaged of {len(lines)} lines dropped")
+    return [row for row, _ in kept]
 
 
 def append(path, row, sync=True):
@@ -42,7 +43,9 @@ def append(path, row, sync=True):
 
 
 def _loads(line):
+    """A dict, {} of what is none."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except ValueError:
-        return None
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from utils import jsonl
 from utils.cli import COLLAPSED
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import lock, write_whole
 
 HERE = pathlib.Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -53,16 +53,16 @@ def kill_running():
 
 
 def begin(out, flags, inputs):
-    """Make the folder of a search, or go on in it: with the same flags {name: value} and inputs (anything
-    that JSON holds), else it is refused."""
+    """Make the folder of a search, or go on in it, and hold it: with the same flags {name: value} and inputs
+    (anything that JSON holds), else it is refused."""
     free = ("jobs", "device", "out", "policy", "preview", "materialise")
     kept = {k: v for k, v in flags.items() if k not in free}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for stray in out.glob("*.tmp"):  # that a kill left half-written
-            stray.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
+        lock(out)
+    except UserError as error:
+        raise UserError(f"--out {error}") from None
+    for stray in out.glob("*.tmp"):  # that a kill left half-written
+        stray.unlink(missing_ok=True)
     if (out / "policy.json").is_file():
         raise UserError(f"--out {out}: holds a policy.json already; name another")
     if (out / "search.json").is_file():
@@ -79,7 +79,7 @@ def begin(out, flags, inputs):
 
 
 class Ledger:
-    """{run: result} kept in a file, one JSON object with `run` a line; damaged lines are left out."""
+    """{run: result} kept in a file, one JSON object with `run` a line; damaged ones are dropped."""
 
     def __init__(self, path):
         self.path = path
