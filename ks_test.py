@@ -26,12 +26,12 @@ from tqdm import tqdm
 from datasets import policies
 from datasets.augmentation import augment
 from datasets.operations import SWITCHES
-from datasets.sides import open_side, refuse_copies, sha256, trained_on
+from datasets.sides import open_side, refuse_copies, trained_on
 from models import build_model, restore
 from utils import checkpoint, cli, dist, rng
 from utils.engine import runs
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import sha256, write_whole
 from utils.ks import features, report, test
 from utils.log import RunLog, open_run
 from utils.metrics import IGNORE_INDEX
@@ -245,13 +245,19 @@ def main(args):
     size = args.size or (state["args"]["size"] if state else 128)
     classes = state["data"]["classes"] if state else None
 
-    seen = trained_on(args.init)
+    seen, notes = trained_on(args.init)
     open_run(out, resume=False)
 
     # ---- data ----
     n = args.n
     seed = args.seed
-    real, notes = open_side(args.real, args.real_split, args.real_yaw, n, size, seed, classes, seen)
+    real, more = open_side(args.real, args.real_split, args.real_yaw, n, size, seed, classes, seen)
+    notes += more
+    if "mask" in kinds and state and state["data"]["classes"] != real.classes:
+        raise UserError(
+            f"--features mask: {args.real} has the classes {' '.join(real.classes)}; {args.init} was trained "
+            f"on {' '.join(state['data']['classes'])}"
+        )
     other = None
     if args.other:
         seed = args.seed + OTHER_SEED

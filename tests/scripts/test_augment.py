@@ -57,9 +57,7 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
         while not (ledger.is_file() and ledger.read_text().count("\n") >= rows):
             assert killed.poll() is None and time.time() - began < 200
             time.sleep(0.02)
-        os.kill(
-            killed.pid, number
-        )  # the run that it had started is a fork here, goes on, and must do no harm
+        os.kill(killed.pid, number)  # what it started is a fork here, so it goes on, and must do no harm
         return killed.wait(), ledger.read_text()
 
     status, before = killed_after(2, signal.SIGTERM)

@@ -172,6 +172,9 @@ def test_a_parser_that_has_seen_the_photos_leaves_them_out(call, calls, complain
     flags = ["--real", root, "--augment", "none", "--init", tmp_path / "own/best.pt", "--device", "cpu"]
     said = complaint(ks_test, *flags, "--out", tmp_path / "none")
     assert "1 people against" in said or "no photo is left" in said
+    flags = ["--real", root, "--other", "synthetic", "--features", "mask", "--device", "cpu"]
+    said = complaint(ks_test, *flags, "--init", tmp_path / "run/best.pt", "--out", tmp_path / "none")
+    assert f"--features mask: {root} has the classes" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
