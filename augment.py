@@ -148,8 +148,12 @@ def run_gate(real, size, seed, device, folder):
         if status == 2 or not (folder / "ks_report.json").is_file():
             last = error.splitlines()[-1].removeprefix("error: ") if error else f"status {status}"
             raise UserError(f"the gate: {last}; --gate-on takes other photos, and --no-gate does without")
-    found = json.loads((folder / "ks_report.json").read_text())
-    if not found["ops"] and found["status"] in ("PASS", "REJECT"):  # too few people: none is looked at
+    try:
+        found = json.loads((folder / "ks_report.json").read_text())
+        known = found["ops"] or found["status"] not in ("PASS", "REJECT")  # too few people: none is looked at
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
         raise UserError(f"--gate-on {folder}: was not written by ks_test.py --ops")
     policy = None  # the gate cannot tell
     if found["status"] in ("PASS", "REJECT"):

@@ -202,9 +202,10 @@ def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
     few = {"status": "UNDERPOWERED", "verdict": "Too few people", "ops": {}}
     (tmp_path / "ks_report.json").write_text(json.dumps(few))
     assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)[0] is None
-    (tmp_path / "ks_report.json").write_text(json.dumps({**report, "ops": {}}))
-    with pytest.raises(UserError, match="not written by ks_test.py --ops"):
-        augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)
+    for other in (json.dumps({**report, "ops": {}}), "{}", "["):
+        (tmp_path / "ks_report.json").write_text(other)
+        with pytest.raises(UserError, match="not written by ks_test.py --ops"):
+            augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)
 
 
 @pytest.mark.parametrize(
