@@ -11,8 +11,8 @@ from conftest import assert_same_run
 import train_reward
 import train_scores
 
-FLAGS = ["--estimator", "rloo", "--samples", 2, "--steps", 3, "--eval-every", 3, "--batch-size", 2]
-FLAGS += ["--limit", 4, "--device", "cpu"]
+FLAGS = ["--estimator", "rloo", "--samples", 2, "--batch-size", 2, "--limit", 4, "--device", "cpu"]
+FLAGS += ["--score-budget", 5 * 4 + 3 * 2 * 2]  # five validations by four photos, and three steps
 SCORER = """import pathlib, time
 HERE = pathlib.Path(__file__).parent
 def score(masks, photos):

@@ -5,6 +5,7 @@ import json
 import pathlib
 import resource
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,15 @@ def test_a_signal_ends_a_scorer_that_hangs(scorer, monkeypatch, capsys, again):
     assert "stopped by signal 15 while" in capsys.readouterr().out
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def test_a_scorer_has_a_moment_in_all_after_a_signal(scorer, monkeypatch):
+    """That came before it was asked, too."""
+    monkeypatch.setattr(rewards_scorer, "MOMENT", 0.1)
+    slow = scorer("    time.sleep(0.07)\n    return [0]\n", stop=SimpleNamespace(signal=signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        slow(MASKS, ["a", "b", "c"])
+    assert len(rows(slow)) <= 1
 
 
 def test_a_scorer_that_answers_in_time_is_not_hurried(scorer):
