@@ -28,7 +28,7 @@ import shutil
 
 import torch
 
-from datasets import policies, splits
+from datasets import policies, splits, summary
 from datasets.cache import CachedFaces
 from datasets.faces import limit
 from datasets.images import to_float
@@ -38,7 +38,7 @@ from models import restore
 from utils import checkpoint, cli, dist, draw, metrics
 from utils.engine import decisions, report, runs
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import read_json, write_whole
 from utils.log import RunLog
 
 FINETUNE, REWARD = "train_finetune.py", "train_reward.py"
@@ -75,7 +75,7 @@ def get_parser():
     g.add_argument("--arms", nargs="+", metavar="ARM", help=arms)
     g.add_argument("--steps", type=cli.positive, default=600, help="optimiser steps")
     g.add_argument("--folds", type=cli.positive, default=3, help="of the people")
-    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--no-gate", action="store_true", help="search without asking how far operations may go")
     g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
     g = p.add_argument_group("a policy that is there")
@@ -85,7 +85,7 @@ def get_parser():
         "--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs to a new folder"
     )
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=cli.whole, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--seed", type=cli.seed, default=0, help="of order, augmentation and all that is drawn")
     g.add_argument("--jobs", type=cli.positive, help="runs at a time; by default 1 on a GPU, else one a core")
     cli.add_device_flags(g)
     g = p.add_argument_group("output")
@@ -149,16 +149,16 @@ def run_gate(real, size, seed, device, folder):
             last = error.splitlines()[-1].removeprefix("error: ") if error else f"status {status}"
             raise UserError(f"the gate: {last}; --gate-on takes other photos, and --no-gate does without")
     try:
-        found = json.loads((folder / "ks_report.json").read_text())
+        found = read_json(folder / "ks_report.json")
         known = found["ops"] or found["status"] not in ("PASS", "REJECT")  # too few people: none is looked at
-    except (ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         known = False
     if not known:
         raise UserError(f"--gate-on {folder}: was not written by ks_test.py --ops")
     policy = None  # the gate cannot tell
     if found["status"] in ("PASS", "REJECT"):
         passed = found["status"] == "PASS"
-        policy = json.loads((folder / "policy.json").read_text()) if passed else {"ops": [], "scale": 0.0}
+        policy = read_json(folder / "policy.json") if passed else {"ops": [], "scale": 0.0}
         # BLIND, as it often is, says nothing against the mirror image of a face
         policy["flip"] = 0.0 if found["ops"].get("flip", {}).get("status") == "REJECT" else 0.5
     return policy, f"{found['status']}: {found['verdict']}"
@@ -208,9 +208,13 @@ def main(args):
     device = dist.init(args.device)[2]
     write = functools.partial(runs.write_json, out)
     if not args.data:
-        raise UserError("--data FOLDER: of whose faces?")
+        raise UserError("--data is needed: a folder of labelled faces")
     if bool(args.policy) != bool(args.preview or args.materialise):
         raise UserError("--policy FILE: with --preview or --materialise N DIR, which need it")
+    search = "beside --policy, which is there already" if args.policy else None
+    names = ("arms", "gate_on", "no_gate", "no_allocation")
+    cli.refuse_without_effect(args, dict.fromkeys(names, search))
+    cli.refuse_without_effect(args, {"gate_on": "beside --no-gate" if args.no_gate else None})
     num_jobs = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
 
     # ---- data ----
@@ -225,6 +229,9 @@ def main(args):
     row_of = {s.id: i for i, s in enumerate(labelled)}
     if args.policy:
         return show_policy(args, policies.load_policy(args.policy), faces, data, out)
+    held = summary.inspect({"train": data}, faces.classes)
+    summary.refuse_empty(held, args.allow_empty)
+    print(summary.table(held), *faces.notes, sep="\n  ")
     folds, people = decisions.folds_of(labelled, args.folds)
     asked_for = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
     files = {name: arm["policy"] for name, arm in asked_for.items() if name not in ARMS}

@@ -34,7 +34,7 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
     g = p.add_argument_group("runtime")
-    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     cli.add_device_flags(g)
     g = p.add_argument_group("output")
     g.add_argument("--json", metavar="FILE", help="write the figures here too")

@@ -64,7 +64,7 @@ def get_parser():
     g.add_argument("--size", type=cli.positive, help=size)
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", help="a parser; people it was trained on are left out")
-    g.add_argument("--encoder", default="unet", help="model whose features are compared, without --init")
+    g.add_argument("--encoder", help="model whose features are compared, without --init; else unet")
     g.add_argument("--weights", default="none", help="none, imagenet, coco, or a file")
     g = p.add_argument_group("test")
     kinds = "numbers of an image that are compared (docs/ks.md); bbsd by default with --init, else encoder"
@@ -76,8 +76,8 @@ def get_parser():
     g.add_argument("--permutations", type=cli.positive, default=499, help="of each split")
     g.add_argument("--alpha", type=float, default=0.05, help="level of the test")
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=cli.whole, default=0, help="of order, augmentation and all that is drawn")
-    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--seed", type=cli.seed, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     g = p.add_argument_group("output")
     g.add_argument("--out", default="runs/ks", metavar="FOLDER", help="run folder")
@@ -233,12 +233,15 @@ def main(args):
         if yaw and not 0 <= yaw[0] <= yaw[1]:
             raise UserError(f"{flag} {yaw[0]:g} {yaw[1]:g}: need |yaw| FROM 0 or more TO as much or more")
     if not args.other and (args.other_split or args.other_yaw):
-        raise UserError("--other-split and --other-yaw: of which --other?")
+        raise UserError("--other-split and --other-yaw: need --other")
     policy = policies.load_policy(args.augment) if args.augment else None
     if policy and policy.get("schedule"):  # at its strongest
         policy = {**policy, "scale": max(scale for _, scale in policy["schedule"])}
     device = dist.init(args.device)[2]
     state = checkpoint.load(args.init) if args.init else None
+    if state:
+        weights = "beside --init, which has weights" if args.weights != "none" else None
+        cli.refuse_without_effect(args, {"encoder": "beside --init, a model", "weights": weights})
     kinds = args.features or ["bbsd" if state else "encoder"]
     if "bbsd" in kinds and not state:
         raise UserError("--features bbsd: needs a parser; --init FILE, or --features encoder")
@@ -283,7 +286,11 @@ def main(args):
     # ---- model ----
     names = state["data"]["classes"] if state else real.classes  # of the classes that a network tells apart
     torch.manual_seed(0)  # a random encoder is always the same one, whatever --seed
-    net = restore(state, device) if state else build_model(args.encoder, 2, args.weights).to(device).eval()
+    net = (
+        restore(state, device)
+        if state
+        else build_model(args.encoder or "unet", 2, args.weights).to(device).eval()
+    )
     project = None
     extract = features.extractor(kinds, net, len(names), device, args.batch_size)
     if "encoder" in kinds:

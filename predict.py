@@ -38,7 +38,7 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
     g = p.add_argument_group("runtime")
-    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     g = p.add_argument_group("output")
     g.add_argument("--out", default="runs/predict", metavar="FOLDER", help="folder for the masks")
@@ -55,7 +55,7 @@ def find(path, out, recursive):
     if not os.path.isdir(path):
         return [(os.path.basename(path), path)], []
     photos, notes = [], []
-    for folder, below, _ in os.walk(path, onerror=stop):
+    for folder, below, _ in os.walk(path, onerror=refuse):
         inner = [name for name in sorted(below) if not name.startswith(".")]
         inner = [name for name in inner if not splits.same_folder(os.path.join(folder, name), out)]
         links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
@@ -70,7 +70,7 @@ def find(path, out, recursive):
     return photos, notes
 
 
-def stop(error):
+def refuse(error):
     raise error
 
 
@@ -151,6 +151,8 @@ def main(args):
     if bool(args.photos) == bool(args.onnx):
         raise UserError("name photos or folders to parse, or a FILE for --onnx, and not both")
     if args.onnx:
+        no_photo = "beside --onnx, which parses no photo"
+        cli.refuse_without_effect(args, dict.fromkeys(("box", "boxes", "recursive"), no_photo))
         if os.path.exists(args.onnx) and not args.overwrite:
             raise UserError(f"--onnx {args.onnx}: is there already; --overwrite replaces it")
         files.check_file(args.onnx)

@@ -71,7 +71,7 @@ def get_parser():
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=f"weighted sum of {', '.join(LOSSES)}")
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
-    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--lr", type=cli.above_zero, default=3e-3, help="peak rate of AdamW")
     average = "validate and keep an average of the weights, say 0.99; 0: off"
     g.add_argument("--ema", type=cli.below_one, default=0.0, metavar="DECAY", help=average)
@@ -99,31 +99,33 @@ def main(args):
     given = args
     init = checkpoint.load(args.init) if args.init and not last else None
     rank, world, device = dist.init(args.device)
-    args.ids = splits.ids_file(args.ids, args.data, init and init["args"], args.limit)
+    ids = splits.ids_file(args.ids, args.data, init and init["args"], args.limit)
     args = cli.inherit(args, init, **INHERITED)
+    args.ids = ids
     args = cli.fill(args, ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS)
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
     weights = cli.named_weights(args.loss, "--loss", LOSSES, negative=False)
-    if not last:
-        cli.refuse_idle_data_flags(given, args)
-        reasons = {"weights": "beside --init, which has weights" if init and args.weights != "none" else None}
-        cli.refuse_without_effect(given, reasons)
     policy = load_policy(args.augment)
-    inputs = cli.input_files(args)
+    inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
 
     # ---- data ----
     faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
+    if not last:
+        cli.refuse_idle_data_flags(given, args, faces)
+        beside = "beside --init, which has weights" if init and args.weights != "none" else None
+        frozen = "on a backbone that is frozen" if args.freeze == "backbone" else None
+        scale = frozen if args.backbone_lr_scale != 1 else None
+        cli.refuse_without_effect(given, {"weights": beside, "backbone_lr_scale": scale})
     render_on = "cpu" if args.workers else device  # where synthetic faces are made
     train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
     validates = "val" in faces.splits if args.ids else args.val_fraction
     val = batches.load(faces, "val", args.size, device=device) if validates else None
-    found = summary.inspect({"train": train, **({"val": val} if val else {})}, faces.classes)
-    every = args.synthetic or args.data == "synthetic"  # what is not on the photos, synthetic faces have
-    summary.refuse_empty(found, faces.classes if every else args.allow_empty)
-    if last:
-        summary.refuse_changed(found, last["data"].get("digests", {}), out / "data.json")
+    found = summary.inspect({"train": train, "val": val}, faces.classes)
+    rendered = args.synthetic or args.data == "synthetic"  # these have what may be on no photo
+    summary.refuse_empty(found, faces.classes if rendered else args.allow_empty)
+    summary.refuse_changed(found, last, out / "data.json")
     num_classes = len(faces.classes)
     flip_pairs = {"semantic": faces.flip_pairs}
     first = last["step"] if last else 0
@@ -275,6 +277,10 @@ def main(args):
             counts = metrics.measure(predict, val, "semantic", num_classes, args.batch_size, rank, world)
             result = metrics.summary(counts, faces.classes)
             log.scalars(done, **metrics.scalars("val", result))
+            if result["mean_f1"] is None:
+                raise UserError(
+                    f"val: at --size {args.size} no class but {faces.classes[0]} is left to score"
+                )
             if result["mean_f1"] > best["mean_f1"]:
                 best = {"step": done, "mean_f1": result["mean_f1"]}
             if rank == 0:

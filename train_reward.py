@@ -70,7 +70,7 @@ def get_parser():
     g.add_argument("--ce-weight", type=cli.at_least_zero, default=0.0, metavar="WEIGHT", help=ce)
     g = p.add_argument_group("optimisation")
     g.add_argument("--steps", type=cli.positive, default=200, help="optimiser steps")
-    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--lr", type=cli.above_zero, default=1e-4, help="peak rate of AdamW")
     g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)
@@ -180,18 +180,18 @@ def main(args):
     given = args
     init = checkpoint.load(args.init)
     rank, world, device = dist.init(args.device)
-    args.ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
+    ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
     args = cli.inherit(args, init, **INHERITED)
+    args.ids = ids
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)} | DEFAULTS)
     if not last:
-        cli.refuse_idle_data_flags(given, args)
         names = [word.partition("=")[0] for word in args.reward]
         reasons = {
             "samples": None if args.estimator == "rloo" else f"with --estimator {args.estimator}",
             "tolerance": None if "boundary_f1" in names else f"on --reward {' '.join(args.reward)}",
         }
         cli.refuse_without_effect(given, reasons)
-    inputs = cli.input_files(args)
+    inputs = cli.input_files(args, last)
     args.model, args.preprocess = init["args"]["model"], init["args"].get("preprocess", "none")
     policy = without_regularisers(load_policy(args.augment))
     stop = dist.Stop()
@@ -203,14 +203,15 @@ def main(args):
             f"{args.data} has the classes {' '.join(faces.classes)}; {args.init} was trained on "
             f"{' '.join(init['data']['classes'])}"
         )
+    if not last:
+        cli.refuse_idle_data_flags(given, args, faces)
     render_on = "cpu" if args.workers else device  # where synthetic faces are made
     train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
     validates = args.data == "synthetic" or ("val" in faces.splits if args.ids else args.val_fraction)
     val = batches.load(faces, "val", args.size, device=device) if validates else train
-    found = summary.inspect({"train": train, **({"val": val} if validates else {})}, faces.classes)
+    found = summary.inspect({"train": train, "val": val if validates else None}, faces.classes)
     summary.refuse_empty(found, faces.classes if args.data == "synthetic" else args.allow_empty)
-    if last:
-        summary.refuse_changed(found, last["data"].get("digests", {}), out / "data.json")
+    summary.refuse_changed(found, last, out / "data.json")
     num_classes = len(faces.classes)
     flip_pairs = {"semantic": faces.flip_pairs}
     reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)

@@ -80,11 +80,11 @@ def get_parser():
     g.add_argument("--kl", type=cli.at_least_zero, default=0.0, metavar="WEIGHT", help=kl)
     g = p.add_argument_group("optimisation")
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
-    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--lr", type=cli.above_zero, help="peak rate of AdamW")
     g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=cli.whole, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--seed", type=cli.seed, default=0, help="of order, augmentation and all that is drawn")
     cli.add_device_flags(g)
     cli.add_output_flags(p, out="runs/scores", eval_every=None)
     return p
@@ -271,18 +271,12 @@ def main(args):
     args = cli.inherit(args, init, val_fraction=None)
     args = cli.fill(args, FOR_FIELD if use_field else FOR_OTHERS)
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
-    for key in (
-        "model",
-        "size",
-        "data",
-        "classes",
-        "part_order",
-    ):  # so that its checkpoints say what they hold
+    for key in ("model", "size", "data", "classes", "part_order"):  # its checkpoints say what they hold
         setattr(args, key, init["args"][key])
     args.preprocess = init["args"].get("preprocess", "none")
     policy = load_policy(args.augment)
     label_info = init["data"]
-    inputs = cli.input_files(args)
+    inputs = cli.input_files(args, last)
     for name in args.reward:  # `Scorer` keeps the code with the answers
         inputs.pop(name.partition(".py:")[0] + ".py", None)
     stop = dist.Stop()
@@ -292,9 +286,8 @@ def main(args):
     train = batches.load(faces, "train", args.size, args.seed, args.limit)
     val = batches.load(faces, "val", args.size) if args.val_fraction else None
     num_val = len(val) if val else 0
-    found = summary.inspect({"train": train, **({"val": val} if val else {})}, label_info["classes"])
-    if last:
-        summary.refuse_changed(found, last["data"].get("digests", {}), out / "data.json")
+    found = summary.inspect({"train": train, "val": val}, label_info["classes"])
+    summary.refuse_changed(found, last, out / "data.json")
     flip_pairs = {"weights": label_info["flip_pairs"]}
     answers = out / "scores.jsonl"
     budget = args.score_budget

@@ -71,7 +71,8 @@ def open_faces(root, part_order="canonical"):
 
 
 def _recognise(root, part_order="canonical"):
-    for module in FORMATS:
+    own = os.path.exists(os.path.join(root, "classes.json"))
+    for module in (folder, *FORMATS) if own else FORMATS:
         options = {"part_order": part_order} if module is celebamask else {}
         if (faces := module.recognise(root, **options)) is not None:
             return faces

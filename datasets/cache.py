@@ -50,7 +50,8 @@ class CachedFaces:
         if found is None:
             if path.exists():
                 self.notes.append(f"{path}: damaged or cut short; made again")
-            found = build(faces, samples, size, path, self.digests)
+            with _turn(path):
+                found = opened(path) or build(faces, samples, size, path, self.digests)
         self.memory, self.counts, self.sizes, notes = found  # memory: (N, 4, S, S)
         self.notes += notes
 
@@ -159,6 +160,21 @@ def read(faces, sample, size):
         raise UserError(f"{sizes}sizes must match")
     row[3] = np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
     return row, counts[[*range(k), IGNORE_INDEX]], image.size, orientation
+
+
+@contextlib.contextmanager
+def _turn(path):
+    """One process at a time: of those that start together, the others find what the first one made."""
+    try:
+        ROOT.mkdir(parents=True, exist_ok=True)
+        file = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"{ROOT}: no cache can be made ({error.strerror}); XDG_CACHE_HOME moves it") from None
+    with file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _beside(path):

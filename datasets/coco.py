@@ -27,13 +27,13 @@ from datasets.faces import (
     class_id,
     not_read,
     palette,
-    read_json,
     side_pairs,
     some,
     split_folders,
 )
 from datasets.roboflow import source_of
 from utils.errors import UserError
+from utils.files import read_json
 from utils.metrics import IGNORE_INDEX
 
 LOOKS_FOR = "COCO: annotations/instances_*.json, or _annotations.coco.json in train/, valid/, test/"
@@ -62,6 +62,8 @@ def recognise(root):
                 name = image["file_name"].replace("\\", "/")
                 stem = os.path.splitext(name)[0]
                 sample_id = f"{split}/{stem}"
+                if sample_id in shapes:
+                    raise UserError(f"{path}: two photos are called {stem}; rename one")
                 photo = find(name)
                 missing += [] if photo else [name]
                 shapes[sample_id] = (image["width"], image["height"]), painted.pop(image["id"], [])

@@ -1,6 +1,5 @@
 """Which part of a photo a network sees, where that lies in its square input, and boxes that say so."""
 
-import json
 import math
 import typing
 
@@ -9,6 +8,7 @@ from PIL import Image
 
 from datasets.faces import some
 from utils.errors import UserError
+from utils.files import read_json
 
 
 class Frame(typing.NamedTuple):
@@ -63,13 +63,7 @@ def is_far(width, height, aspects):
 
 def read_boxes(path):
     """{file name: (x, y, w, h)} of a JSON file: pixels of the upright photo. Raises UserError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            boxes = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    boxes = read_json(path)
     if not isinstance(boxes, dict) or not boxes:
         raise UserError(f'{path}: need {{"file name": [x, y, w, h]}}')
     return {name: checked(box, f"{path}: {name}") for name, box in boxes.items()}

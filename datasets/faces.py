@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import typing
 
 import numpy as np
 
-from datasets.images import looks_like_photo
+from datasets.images import looks_like_photo, unread_pictures
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
@@ -54,6 +53,7 @@ class Faces:
     notes: list[str] = dataclasses.field(default_factory=list)
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # goes into every result
     target: str = "semantic"  # the key of a batch under which labels are found
+    holds_out: bool = False  # whether `val` was held out of `train`, since the data set has none of its own
 
 
 def label_info(faces):
@@ -91,19 +91,26 @@ def pair(photos, labels, folder):
     """[(stem, photo, label)] of two {stem: path}. All labels may share one of `MASK_SUFFIXES`. Neither may
     have what the other lacks: a label misplaced or misspelt must not turn into less data without a word.
     Overlays, which predict.py writes beside its masks, are no labels."""
-    suffix = max(MASK_SUFFIXES, key=lambda end: sum(stem + end in labels for stem in photos))
     labels = {s: p for s, p in labels.items() if s in photos or not s.endswith("_overlay")}
-    labels = {s.removesuffix(suffix): p for s, p in labels.items()} if suffix else labels
+    folded = {stem.casefold() for stem in labels}
+    suffix = max(MASK_SUFFIXES, key=lambda end: sum(stem.casefold() + end in folded for stem in photos))
+    if suffix:
+        ends = {stem: len(suffix) * stem.casefold().endswith(suffix) for stem in labels}
+        labels = {stem[: len(stem) - ends[stem]]: path for stem, path in labels.items()}
+    if labels.keys() != photos.keys():  # cameras and Windows write F1.JPG for f1.png
+        names = {stem.casefold(): stem for stem in photos}
+        renamed = {names.get(stem.casefold(), stem): path for stem, path in labels.items()}
+        labels = renamed if len(names) == len(photos) and len(renamed) == len(labels) else labels
     lone = {
         "photos without a label": [stem for stem in photos if stem not in labels],
         "labels without a photo": [stem for stem in labels if stem not in photos],
     }
     if any(lone.values()):
         said = "; ".join(f"{len(stems)} {what}: {some(stems)}" for what, stems in lone.items() if stems)
+        unread = [line for below, _, _ in os.walk(folder) for line in unread_pictures(below)]
         ends = ", ".join(MASK_SUFFIXES[1:])
-        raise UserError(
-            f"{folder}: {said}; add, move or rename them (a mask is called as its photo, or {ends} follows)"
-        )
+        do = f"add, move or rename them (a mask is called as its photo, or {ends} follows)"
+        raise UserError(f"{folder}: {said}; {some(unread, 3) or do}")
     return [(stem, photos[stem], labels[stem]) for stem in photos]
 
 
@@ -187,15 +194,6 @@ def read_lines(path):
     try:
         with open(path, encoding="utf-8") as file:
             return file.read().splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def read_json(path):
-    """What a JSON file that a data set comes with holds."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 

@@ -119,11 +119,14 @@ def read_photo(path):
     nothing exceeds 1, else for 0..255. Whatever else does not fit 8 bits a channel is refused.
     """
     image = open_image(path)
+    deep = bool(image.tile) and "16" in str(image.tile[0][3])  # of colour, Pillow keeps the upper 8 bits
     with _named(path, "cannot be decoded", "; replace or remove it"):
         orientation = image.getexif().get(ORIENTATION, 1)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F" or image.mode.startswith("I"):
             image = _eight_bits(image, path)
+        elif deep and np.asarray(image.convert("RGB")).max() < 16:
+            raise UserError(f"{path}: photo of 16 bits of which at most 12 are used; save it with 8 bits")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -27,7 +27,6 @@ from datasets.faces import (
     class_id,
     not_read,
     palette,
-    read_json,
     read_lines,
     side_pairs,
     some,
@@ -35,6 +34,7 @@ from datasets.faces import (
 )
 from datasets.images import pictures
 from utils.errors import UserError
+from utils.files import read_json
 
 LOOKS_FOR = "labelme: {x}.json beside {x}.jpg"
 AREAS = ("polygon", "rectangle", "circle", "mask")

@@ -2,14 +2,15 @@
 
 import json
 import pathlib
+import shutil
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from datasets.augmentation import augment
 from utils import draw
 from utils.errors import UserError
+from utils.files import write_whole
 
 
 def augmented(data, faces, policy, seed, rows, first=0):
@@ -40,16 +41,19 @@ def write_folder(folder, faces, pairs):
     folder = pathlib.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another folder")
+    part = folder.with_name(folder.name + ".part")  # a kill leaves this, which nobody takes for the whole
+    shutil.rmtree(part, ignore_errors=True)
     for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True)
+        (part / kind).mkdir(parents=True)
     groups = {}
     for name, image, label, person in pairs:
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"images/{name}.png")
-        draw.index_mask(label.numpy(), faces.colors).save(folder / f"labels/{name}.png")
+        draw.write(part / f"images/{name}.png", image.permute(1, 2, 0).numpy())
+        draw.write(part / f"labels/{name}.png", draw.index_mask(label.numpy(), faces.colors))
         groups[name] = person
     flips = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
     what = {"classes": faces.classes, "flip_pairs": flips, "groups": groups}
-    (folder / "classes.json").write_text(json.dumps(what) + "\n")
+    write_whole(part / "classes.json", json.dumps(what) + "\n")
+    part.rename(folder)
 
 
 def write_pairs(data, faces, policy, seed, count, folder):

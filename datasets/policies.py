@@ -9,11 +9,12 @@
  "schedule": [[0, 0.2], [200, 0.5]]}  # if wanted: from this step on, this scale
 """
 
-import json
 import math
+import os
 
 from datasets.operations import OPERATIONS, REGULARISERS
 from utils.errors import UserError
+from utils.files import read_json
 
 
 def _ops(**bounds):
@@ -115,13 +116,9 @@ def load_policy(name):
     """The policy called `name`, or read from a JSON file of the form above. Raises UserError."""
     if name in POLICIES:
         return POLICIES[name]
-    try:
-        with open(name) as file:
-            found = json.load(file)
-    except OSError:
-        raise UserError(f"policy {name}: no such file, nor one of {', '.join(POLICIES)}") from None
-    except ValueError as error:
-        raise UserError(f"policy {name}: not JSON ({error}); docs/finetune.md shows a policy") from None
+    if not os.path.exists(name):
+        raise UserError(f"policy {name}: no such file, nor one of {', '.join(POLICIES)}")
+    found = read_json(name)
     if fault := fault_of(found):
         raise UserError(f"policy {name}: {fault}")
     ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in found["ops"]]

@@ -52,7 +52,9 @@ def recognise(root):
         root, [s for samples in splits.values() for s in samples], {CLASSES, "README.roboflow.txt"}
     )
     read = functools.partial(read_label, values=list(table))
-    return Faces("roboflow", classes, palette(len(classes)), side_pairs(classes), splits, read, notes)
+    options = {"pixel_values": " ".join(map(str, table))}  # so that a cache of other values is not taken
+    pairs = side_pairs(classes)
+    return Faces("roboflow", classes, palette(len(classes)), pairs, splits, read, notes, options)
 
 
 def read_label(sample, values):

@@ -1,13 +1,13 @@
 """Which data there is, and who is in which split: from a `--data` flag to samples, before a photo is read."""
 
 import collections
-import json
 import os
 
 from datasets import UnknownFolder, open_faces, synthetic
 from datasets.faces import Faces, Sample, some, split_by_group
 from datasets.images import pictures, unread_pictures
 from utils.errors import UserError
+from utils.files import read_json
 
 
 def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, ids=None):
@@ -31,6 +31,7 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, id
             f"({', '.join(people[:5])}{', ...' if len(people) > 5 else ''})"
         )
         faces.splits.update(train=train, val=val)
+        faces.holds_out = True
     return faces
 
 
@@ -38,13 +39,7 @@ def take_ids(faces, path):
     """`faces` with the training and validation photos that a JSON file names, in its order:
     {"train": [ids], "val": [ids]}, each the `id` of a labelled sample of any split but `test`. Without
     the key "val" nobody validates. Raises UserError: unknown ids, an id or a person on both sides."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            sides = json.load(file)
-    except OSError as error:
-        raise UserError(f"ids {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"ids {path}: not JSON ({error})") from None
+    sides = read_json(path)
     if not isinstance(sides, dict) or "train" not in sides or not sides.keys() <= {"train", "val"}:
         raise UserError(f'ids {path}: need {{"train": [ids], "val": [ids]}} and no other keys')
     for side, ids in sides.items():

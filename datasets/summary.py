@@ -14,13 +14,14 @@ SYNTHETIC = 64  # synthetic faces that are counted, of the many that there are
 
 
 def inspect(splits, classes, key="semantic"):
-    """{split: facts}, plain data, of {split: data}.
+    """{split: facts}, plain data, of {split: data}; splits without data, None, are left out.
 
-    facts: `photos`, `people`; `pixels` and `photos_with` {class: count}; `pixels_ignored`, which nobody
-    labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and largest width / height;
-    `ids` and `digests` of the photos, and `digest` of all that training would notice.
+    facts: `photos`, `people`, how many photos were `counted`; `pixels` and `photos_with` {class: count};
+    `pixels_ignored`, which nobody labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and
+    largest width / height; `ids` and `digests` of the photos, and `digest` of all that training would notice;
+    `notes` for the user.
     """
-    return {split: _facts(data, classes, key) for split, data in splits.items()}
+    return {split: _facts(data, classes, key) for split, data in splits.items() if data is not None}
 
 
 def _facts(data, classes, key):
@@ -110,13 +111,18 @@ def refuse_empty(found, allowed=()):
             f"train: {some(empty)} in no mask of {facts['photos']}, which hold {some(holds, 30)}; {reason}; "
             f"or --allow-empty {' '.join(empty)} where it is meant"
         )
+    for split, facts in found.items():
+        labelled = [name for name, pixels in facts["pixels"].items() if pixels]
+        if labelled == list(facts["pixels"])[:1]:
+            raise UserError(f"{split}: nothing but {labelled[0]} in {facts['photos']} masks")
 
 
-def refuse_changed(found, before, path):
+def refuse_changed(found, last, path):
     """A UserError where a resumed run's data is not what it began with, which says what changed.
 
-    before: {split: digest} as its checkpoint says. path: the JSON file of what `inspect` found then.
+    last: its checkpoint, or None. path: the JSON file of what `inspect` found when it began.
     """
+    before = last["data"].get("digests", {}) if last else {}
     changed = [split for split, digest in before.items() if found.get(split, {}).get("digest") != digest]
     if not changed:
         return

@@ -70,7 +70,8 @@ def recognise(root):
     if unlisted := [stem for stem in masks if stem not in split_of]:
         notes.append(f"{len(unlisted)} masks are in no list of ImageSets/Segmentation/: {some(unlisted)}")
     samples = [s for found in splits.values() for s in found]
-    notes += not_read(inner, samples, COMPANIONS) if not unlisted else []
+    told = [Sample(stem, photos[stem], masks[stem], stem) for stem in unlisted]
+    notes += not_read(inner, [*samples, *told], COMPANIONS)
     read = functools.partial(folder.read_label, colors=colors)
     return Faces(name, classes, colors, side_pairs(classes), splits, read, notes)
 

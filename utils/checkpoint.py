@@ -1,5 +1,7 @@
 """Checkpoints: plain data, written whole or not at all, checked before they are trusted."""
 
+import errno
+import os
 import pathlib
 import pickle
 import zipfile
@@ -7,7 +9,7 @@ import zipfile
 import torch
 
 from utils.errors import UserError
-from utils.files import whole
+from utils.files import cannot_write, whole
 
 FORMAT = 2
 OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ knows the names of then
@@ -19,7 +21,9 @@ def save(path, **state):
         with whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except RuntimeError as error:  # torch's word for a disk that is full
-        raise UserError(f"{path}: cannot be written ({error}); any earlier one is kept") from None
+        if "write" not in str(error) and "pos" not in str(error):
+            raise
+        raise UserError(cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))) from None
 
 
 def save_run(out, state, is_best, best_model):
@@ -51,7 +55,7 @@ def load(path, script=None, holds="model"):
         raise UserError(f"{path}: holds {', '.join(sorted(map(str, state)))}, but no {holds}")
     if holds != "model":
         return state
-    if fault := fault_of(state):
+    if fault := fault_of(state, resumed=bool(script)):
         raise UserError(f"{path}: not a whole checkpoint: {fault}; use another one")
     if script and state["script"] != script:
         raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
@@ -78,27 +82,46 @@ def read(path):
         raise UserError(f"{path}: not a whole checkpoint ({path.stat().st_size} bytes: {reason})") from None
 
 
-def fault_of(state):
-    """What scripts rely on and a checkpoint lacks, in words; None if it lacks nothing."""
+def fault_of(state, resumed=False):
+    """What scripts rely on and a checkpoint lacks, in words; None if it lacks nothing. resumed: whether a run
+    goes on from it."""
     kinds = {"script": str, "args": dict, "step": int, "data": dict, "model": dict}
+    kinds |= {"optimizer": dict, "scaler": dict, "best": dict} if resumed else {}
     for key, kind in kinds.items():
         if not isinstance(state.get(key), kind):
             return f"{key} is {'missing' if key not in state else 'no ' + kind.__name__}"
-    for key in ("model", "size", "data"):
-        if key not in state["args"]:
+    flags = {"model": str, "size": int, "data": str, "part_order": str, "val_fraction": (int, float)}
+    for key, kind in flags.items():
+        if not isinstance(state["args"].get(key), kind):
             return f"its flags lack {key}"
-    names = state["data"].get("classes")
+    names, colors, pairs = (state["data"].get(key) for key in ("classes", "colors", "flip_pairs"))
     if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
         return "it names no classes"
-    if len(set(names)) < len(names) or len(state["data"].get("colors", ())) != len(names):
+    if len(set(names)) < len(names) or not _rows(colors, 3, 256) or len(colors) != len(names):
         return f"its {len(names)} classes do not have a name and a colour each"
+    if not _rows(pairs, 2, len(names)):
+        return "it has no flip_pairs of its classes"
     if not all(torch.is_tensor(v) for v in state["model"].values()):
         return "its model is no dict of tensors"
-    if name := not_finite(state["model"]):
-        return f"{name} holds values that are not finite"
+    for key in ("model", "optimizer") if resumed else ("model",):
+        if name := not_finite(state[key]):
+            return f"{name} of the {key} holds values that are not finite"
     return None
 
 
-def not_finite(tensors):
-    """The name of the first of {name: tensor} that holds a value which is not finite; None without one."""
-    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+def _rows(found, length, limit):
+    """Whether something is a list of rows of so many whole numbers from 0 to below `limit`."""
+    return isinstance(found, list) and all(
+        len(row) == length and all(isinstance(v, int) and 0 <= v < limit for v in row) for row in found
+    )
+
+
+def not_finite(state):
+    """The name of the first tensor in a state dict, which may be nested, that holds a value which is not
+    finite; None without one."""
+    for name, value in state.items():
+        if isinstance(value, dict) and (inner := not_finite(value)):
+            return f"{name}.{inner}"
+        if torch.is_tensor(value) and not value.isfinite().all():
+            return str(name)
+    return None

@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import sys
+import threading
 
 import torch
 
@@ -56,16 +57,26 @@ def parser(doc):
 # ---- types of flags
 
 
-def positive(text):
-    """A whole number above zero."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
+def between(low, high):
+    """The type of a flag that takes whole numbers from `low` to `high`."""
+
+    def whole(text):
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return whole
+
+
+positive = between(1, 10**9)
+images = between(1, 65536)  # in a batch
+processes = between(0, 1024)
+seed = between(0, 2**32 - 1)
 
 
 def above_zero(text):
-    """A finite number above zero."""
-    if not 0 < (value := _number(text)) < float("inf"):
+    """A number above zero, and within reason: a rate of 1e38 overflows."""
+    if not 0 < (value := _number(text)) <= 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
     return value
 
@@ -73,7 +84,7 @@ def above_zero(text):
 def at_least_zero(text):
     """A finite number, zero or above."""
     value = _number(text)
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least zero")
     return value
 
@@ -90,13 +101,6 @@ def below_one(text):
     if not 0 <= (value := _number(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
     return value
-
-
-def whole(text):
-    """A whole number, zero or above, that 63 bits hold."""
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least zero")
-    return int(text)
 
 
 def _number(text):
@@ -142,8 +146,6 @@ def add_data_flags(p, default):
     g.add_argument("--val-fraction", type=below_one, metavar="SHARE", help=share)
     g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
     add_who_trains(g)
-    empty = "classes that may be in no training mask"
-    g.add_argument("--allow-empty", nargs="+", default=[], metavar="CLASS", help=empty)
     return g
 
 
@@ -153,6 +155,8 @@ def add_who_trains(g):
     )
     g.add_argument("--limit", type=positive, metavar="N", help=limit)
     g.add_argument("--ids", metavar="FILE", help=IDS)
+    empty = "classes that may be in no training mask"
+    g.add_argument("--allow-empty", nargs="+", default=[], metavar="CLASS", help=empty)
 
 
 def add_device_flags(g):
@@ -164,9 +168,9 @@ def add_device_flags(g):
 def add_runtime_flags(p):
     """Of the training scripts that run under torchrun, too."""
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=whole, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--seed", type=seed, default=0, help="of order, augmentation and all that is drawn")
     add_device_flags(g)
-    g.add_argument("--workers", type=whole, default=0, help="processes that read batches")
+    g.add_argument("--workers", type=processes, default=0, help="processes that read batches")
     g.add_argument("--compile", action="store_true", help="torch.compile the training pass")
 
 
@@ -190,6 +194,9 @@ def as_flags(values):
 
 def run(main, args):
     """Call `main(args)`; what a user can mend becomes one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding does
+        stream.reconfigure(errors="backslashreplace")
+    threading.excepthook = lambda hook: None  # TensorBoard's writer: its error reaches `main`, too
     try:
         sys.exit(main(args))
     except UserError as error:
@@ -204,7 +211,7 @@ def run(main, args):
         print("stopped by Ctrl-C; the same command goes on where it can", file=sys.stderr)
         sys.exit(130)
     files.release()
-    print(f"error: {message}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -249,24 +256,32 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
     return out, args, last
 
 
-def input_files(args):
-    """{path: sha256} of the files that flags name, so that a resumed run can tell that one was replaced."""
+def input_files(args, last=None):
+    """{path: sha256} of the files that flags name, so that a resumed run can tell that one was replaced; with
+    those that its checkpoint `last` knows and that are gone by now."""
     words = [w for value in vars(args).values() for w in (value if isinstance(value, list) else [value])]
     paths = {w.partition(".py:")[0] + ".py" if ".py:" in w else w for w in words if isinstance(w, str)}
-    return {path: files.sha256(path) for path in sorted(paths) if os.path.isfile(path)}
+    found = {path: files.sha256(path) for path in sorted(paths) if os.path.isfile(path)}
+    return (last or {}).get("inputs", {}) | found
 
 
-def refuse_idle_data_flags(given, args):
+def refuse_idle_data_flags(given, args, faces):
     """Refuse what was given of `add_data_flags` and says nothing about the data that is used.
 
-    given: the flags of the command line. args: those with what was not given filled in.
+    given: the flags of the command line. args: those with what was not given filled in. faces: the data.
     """
-    on_disk = f"on {args.data}" if args.data != "synthetic" else None
+    synthetic = args.data == "synthetic"
+    own = "val" in faces.splits and not faces.holds_out
     reasons = {
-        "classes": on_disk and f"{on_disk}, which says its own classes",
-        "part_order": None if on_disk else "on synthetic faces",
-        "val_fraction": f"beside {args.ids}, which says who validates" if given.ids else None,
+        "classes": None if synthetic else f"on {args.data}, which says its own classes",
+        "part_order": None if "part_order" in faces.options else "but on CelebAMask-HQ",
+        "allow_empty": "on synthetic faces" if synthetic else None,
+        "val_fraction": f"on {args.data}, which has a validation split" if own and not given.ids else None,
     }
+    if given.ids:
+        reasons["val_fraction"] = f"beside {given.ids}, which says who validates"
+    if given.val_fraction == 0 and not given.ids:
+        reasons["val_fraction"] = None  # nobody validates, whatever there is
     refuse_without_effect(given, reasons)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import platform
@@ -45,6 +46,17 @@ def write_whole(path, content):
     """`content`, bytes or str (UTF-8), as a file; see `whole`."""
     with whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path):
+    """What a JSON file holds. Raises UserError: not there, not readable, no JSON."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
 
 
 def check_folder(folder):
@@ -101,6 +113,8 @@ def lock(folder):
         raise UserError(f"{folder}: no folder that can be written into ({error.strerror})") from None
     try:  # a record lock: a forked worker that outlives this process does not inherit it
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):
+            return lock(folder)  # `release` has just removed this file
     except BlockingIOError:
         file.seek(0)
         who = file.read().strip() or "another process"
@@ -118,7 +132,8 @@ def release():
     """Take back what `lock` made where nothing was written into it."""
     while held:
         folder, file, made = held.pop()
-        if made and [path.name for path in folder.iterdir()] == [".lock"]:
-            (folder / ".lock").unlink()
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # somebody removed the folder
+            if made and [path.name for path in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                folder.rmdir()
         file.close()

@@ -10,11 +10,12 @@ from utils.files import cannot_write, write_whole
 
 
 def read(path, needs):
-    """The rows of a file, dicts that have all of the keys `needs`, a set; [] where there is no file. Other
-    lines are dropped from it, and it says so."""
+    """The rows of a file, dicts with the keys and kinds of `needs`, {key: type}; [] where there is no file.
+    Other lines are dropped from it, and it says so."""
     path = pathlib.Path(path)
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    kept = [(row, line) for row, line in zip(map(_loads, lines), lines, strict=True) if needs <= row.keys()]
+    rows = [(_loads(line), line) for line in lines]
+    kept = [(row, line) for row, line in rows if all(isinstance(row.get(k), t) for k, t in needs.items())]
     if damaged := len(lines) - len(kept):
         write_whole(path, b"".join(line + b"\n" for _, line in kept))
         print(f"{path}: {damaged} damaged of {len(lines)} lines dropped")

@@ -11,7 +11,7 @@ import sys
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from utils import draw
+from utils import draw, jsonl
 from utils.errors import UserError
 from utils.files import lock, write_whole
 
@@ -33,13 +33,11 @@ class RunLog:
             facts = {"args": flags, "command": sys.argv, "git": git_commit(), **machine()}
             write_whole(self.out / "args.json", json.dumps(facts, indent=2) + "\n")
         else:
-            lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
-            rows = [_row(line) for line in lines]
-            kept = [line for line, row in zip(lines, rows, strict=True) if row and row["step"] <= resumed]
-            if damaged := rows.count(None):  # a kill tears the last one
-                print(f"{self.path}: {damaged} damaged lines dropped")
+            rows = jsonl.read(self.path, {"step": int})
+            kept = [json.dumps(row) for row in rows if row["step"] <= resumed]
         write_whole(self.path, "".join(line + "\n" for line in kept))
-        self.board = SummaryWriter(self.out, purge_step=None if resumed is None else resumed + 1)
+        # what TensorBoard shows of later steps is another run's, or of this one before it was killed
+        self.board = SummaryWriter(self.out, purge_step=0 if resumed is None else resumed + 1)
 
     def scalars(self, step, **values):
         """One line of metrics.jsonl and one TensorBoard scalar each. NaN (nothing to score) is left
@@ -47,8 +45,7 @@ class RunLog:
         if not self.active:
             return
         values = {k: round(float(v), 6) for k, v in values.items() if not math.isnan(float(v))}
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        jsonl.append(self.path, {"step": step, **values}, sync=False)
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
@@ -79,8 +76,9 @@ def open_run(out, resume):
     out = pathlib.Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file")
-    if not resume and (out / "last.pt").is_file():
-        raise UserError(f"--out {out}: holds a run already; --resume goes on with it, or name another")
+    found = [name for name in ("last.pt", "best.pt") if (out / name).is_file()]
+    if found and not resume:
+        raise UserError(f"--out {out}: holds a {found[0]} already; --resume goes on, or name another folder")
     if os.environ.get("RANK", "0") != "0":  # of torchrun; one process holds the folder for all
         return out
     try:
@@ -110,12 +108,3 @@ def machine():
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
-
-
-def _row(line):
-    """A line of metrics.jsonl as a dict with `step`; None if it is damaged."""
-    try:
-        row = json.loads(line)
-        return row if isinstance(row["step"], int) else None
-    except (ValueError, TypeError, KeyError):
-        return None

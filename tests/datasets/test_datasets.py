@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import FASSEG, ROOT, ids_of, needs_fasseg, refusal
+from conftest import FASSEG, ids_of, needs_fasseg, refusal
 from PIL import Image
 
 from datasets import UnknownFolder, celebamask, fasseg, folder, lapa, open_faces
@@ -16,7 +16,6 @@ from datasets.faces import MASK_SUFFIXES, Sample, label_info, limit, palette, sp
 from datasets.images import read_image, read_mask
 from datasets.splits import open_any
 
-CASE = ROOT.parent / "shared/cases/mask_suffix/data"
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS
 
 
@@ -449,10 +448,26 @@ def test_masks_that_predict_wrote_into_the_folder_of_photos(tmp_path):
     assert ids_of(faces) == ["train/a"] and faces.notes == ["not read: a_overlay.png"]
 
 
-@pytest.mark.skipif(not CASE.is_dir(), reason=f"no {CASE}")
-def test_the_case_of_a_mask_suffix():
-    faces = open_faces(CASE)
-    assert ids_of(faces) == ["train/f0", "train/f1", "train/f2", "train/f3"] and len(faces.classes) == 4
+def test_the_case_of_names_does_not_matter(tmp_path):
+    for name in ("F1.JPG", "f2.jpg"):
+        photo(tmp_path / "images" / name)
+    for name in ("f1_Mask.PNG", "F2_mask.png"):
+        save(tmp_path / "labels" / name, [[0, 1]])
+    faces = open_faces(tmp_path)
+    labels = [sample.label for sample in faces.splits["train"]]
+    assert labels == [str(tmp_path / "labels" / name) for name in ("f1_Mask.PNG", "F2_mask.png")]
+    assert ids_of(faces) == ["train/F1", "train/f2"]
+    save(tmp_path / "labels/F1_mask.png", [[0, 1]])  # now either could be meant
+    assert "labels without a photo: F1_mask, f1_Mask" in refusal(open_faces, tmp_path)
+
+
+def test_a_mask_whose_photo_is_of_a_kind_that_is_not_read(tmp_path):
+    photo(tmp_path / "images/a.jpg")
+    (tmp_path / "images/b.heic").touch()
+    for name in "ab":
+        save(tmp_path / f"labels/{name}.png", [[0, 1]])
+    line = refusal(open_faces, tmp_path)
+    assert "1 labels without a photo: b; b.heic: HEIC is not read; convert it" in line
 
 
 def test_folder_where_two_could_be_meant(tmp_path):

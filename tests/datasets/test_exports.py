@@ -12,7 +12,7 @@ from conftest import ROOT, TINY, ids_of, logged, refusal
 from PIL import Image
 
 from datasets import UnknownFolder, coco, open_faces
-from datasets.faces import palette
+from datasets.faces import label_info, palette
 from datasets.splits import open_any
 
 DATA = pathlib.Path(os.environ.get("FACES_DATA", ROOT.parent / "shared/data"))
@@ -153,6 +153,16 @@ def test_roboflow_masks(tmp_path):
     assert label(faces) == [[0, 1, 2, 2, 0, 0]] * 4, "the value 3 is the third class"
     assert [s.group for s in faces.splits["train"]] == ["ann_jpg", "ann_jpg"], "two versions of one photo"
     assert faces.splits["test"][0].group == "test/cid" and faces.notes == []
+    before = label_info(faces)
+    for split in files:
+        text(
+            tmp_path / split / "_classes.csv",
+            "Pixel Value, Class",
+            "0, background",
+            "1, left_eye",
+            "4, right_eye",
+        )
+    assert label_info(open_faces(tmp_path)) != before, "a cache of other values would be taken for this one"
     save(tmp_path / "test/cid_mask.png", [[0, 1, 2, 3, 0, 0]] * 4)
     assert "cid_mask.png: pixel values 2 are not in _classes.csv" in refusal(label, faces, "test")
     text(tmp_path / "test/_classes.csv", "Pixel Value, Class", "0, background", "1, right_eye", "3, left_eye")
@@ -239,6 +249,24 @@ def test_coco_where_tools_put_it(tmp_path, tool):
     assert faces.notes[0] == f"{len(faces.splits)} regions are marked to be ignored: 255"
 
 
+def test_coco_two_photos_of_one_name(tmp_path):
+    """An id is the name without its suffix: the one must not get the other's mask."""
+    for name in ("a.jpg", "a.png"):
+        photo(tmp_path / "images" / name)
+    content = coco_json("a.jpg")
+    content["images"].append({"id": 2, "file_name": "a.png", "width": 6, "height": 4})
+    as_json(tmp_path / "annotations/instances_default.json", content)
+    assert "two photos are called a; rename one" in refusal(open_faces, tmp_path)
+
+
+def test_classes_json_means_somebodys_own(tmp_path):
+    photo(tmp_path / "images/a.jpg")
+    save(tmp_path / "labels/a.png", np.ones((4, 6), np.uint8))
+    as_json(tmp_path / "annotations.json", coco_json())
+    as_json(tmp_path / "classes.json", {"classes": ["background", "skin"]})
+    assert open_faces(tmp_path).name == "folder"
+
+
 def test_coco_categories(tmp_path):
     """Roboflow's first category is the group of the others; tools may list background as one of them."""
     photo(tmp_path / "a.jpg")
@@ -267,7 +295,7 @@ def test_coco_categories(tmp_path):
 @pytest.mark.parametrize(
     "content, said",
     [
-        ("{", "cannot be read"),
+        ("{", "not JSON"),
         (coco_json("gone.jpg"), "1 photos of the annotations are not there: gone.jpg"),
         (coco_json(regions=[region(4, [square(0, 0, 2)], 4)]), "not COCO's format (KeyError: 4)"),
         (coco_json(regions=[region(3, [square(0, 0, 2)], 4, image=8)]), "images that it does not list: 8"),

@@ -50,6 +50,14 @@ def large(side):
     return PNG[:8] + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
+def deep(array):
+    """RGB of 16 bits, which Pillow cannot write."""
+    height, width, _ = array.shape
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    return PNG[:8] + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 PNG, JPEG = saved(COLOR), saved(np.kron(COLOR, np.ones((8, 8, 1), np.uint8)), "JPEG")
 NOISY = saved(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
 BOMB = zlib.compress(bytes(20_000_000))
@@ -69,6 +77,7 @@ ACCEPTED = {  # name: (bytes, pixels that must come out; None: nearly `COLOR`, i
     "grey.png": (saved(GREY), GREY),
     "one_bit.png": (saved(GREY > 99), (GREY > 99) * 255),
     "sixteen.png": (saved(GREY.astype(np.uint16) * 257), GREY),
+    "sixteen_rgb.png": (deep(COLOR.astype(np.uint16) * 257), COLOR),
     "sixteen.tif": (saved(GREY.astype(np.uint16) * 257, "TIFF"), GREY),
     "float_1.tif": (saved(np.float32(GREY / 255), "TIFF"), GREY),
     "float_255.tif": (saved(np.float32(GREY), "TIFF"), GREY),
@@ -106,6 +115,7 @@ REFUSED = {  # name: (bytes, or what makes the file; what is said)
     "animation.webp": (saved(COLOR, "WEBP", many=True), "animation"),
     "pages.tif": (saved(COLOR, "TIFF", many=True), "several pages"),
     "twelve.png": (saved(GREY.astype(np.uint16) * 16), "4080 is the most"),
+    "twelve_rgb.png": (deep(COLOR.astype(np.uint16) * 16), "of which at most 12 are used"),
     "thirty_two.tif": (saved(GREY.astype(np.int32), "TIFF"), "32 bits"),
     "nan.tif": (saved(np.float32(np.where(GREY > 99, np.nan, GREY)), "TIFF"), "float values from nan"),
     "hdr.tif": (saved(np.float32(GREY) * 100, "TIFF"), "float values from 0 to 25500"),

@@ -90,10 +90,11 @@ def test_what_changed_is_said(values, words, tmp_path):
     before = found_in(train=Data(), val=Data())
     path = tmp_path / "data.json"
     path.write_text(json.dumps(before))
-    digests = summary.kept(before)["digests"]
-    summary.refuse_changed(before, digests, path)
-    said = refusal(summary.refuse_changed, found_in(train=Data(), val=with_(**values)), digests, path)
+    last = {"data": summary.kept(before)}
+    summary.refuse_changed(before, last, path)
+    summary.refuse_changed(before, None, path)
+    said = refusal(summary.refuse_changed, found_in(train=Data(), val=with_(**values)), last, path)
     assert all(word in said for word in words) and "val: " in said and "train" not in said
-    assert "val: is gone" in refusal(summary.refuse_changed, found_in(train=Data()), digests, path)
+    assert "val: is gone" in refusal(summary.refuse_changed, found_in(train=Data()), last, path)
     path.write_text("torn")
-    assert "(val)" in refusal(summary.refuse_changed, found_in(train=Data()), digests, path)
+    assert "(val)" in refusal(summary.refuse_changed, found_in(train=Data()), last, path)

@@ -211,7 +211,7 @@ def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], "--data FOLDER: of whose faces?"),
+        ([], "--data is needed"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--data", "FACES", "--preview"], "--policy FILE: with --preview or --materialise"),
         (

@@ -187,7 +187,7 @@ def test_a_parser_that_has_seen_the_photos_leaves_them_out(call, calls, complain
         (["--augment", "none", "--alpha", "nan"], "--alpha nan: need a level between 0 and 1"),
         (["--augment", "none", "--real-yaw", "10", "0"], "--real-yaw 10 0: need |yaw| FROM 0 or more"),
         (["--other", "synthetic", "--other-yaw", "-5", "0"], "--other-yaw -5 0: need |yaw| FROM 0 or more"),
-        (["--augment", "none", "--other-yaw", "0", "10"], "--other-split and --other-yaw: of which --other?"),
+        (["--augment", "none", "--other-yaw", "0", "10"], "--other-split and --other-yaw: need --other"),
         (["--augment", "none", "--real-split", "test"], "no split test; there is train"),
         (["--augment", "none", "--real-yaw", "0", "10"], "no photo is left in train with |yaw| 0 to 10"),
         (["--augment", "nothing.json"], "policy nothing.json: no such file"),

@@ -13,8 +13,9 @@ from conftest import ROOT
 from utils import checkpoint
 from utils.errors import UserError
 
-ARGS = {"lr": 0.1, "data": "faces", "model": "unet", "size": 32}
-DATA = {"classes": ["background", "skin"], "colors": [[0, 0, 0], [255, 0, 0]]}
+ARGS = {"data": "faces", "model": "unet", "size": 32, "part_order": "canonical", "val_fraction": 0.15}
+DATA = {"classes": ["background", "skin"], "colors": [[0, 0, 0], [255, 0, 0]], "flip_pairs": []}
+RUN = {"optimizer": {"state": {}}, "scaler": {}, "best": {"step": 3}}  # what a run goes on from
 STATE = {"script": "train_finetune.py", "step": 3, "args": ARGS, "data": DATA}
 
 
@@ -35,11 +36,11 @@ def refusal(path, *args):
 
 
 def test_round_trip(tmp_path):
-    path = written(tmp_path, best={"mean_f1": 0.5}, ema=None)
+    path = written(tmp_path, **RUN, ema=None)
     plain = torch.load(path, weights_only=True)
     state = checkpoint.load(path, "train_finetune.py")
-    assert state.keys() == plain.keys() == {"format", *STATE, "model", "best", "ema"}
-    assert {k: state[k] for k in STATE} == STATE and state["best"] == {"mean_f1": 0.5}
+    assert state.keys() == plain.keys() == {"format", *STATE, *RUN, "model", "ema"}
+    assert {k: state[k] for k in STATE} == STATE and state["best"] == {"step": 3}
     assert torch.equal(state["model"]["w"], torch.arange(4000.0))
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
     assert "train_finetune.py" in refusal(path, "train_reward.py")
@@ -129,11 +130,12 @@ def test_another_zip(tmp_path):
 FAULTS = {
     "step is missing": {"step": None},
     "args is no dict": {"args": [1]},
-    "its flags lack size": {"args": {"model": "unet", "data": "faces"}},
-    "it names no classes": {"data": {"classes": [], "colors": []}},
+    "its flags lack size": {"args": {**ARGS, "size": "32"}},
+    "it names no classes": {"data": {**DATA, "classes": [], "colors": []}},
     "do not have a name and a colour each": {"data": {**DATA, "colors": [[0, 0, 0]]}},
+    "it has no flip_pairs of its classes": {"data": {**DATA, "flip_pairs": [[0, 2]]}},
     "its model is no dict of tensors": {"model": {"w": 1.0}},
-    "w holds values that are not finite": {"model": {"w": torch.tensor([1.0, torch.inf])}},
+    "w of the model holds values that are not finite": {"model": {"w": torch.tensor([1.0, torch.inf])}},
     "but no model": {"model": None},
 }
 
@@ -143,6 +145,14 @@ def test_what_a_checkpoint_lacks_is_named(tmp_path, fault):
     state = {"format": checkpoint.FORMAT, **STATE, "model": {"w": torch.zeros(2)}, **FAULTS[fault]}
     torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "best.pt")
     assert fault in refusal(tmp_path / "best.pt")
+
+
+def test_what_a_run_goes_on_from_is_there(tmp_path):
+    assert "optimizer is missing" in refusal(written(tmp_path), "train_finetune.py")
+    broken = {"state": {0: {"exp_avg": torch.tensor([torch.nan])}}}
+    path = written(tmp_path, **RUN | {"optimizer": broken})
+    assert checkpoint.load(path)["step"] == 3, "it may be started from"
+    assert "state.0.exp_avg of the optimizer holds values" in refusal(path, "train_finetune.py")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -29,7 +29,7 @@ def test_a_name_is_given_once():
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", ""])
 def test_positive_refuses(text):
     assert cli.positive("3") == 3
-    with pytest.raises(argparse.ArgumentTypeError, match="whole number above zero"):
+    with pytest.raises(argparse.ArgumentTypeError, match="whole number from 1"):
         cli.positive(text)
 
 

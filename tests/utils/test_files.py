@@ -68,7 +68,7 @@ def test_a_log_goes_on_after_damage(tmp_path, capsys):
     path.write_bytes("\n".join([whole[0], "\0\0\0", "[1]", *whole[1:], '{"step": 4']).encode() + b"\xff")
     RunLog(tmp_path, {}, resumed=20).close()
     assert path.read_text().splitlines() == whole[:2]
-    assert "3 damaged lines dropped" in capsys.readouterr().out
+    assert "3 damaged of 6 lines dropped" in capsys.readouterr().out
     assert '"lr": 0.1' in (tmp_path / "args.json").read_text(), "a resumed run keeps its flags"
     RunLog(tmp_path, {}, resumed=0).close()
     assert path.read_text() == "" and os.listdir(tmp_path).count("args.json") == 1

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from utils import jsonl
 from utils.cli import COLLAPSED
 from utils.errors import UserError
-from utils.files import lock, write_whole
+from utils.files import lock, read_json, write_whole
 
 HERE = pathlib.Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -66,7 +66,7 @@ def begin(out, flags, inputs):
     if (out / "policy.json").is_file():
         raise UserError(f"--out {out}: holds a policy.json already; name another")
     if (out / "search.json").is_file():
-        before = json.loads((out / "search.json").read_text())
+        before = read_json(out / "search.json")
         for key, value in kept.items():
             if before.get(key) != value:
                 raise UserError(
@@ -83,7 +83,7 @@ class Ledger:
 
     def __init__(self, path):
         self.path = path
-        self.rows = {row["run"]: row for row in jsonl.read(path, {"run"})}
+        self.rows = {row["run"]: row for row in jsonl.read(path, {"run": str})}
 
     def add(self, row):
         jsonl.append(self.path, row)

@@ -87,7 +87,7 @@ class Scorer:
         self.before = self.code  # that gave the last answer; older files do not say
         self.width = self.until = None
         self.synced = 0.0
-        for row in jsonl.read(self.path, {"key", "score"}):
+        for row in jsonl.read(self.path, {"key": str, "score": list}):
             self.known[row["key"]] = row["score"]
             self.before = row.get("code", self.before)
 
@@ -133,8 +133,9 @@ class Scorer:
     def ask(self, answers, photo):
         """The answer about one more mask, [C] numbers."""
         try:
-            with self.limited():
+            with self.limited() as answered:
                 answer = next(answers).tolist()
+                answered.append(True)
             if self.width not in (None, len(answer)):
                 raise UserError(f"reward {self.name}: got {len(answer)} numbers, and {self.width} before")
             self.width = len(answer)
@@ -153,12 +154,15 @@ class Scorer:
         """Ends the block by `NoAnswer` after the timeout, and a moment after SIGTERM or Ctrl-C: wherever
         Python runs or waits, so not within code in C that does not look at signals."""
 
+        answered = []  # no answer is given up that is there
+
         def give_up(number, frame):
-            raise NoAnswer
+            if not answered:
+                raise NoAnswer
 
         def hurry(number, frame):
             if self.stop.signal:  # the second one
-                raise NoAnswer
+                give_up(number, frame)
             before[number](number, frame)  # `stop` takes note
             signal.setitimer(signal.ITIMER_REAL, MOMENT)
             self.until = time.monotonic() + MOMENT
@@ -173,7 +177,7 @@ class Scorer:
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            yield
+            yield answered
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
