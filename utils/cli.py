@@ -9,7 +9,7 @@ import copy
 import math
 import sys
 
-from utils import checkpoint
+from utils import checkpoint, dist
 from utils.errors import UserError
 from utils.log import open_run
 
@@ -164,11 +164,25 @@ def as_flags(values):
 
 
 def run(main, args):
-    """Call `main(args)`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Call `main(args)`; a `UserError` becomes one line on stderr and exit status 2, the loss
+    of another process one line and 1."""
     try:
         sys.exit(main(args))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if dist.is_loss(error):
+            print(
+                "error: another process of this run has ended or kept silent; see what it said",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+        if not (
+            isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
+        ):
+            raise
+        print("error: out of memory; a smaller --batch-size or --size needs less", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # where a script does not stop by itself: see `dist.Stop`
         print("stopped by Ctrl-C; the same command goes on where it can", file=sys.stderr)
