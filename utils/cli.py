@@ -174,19 +174,23 @@ def run(main, args):
     except (MemoryError, RuntimeError) as error:
         if dist.is_loss(error):
             print(
-                "error: another process of this run has ended or kept silent; see what it said",
+                "error: another process of this run has gone or keeps silent; see what it said",
                 file=sys.stderr,
             )
             sys.exit(1)
-        if not (
-            isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)
-        ):
+        if not _is_out_of_memory(error):
             raise
         print("error: out of memory; a smaller --batch-size or --size needs less", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # where a script does not stop by itself: see `dist.Stop`
         print("stopped by Ctrl-C; the same command goes on where it can", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_out_of_memory(error):
+    """On a CPU PyTorch has no class for it."""
+    words = "out of memory", "allocate memory"
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def start_run(args, parser, script, needs=(), free=RESUMABLE):
