@@ -66,7 +66,7 @@ def get_parser():
     gate = "photos to ask the gate on, or a finished ks_test.py --ops; --data but its test split by default"
     g.add_argument("--gate-on", metavar="FOLDER", help=gate)
     arm = "one more arm: share of every batch that is synthetic faces"
-    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help=arm)
+    g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=arm)
     g.add_argument("--size", type=cli.positive, default=96, help="side that photos are stretched to, pixels")
     g.add_argument("--model", help="as train_finetune.py")
     g = p.add_argument_group("search")
@@ -84,7 +84,7 @@ def get_parser():
         "--materialise", nargs=2, metavar=("N", "DIR"), help="write N augmented pairs to a new folder"
     )
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--seed", type=cli.whole, default=0, help="of order, augmentation and all that is drawn")
     g.add_argument("--jobs", type=cli.positive, help="runs at a time; by default 1 on a GPU, else one a core")
     cli.add_device_flags(g)
     g = p.add_argument_group("output")

@@ -75,7 +75,7 @@ def get_parser():
     g.add_argument("--permutations", type=cli.positive, default=499, help="of each split")
     g.add_argument("--alpha", type=float, default=0.05, help="level of the test")
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--seed", type=cli.whole, default=0, help="of order, augmentation and all that is drawn")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     g = p.add_argument_group("output")

@@ -16,12 +16,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets import batches, splits
+from datasets import batches, splits, summary
 from datasets.augmentation import augment
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy
-from models import build_model, carry_over, freeze, keep_frozen_eval
+from models import build_model, carry_over, freeze, keep_frozen_eval, load_weights
 from models.normalise import PREPROCESS
 from utils import checkpoint, cli, dist, draw, metrics
 from utils.errors import UserError
@@ -53,7 +53,7 @@ def get_parser():
     )
     g.add_argument("--augment", metavar="POLICY", help=f"{', '.join(POLICIES)}, or a policy.json")
     share = "share of every batch that is synthetic faces"
-    g.add_argument("--synthetic", type=float, default=0.0, metavar="SHARE", help=share)
+    g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=share)
     g = p.add_argument_group("model", "where a flag is not given: as --init was trained; else unet, none")
     g.add_argument(
         "--model", help="unet, unet_gn, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large"
@@ -65,16 +65,17 @@ def get_parser():
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from; classes match by name")
     stages = "none, backbone, or how many of its first stages stay as they are"
     g.add_argument("--freeze", default="none", metavar="WHAT", help=stages)
-    g.add_argument("--backbone-lr-scale", type=float, default=1.0, help="the backbone's rate, times --lr")
+    scale = "the backbone's rate, times --lr"
+    g.add_argument("--backbone-lr-scale", type=cli.at_least_zero, default=1.0, help=scale)
     defaults = f"on photos {cli.as_flags(ON_PHOTOS)}; on synthetic faces {cli.as_flags(ON_SYNTHETIC)}"
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=f"weighted sum of {', '.join(LOSSES)}")
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
-    g.add_argument("--lr", type=float, default=3e-3, help="peak rate of AdamW")
+    g.add_argument("--lr", type=cli.above_zero, default=3e-3, help="peak rate of AdamW")
     average = "validate and keep an average of the weights, say 0.99; 0: off"
-    g.add_argument("--ema", type=float, default=0.0, metavar="DECAY", help=average)
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
+    g.add_argument("--ema", type=cli.below_one, default=0.0, metavar="DECAY", help=average)
+    g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)
     cli.add_output_flags(p, out="runs/finetune", eval_every=100)
     return p
@@ -94,15 +95,21 @@ def lr_at(step, steps, peak):
 
 def main(args):
     # ---- setup ----
-    out, args, last = cli.start_run(args, get_parser(), "train_finetune.py")
+    out, args, last = cli.start_run(args, get_parser(), "train_finetune.py", needs=["data or init"])
+    given = args
     init = checkpoint.load(args.init) if args.init and not last else None
     rank, world, device = dist.init(args.device)
     args.ids = splits.ids_file(args.ids, args.data, init and init["args"], args.limit)
     args = cli.inherit(args, init, **INHERITED)
     args = cli.fill(args, ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS)
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
-    weights = cli.named_weights(args.loss, "--loss", LOSSES)
+    weights = cli.named_weights(args.loss, "--loss", LOSSES, negative=False)
+    if not last:
+        cli.refuse_idle_data_flags(given, args)
+        reasons = {"weights": "beside --init, which has weights" if init and args.weights != "none" else None}
+        cli.refuse_without_effect(given, reasons)
     policy = load_policy(args.augment)
+    inputs = cli.input_files(args)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
 
@@ -112,6 +119,11 @@ def main(args):
     train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
     validates = "val" in faces.splits if args.ids else args.val_fraction
     val = batches.load(faces, "val", args.size, device=device) if validates else None
+    found = summary.inspect({"train": train, **({"val": val} if val else {})}, faces.classes)
+    every = args.synthetic or args.data == "synthetic"  # what is not on the photos, synthetic faces have
+    summary.refuse_empty(found, faces.classes if every else args.allow_empty)
+    if last:
+        summary.refuse_changed(found, last["data"].get("digests", {}), out / "data.json")
     num_classes = len(faces.classes)
     flip_pairs = {"semantic": faces.flip_pairs}
     first = last["step"] if last else 0
@@ -146,7 +158,7 @@ def main(args):
     # ---- resume ----
     best = {"step": 0, "mean_f1": -1.0}
     if last:
-        model.load_state_dict(last["model"])
+        load_weights(model, last["model"], out / "last.pt")
         if average:
             average.load_state_dict(last["ema"])
         optimizer.load_state_dict(last["optimizer"])
@@ -155,11 +167,12 @@ def main(args):
     evaluated = average if args.ema else model
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
-    log = RunLog(out, vars(args), first, rank == 0)
+    log = RunLog(out, vars(args), first if last else None, rank == 0)
+    log.json("data.json", found)
     if rank == 0:
         mixed = f" + {args.synthetic:.0%} synthetic" if args.synthetic else ""
         print(f"{faces.name} ({args.data}): {len(train)} train{mixed}, {len(val) if val else 0} val")
-        print(f"  {num_classes} classes: {' '.join(faces.classes)}", *faces.notes, sep="\n  ")
+        print(summary.table(found), *faces.notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         if fresh:
@@ -181,7 +194,8 @@ def main(args):
             "args": vars(args),
             "step": step,
             "best": best,
-            "data": {"path": args.data, **label_info(faces)},
+            "data": {"path": args.data, **label_info(faces), **summary.kept(found)},
+            "inputs": inputs,
             "model": model.state_dict(),
             "ema": average.state_dict() if average else None,
             "optimizer": optimizer.state_dict(),
@@ -215,7 +229,7 @@ def main(args):
         # <<< shared: batch
         if step == 0 and rank == 0:
             picture = draw.pairs(images, labels, faces.colors, faces.classes)
-            log.image(step, "train/batch", picture, "train_batch.png")
+            log.image(done, "train/batch", picture, "train_batch.png")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr) * group["scale"]
         logits = predict(images, net)  # (B, K, H, W)
@@ -242,7 +256,7 @@ def main(args):
                 kept.lerp_(value, 1 - args.ema) if kept.is_floating_point() else kept.copy_(value)
         if log_now:
             mean_loss = dist.total(torch.stack(losses).mean()).item() / world
-            cli.check_finite(mean_loss, grad_norm, step, args)
+            cli.check_finite(mean_loss, grad_norm, done, args)
             spent = max(time.time() - since, 1e-9)
             figures = {
                 "train/loss": mean_loss,
@@ -251,7 +265,7 @@ def main(args):
                 "time/images_per_sec": len(losses) * world * args.batch_size / spent,
                 "time/data_wait": waited / spent,
             }
-            log.scalars(step, **figures)
+            log.scalars(done, **figures)
             bar.set_postfix_str(f"loss {mean_loss:.3f} {figures['time/images_per_sec']:.0f} images/s")
             waited = 0.0
             since = time.time()
@@ -260,7 +274,7 @@ def main(args):
             evaluated.eval()
             counts = metrics.measure(predict, val, "semantic", num_classes, args.batch_size, rank, world)
             result = metrics.summary(counts, faces.classes)
-            log.scalars(step, **metrics.scalars("val", result))
+            log.scalars(done, **metrics.scalars("val", result))
             if result["mean_f1"] > best["mean_f1"]:
                 best = {"step": done, "mean_f1": result["mean_f1"]}
             if rank == 0:
@@ -270,7 +284,7 @@ def main(args):
                     f"mIoU {result['miou']:.4f}{star}"
                 )
                 picture = draw.validation(predict, val, "semantic", faces.colors, faces.classes)
-                log.image(step, "val/grid", picture, "val.png")
+                log.image(done, "val/grid", picture, "val.png")
             since = time.time()
         if eval_now and not val and rank == 0:
             tqdm.write(f"step {done}: loss {mean_loss:.3f}, nobody is held out to validate")

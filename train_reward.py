@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets import batches, splits
+from datasets import batches, splits, summary
 from datasets.augmentation import augment
 from datasets.faces import label_info
 from datasets.images import to_float
@@ -36,6 +36,7 @@ from utils.rewards.rewards import REWARDS, Reward, build
 WARMUP = 0.05  # share of the steps
 COLLAPSE = 0.02  # a fall of the greedy validation reward below the start that ends the run
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
+DEFAULTS = {"samples": 8, "tolerance": 1}
 INHERITED = dict.fromkeys(["data", "classes", "part_order", "val_fraction", "size"])  # from --init
 
 
@@ -53,25 +54,25 @@ def get_parser():
     g.add_argument("--reward-level", choices=["image", "batch"], default="image", help=level)
     weight = "of a class in the reward's mean over classes; 1 where it is not given"
     g.add_argument("--class-weight", nargs="+", default=[], metavar="CLASS=WEIGHT", help=weight)
-    g.add_argument("--tolerance", type=cli.positive, default=1, help="of boundary_f1, pixels")
+    g.add_argument("--tolerance", type=cli.positive, help="of boundary_f1, pixels; 1 where it is not given")
     credit_by = (
         "reinforce: Algorithm 2; rloo: leave-one-out; local: exact change of each pixel; block: of each block"
     )
     g.add_argument("--estimator", choices=list(ESTIMATORS), default="local", help=credit_by)
-    g.add_argument("--samples", type=cli.positive, default=8, help="masks an image, of rloo")
+    g.add_argument("--samples", type=cli.positive, help="masks an image, of rloo; 8 where it is not given")
     divisor = "of the policy: logits are divided by it"
     g.add_argument("--temperature", type=cli.above_zero, default=1.0, help=divisor)
     floor = "entropy per pixel; what lacks to it is added to the loss; 0: off"
-    g.add_argument("--entropy-floor", type=float, default=0.0, metavar="NATS", help=floor)
+    g.add_argument("--entropy-floor", type=cli.at_least_zero, default=0.0, metavar="NATS", help=floor)
     kl = "of the divergence from the starting model, nats per pixel"
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
+    g.add_argument("--kl", type=cli.at_least_zero, default=0.0, metavar="WEIGHT", help=kl)
     ce = "of cross-entropy with the labels, nats per pixel"
-    g.add_argument("--ce-weight", type=float, default=0.0, metavar="WEIGHT", help=ce)
+    g.add_argument("--ce-weight", type=cli.at_least_zero, default=0.0, metavar="WEIGHT", help=ce)
     g = p.add_argument_group("optimisation")
     g.add_argument("--steps", type=cli.positive, default=200, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
-    g.add_argument("--lr", type=float, default=1e-4, help="peak rate of AdamW")
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
+    g.add_argument("--lr", type=cli.above_zero, default=1e-4, help="peak rate of AdamW")
+    g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)
     cli.add_output_flags(p, out="runs/reward", eval_every=50)
     return p
@@ -176,11 +177,21 @@ def lr_at(step, steps, peak):
 def main(args):
     # ---- setup ----
     out, args, last = cli.start_run(args, get_parser(), "train_reward.py", needs=["init"])
+    given = args
     init = checkpoint.load(args.init)
     rank, world, device = dist.init(args.device)
     args.ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
     args = cli.inherit(args, init, **INHERITED)
-    args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
+    args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)} | DEFAULTS)
+    if not last:
+        cli.refuse_idle_data_flags(given, args)
+        names = [word.partition("=")[0] for word in args.reward]
+        reasons = {
+            "samples": None if args.estimator == "rloo" else f"with --estimator {args.estimator}",
+            "tolerance": None if "boundary_f1" in names else f"on --reward {' '.join(args.reward)}",
+        }
+        cli.refuse_without_effect(given, reasons)
+    inputs = cli.input_files(args)
     args.model, args.preprocess = init["args"]["model"], init["args"].get("preprocess", "none")
     policy = without_regularisers(load_policy(args.augment))
     stop = dist.Stop()
@@ -196,6 +207,10 @@ def main(args):
     train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
     validates = args.data == "synthetic" or ("val" in faces.splits if args.ids else args.val_fraction)
     val = batches.load(faces, "val", args.size, device=device) if validates else train
+    found = summary.inspect({"train": train, **({"val": val} if validates else {})}, faces.classes)
+    summary.refuse_empty(found, faces.classes if args.data == "synthetic" else args.allow_empty)
+    if last:
+        summary.refuse_changed(found, last["data"].get("digests", {}), out / "data.json")
     num_classes = len(faces.classes)
     flip_pairs = {"semantic": faces.flip_pairs}
     reward, parts = build(args.reward, faces.classes, args.class_weight, args.tolerance)
@@ -207,8 +222,8 @@ def main(args):
     # ---- model ----
     # `restore` gives eval mode, and it stays: frozen BatchNorm and no dropout, so that masks are
     # drawn from the very distribution whose log-probability is weighed
-    start = restore(init, device).requires_grad_(False)
-    model = evaluated = restore(last or init, device)
+    start = restore(init, device, args.init).requires_grad_(False)
+    model = evaluated = restore(last or init, device, out / "last.pt" if last else args.init)
 
     # ---- optimizer ----
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -220,7 +235,8 @@ def main(args):
         scaler.load_state_dict(last["scaler"])
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
-    log = RunLog(out, vars(args), first, rank == 0)
+    log = RunLog(out, vars(args), first if last else None, rank == 0)
+    log.json("data.json", found)
 
     # >>> shared: predict
     def predict(images, by=None):
@@ -261,7 +277,8 @@ def main(args):
             "step": step,
             "best": best,
             "before": before,
-            "data": {"path": args.data, **label_info(faces)},
+            "data": {"path": args.data, **label_info(faces), **summary.kept(found)},
+            "inputs": inputs,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -271,7 +288,8 @@ def main(args):
     result = before = last["before"] if last else evaluate()
     best = last["best"] if last else {"step": 0, "reward": before["reward"]}
     if rank == 0:
-        print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val", *faces.notes, sep="\n  ")
+        print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val")
+        print(summary.table(found), *faces.notes, sep="\n  ")
         print(f"{cli.describe(args, first, world, device)}; {args.estimator} on {' + '.join(args.reward)}")
         if not validates:
             print("nobody is held out: the training photos are watched")
@@ -342,7 +360,7 @@ def main(args):
         # <<< shared: optimiser step
         if log_now:
             mean_loss = dist.total(loss.detach()).item() / world
-            cli.check_finite(mean_loss, grad_norm, step, args)
+            cli.check_finite(mean_loss, grad_norm, done, args)
             with torch.no_grad():
                 mask = sample(tempered, u[:, 0])
                 likely = logits.argmax(1)
@@ -367,13 +385,13 @@ def main(args):
             figures = dist.mean(figures, device)
             figures["train/lr"], figures["train/grad_norm"] = optimizer.param_groups[0]["lr"], grad_norm
             rate = (done - logged) * world * args.batch_size / (time.time() - since)
-            log.scalars(step, **figures, **{"time/images_per_sec": rate})
+            log.scalars(done, **figures, **{"time/images_per_sec": rate})
             logged = done
             bar.set_postfix_str(f"reward {figures['reward/mean']:.4f} greedy {figures['reward/greedy']:.4f}")
             since = time.time()
         if eval_now:
             result = evaluate()
-            log.scalars(step, **metrics.scalars("val", result))
+            log.scalars(done, **metrics.scalars("val", result))
             if result["reward"] > best["reward"]:
                 best = {"step": done, "reward": result["reward"]}
             collapsed = result["reward"] < before["reward"] - COLLAPSE
@@ -384,7 +402,7 @@ def main(args):
                     f"({result['reward'] - before['reward']:+.4f}), mean F1 {result['mean_f1']:.4f}{star}"
                 )
                 picture = draw.validation(predict, val, "semantic", faces.colors, faces.classes)
-                log.image(step, "val/grid", picture, "val.png")
+                log.image(done, "val/grid", picture, "val.png")
             since = time.time()
         if (eval_now or signal) and rank == 0:
             save(done)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import batches, splits
+from datasets import batches, splits, summary
 from datasets.augmentation import augment
 from datasets.images import to_float
 from datasets.policies import at_step, load_policy
@@ -47,7 +47,7 @@ def get_parser():
     photos = "photos, or a data set, whose masks are left alone"
     g.add_argument("--unlabelled", metavar="FOLDER", help=photos)
     held_out = "of the people held out to validate; as --init was trained, where it is not given"
-    g.add_argument("--val-fraction", type=float, metavar="SHARE", help=held_out)
+    g.add_argument("--val-fraction", type=cli.below_one, metavar="SHARE", help=held_out)
     limit = "photos to ask about, spread over people and yaw, nested by --seed; all where it is not given"
     g.add_argument("--limit", type=cli.positive, metavar="N", help=limit)
     policy = "of photos and weights together, as train_finetune.py"
@@ -73,14 +73,14 @@ def get_parser():
     g.add_argument("--cell", type=cli.positive, default=1, help=cell)
     g.add_argument("--temperature", type=cli.above_zero, help="of the policy: logits are divided by it")
     kl = "of the divergence from the starting model, nats per pixel"
-    g.add_argument("--kl", type=float, default=0.0, metavar="WEIGHT", help=kl)
+    g.add_argument("--kl", type=cli.at_least_zero, default=0.0, metavar="WEIGHT", help=kl)
     g = p.add_argument_group("optimisation")
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
-    g.add_argument("--lr", type=float, help="peak rate of AdamW")
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
+    g.add_argument("--lr", type=cli.above_zero, help="peak rate of AdamW")
+    g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--seed", type=cli.whole, default=0, help="of order, augmentation and all that is drawn")
     cli.add_device_flags(g)
     cli.add_output_flags(p, out="runs/scores", eval_every=None)
     return p
@@ -278,6 +278,7 @@ def main(args):
     args.preprocess = init["args"].get("preprocess", "none")
     policy = load_policy(args.augment)
     label_info = init["data"]
+    inputs = cli.input_files(args)
     stop = dist.Stop()
 
     # ---- data ----
@@ -285,6 +286,9 @@ def main(args):
     train = batches.load(faces, "train", args.size, args.seed, args.limit)
     val = batches.load(faces, "val", args.size) if args.val_fraction else None
     num_val = len(val) if val else 0
+    found = summary.inspect({"train": train, **({"val": val} if val else {})}, label_info["classes"])
+    if last:
+        summary.refuse_changed(found, last["data"].get("digests", {}), out / "data.json")
     flip_pairs = {"weights": label_info["flip_pairs"]}
     function = judge(args.reward, label_info["classes"])
     name = " ".join(args.reward)
@@ -296,8 +300,9 @@ def main(args):
     order = batches.Order(len(train), args.batch_size, args.seed, first, args.steps)
 
     # ---- model ----
-    start = restore(init, device).requires_grad_(False)  # in eval mode, which stays: frozen BatchNorm
-    model = evaluated = restore(last or init, device)
+    # in eval mode, which stays: frozen BatchNorm
+    start = restore(init, device, args.init).requires_grad_(False)
+    model = evaluated = restore(last or init, device, out / "last.pt" if last else args.init)
 
     # ---- optimizer ----
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -307,7 +312,8 @@ def main(args):
     if last:
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
-    log = RunLog(out, vars(args), first)
+    log = RunLog(out, vars(args), first if last else None)
+    log.json("data.json", found)
 
     # >>> shared: predict
     def predict(images, by=None):
@@ -326,7 +332,8 @@ def main(args):
             "step": step,
             "best": best,
             "before": before,
-            "data": label_info,
+            "data": {**label_info, **summary.kept(found)},
+            "inputs": inputs,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -336,7 +343,8 @@ def main(args):
     before = last["before"] if last else evaluate(predict, val, scorer, args.batch_size)
     best = last["best"] if last else {"step": 0, "score": before}
     counts = f"{len(train)} photos to ask about, {num_val} to judge by"
-    print(f"{faces.name} ({args.unlabelled}): {counts}", *faces.notes, sep="\n  ")
+    print(f"{faces.name} ({args.unlabelled}): {counts}")
+    print(summary.table(found), *faces.notes, sep="\n  ")
     masks = f"{args.estimator}, {args.samples} masks a photo{'' if use_field else ' and step'}"
     print(f"{cli.describe(args, first, world, device)}; {masks}, judged by {' + '.join(args.reward)}")
     if not last:
@@ -353,7 +361,7 @@ def main(args):
     if use_field:
         fields_path = out / "fields.pt"  # kept, since another machine might draw other masks
         if last and fields_path.is_file():
-            fields = checkpoint.load(fields_path)["fields"]
+            fields = checkpoint.load(fields_path, holds="fields")["fields"]
         elif (fields := explore(functools.partial(predict, by=start), train, scorer, args, stop)) is None:
             signal = stop.signal
         else:
@@ -404,7 +412,7 @@ def main(args):
         # <<< shared: optimiser step
         if log_now:
             mean_loss = loss.item()
-            cli.check_finite(mean_loss, grad_norm, step, args)
+            cli.check_finite(mean_loss, grad_norm, done, args)
             figures = {
                 "reward/mean": scores.nanmean(),
                 "reward/std": scores.nanmean(2).var(1).mean().sqrt(),
@@ -418,14 +426,14 @@ def main(args):
                 "train/lr": optimizer.param_groups[0]["lr"],
                 "time/images_per_sec": (done - logged) * args.batch_size / (time.time() - since),
             }
-            log.scalars(step, **figures)
+            log.scalars(done, **figures)
             logged = done
             bar.set_postfix_str(f"loss {mean_loss:.3f}, {scorer.asked} scores asked")
             since = time.time()
         if eval_now:
             result = evaluate(predict, val, scorer, args.batch_size)
             if val:
-                log.scalars(step, **{"val/reward": result})
+                log.scalars(done, **{"val/reward": result})
                 if result > best["score"]:
                     best = {"step": done, "score": result}
                 collapsed = result < before - COLLAPSE
@@ -437,7 +445,7 @@ def main(args):
                 picture = draw.progress(
                     predict, (start, model), val, label_info["colors"], label_info["classes"]
                 )
-                log.image(step, "val/grid", picture, "val.png")
+                log.image(done, "val/grid", picture, "val.png")
             since = time.time()
         if eval_now or signal:
             save(done)
@@ -462,8 +470,8 @@ def main(args):
         return cli.COLLAPSED
     if val and best["step"] == 0:
         print(f"nothing gained: best.pt is the start; try more scores, or another --lr than {args.lr}")
-    summary = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
-    print(f"{scorer.asked} scores asked for; best.pt: {summary}")
+    best_line = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
+    print(f"{scorer.asked} scores asked for; best.pt: {best_line}")
     print(f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED_FOLDER --split test")
 
 

@@ -112,7 +112,7 @@ def trained_on(path):
     """{(folder, person)} of the training photos of a checkpoint and of those that it was started from."""
     seen = set()
     while path and os.path.isfile(path):
-        args = checkpoint.load(path)["args"]
+        args = checkpoint.load(path, holds="args")["args"]
         folder = args.get("unlabelled") or args["data"]  # `data` of train_scores.py is that of its start
         if folder != "synthetic" and os.path.isdir(folder):
             train = training_photos(folder, args)

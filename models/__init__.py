@@ -50,12 +50,25 @@ def from_torchvision(name, num_classes, preprocess):
     )
 
 
-def restore(state, device):
-    """The model of a checkpoint (a dict with `args`, `data` and `model`) on a device, in eval mode."""
+def restore(state, device, source="checkpoint"):
+    """The model of a checkpoint (a dict with `args`, `data` and `model`) on a device, in eval mode.
+
+    source: its file, for the UserError where its weights are of another model.
+    """
     how = state["args"].get("preprocess", "none")
     model = build_model(state["args"]["model"], len(state["data"]["classes"]), preprocess=how)
-    model.load_state_dict(state["model"])
+    load_weights(model, state["model"], source)
     return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def load_weights(model, state, source):
+    """Load {name: tensor} into a model, strictly. Raises UserError naming `source`, its file, and the first
+    names that do not fit."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        faults = [line.strip() for line in str(error).splitlines()[1:]]
+        raise UserError(f"{source}: weights of another model: {'; '.join(faults[:2])[:300]}") from None
 
 
 def freeze(model, what):
@@ -103,5 +116,5 @@ def carry_over(model, name, state, classes, own_classes):
             for i, j in shared:
                 new[i] = old[j]
             state = {**state, key: new.flatten(0, 1)}
-    model.load_state_dict(state)
+    load_weights(model, state, "the checkpoint to start from")
     return [n for n in own_classes if n not in classes]

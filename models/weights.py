@@ -1,7 +1,7 @@
 """Pretrained weights: from torchvision, from a file, and into a model, strictly."""
 
-import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -53,12 +53,16 @@ def torchvision_weights(name):
 def read_state(file):
     """A state dict from a file: {name: tensor}, without what wrappers put before the names."""
     try:
+        if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch does not look
+            raise UserError(f"{file} is damaged (checksum of {damaged}); fetch it again")
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
             f"no weights at {file}: give none, imagenet, coco or a file with a state dict"
         ) from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and torch raise many kinds on files of another kind
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} cannot be read as a state dict: {reason}") from None
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
@@ -66,6 +70,8 @@ def read_state(file):
             f"{file} holds no state dict (names to tensors); if it is a checkpoint of this "
             "repository, start from it instead"
         )
+    if strange := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{file} holds values that are not finite, in {strange[0]}: fetch or train it again")
     return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in state.items()}
 
 

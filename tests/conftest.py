@@ -106,13 +106,14 @@ def call(calls):
 
 
 @pytest.fixture
-def complaint(capsys):
+def complaint(capsys, monkeypatch):
     """complaint(script, *flags): what it says of a mistake, on stderr, in this process, since starting one
     takes seconds. script: the module."""
 
     def complaint(script, *flags):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         parser = script.get_parser()
+        monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, flags)])  # --resume reads them again
         with pytest.raises(SystemExit) as stopped:
             run(script.main, parser.parse_args([str(flag) for flag in flags]))
         assert stopped.value.code == 2

@@ -1,74 +1,104 @@
 """Checkpoints: plain data, written whole or not at all, checked before they are trusted."""
 
-import os
 import pathlib
 import pickle
-import shutil
 import zipfile
 
 import torch
 
 from utils.errors import UserError
+from utils.files import whole
 
 FORMAT = 2
 OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ knows the names of then
 
 
 def save(path, **state):
-    """Write {"format", **state} to `path`: temporary file, fsync, rename, fsync of the folder. A kill
-    or a full disk at any moment leaves the previous file whole."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    """Write {"format", **state} to `path`, whole or not at all. Raises UserError where it cannot be."""
     try:
-        with open(temporary, "wb") as file:
+        with whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: cannot be written, since there is no such folder") from None
-    except (OSError, RuntimeError) as error:
-        free = shutil.disk_usage(path.parent).free // 2**20
-        raise UserError(
-            f"{path}: cannot be written ({error}; {free} MB free); any earlier one is kept"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    except RuntimeError as error:  # torch's word for a disk that is full
+        raise UserError(f"{path}: cannot be written ({error}); any earlier one is kept") from None
 
 
 def save_run(out, state, is_best, best_model):
     """last.pt of a run folder, and if this is the best step so far best.pt: with the weights of `best_model`,
     without what only a resumed run needs. best.pt comes first: the best step that last.pt names is there."""
+    for what, weights in (("", state["model"]), (" (the average)", state.get("ema") or {})):
+        if name := not_finite(weights):
+            raise UserError(
+                f"step {state['step']}: {name} holds values that are not finite{what}, so nothing was saved; "
+                f"{out} is as it was: start anew with a lower rate, or without half precision"
+            )
     if is_best:
         kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema")}
         save(out / "best.pt", **kept | {"model": best_model.state_dict()})
     save(out / "last.pt", **state)
 
 
-def load(path, script=None):
+def load(path, script=None, holds="model"):
     """The dict that `save` wrote. Every byte is checked against the archive's checksums, since
-    `torch.load` does not notice a flipped one. Raises UserError: missing, damaged, foreign."""
+    `torch.load` does not notice a flipped one, and what it says against what scripts rely on. Raises
+    UserError: missing, damaged, foreign, without `holds`, weights that are not finite."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; the training scripts write them")
+    state = read(path)
+    if not isinstance(state, dict) or state.get("format") not in (OLD, FORMAT):
+        raise UserError(f"{path}: not a checkpoint of these scripts (format {FORMAT} expected)")
+    if holds not in state:
+        raise UserError(f"{path}: holds {', '.join(sorted(map(str, state)))}, but no {holds}")
+    if holds != "model":
+        return state
+    if fault := fault_of(state):
+        raise UserError(f"{path}: not a whole checkpoint: {fault}; use another one")
+    if script and state["script"] != script:
+        raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
+    if state["format"] == OLD and state["args"].pop("control", None) and script:
+        raise UserError(f"{path}: began with --control, which is no more; start anew with --init {path}")
+    return state
+
+
+def read(path):
+    """Plain data that `torch.save` wrote, on the CPU, checked byte by byte. Raises UserError: damaged, or
+    more than plain data."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise UserError(f"{path}: damaged (checksum of {damaged}); use another checkpoint")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
-        size = path.stat().st_size
-        raise UserError(f"{path}: not a whole checkpoint ({size} bytes: {error})") from None
+            raise UserError(f"{path}: damaged (checksum of {damaged}); use another one")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than plain data, so it was not loaded") from None
-    if not isinstance(state, dict) or state.get("format") not in (OLD, FORMAT):
-        raise UserError(f"{path}: not a checkpoint of these scripts (format {FORMAT} expected)")
-    if script and state["script"] != script:
-        raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
-    if state["format"] == OLD and state.get("args", {}).pop("control", None) and script:
-        raise UserError(f"{path}: began with --control, which is no more; start anew with --init {path}")
-    return state
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and torch raise many kinds on damaged files
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: not a whole checkpoint ({path.stat().st_size} bytes: {reason})") from None
+
+
+def fault_of(state):
+    """What scripts rely on and a checkpoint lacks, in words; None if it lacks nothing."""
+    kinds = {"script": str, "args": dict, "step": int, "data": dict, "model": dict}
+    for key, kind in kinds.items():
+        if not isinstance(state.get(key), kind):
+            return f"{key} is {'missing' if key not in state else 'no ' + kind.__name__}"
+    for key in ("model", "size", "data"):
+        if key not in state["args"]:
+            return f"its flags lack {key}"
+    names = state["data"].get("classes")
+    if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+        return "it names no classes"
+    if len(set(names)) < len(names) or len(state["data"].get("colors", ())) != len(names):
+        return f"its {len(names)} classes do not have a name and a colour each"
+    if not all(torch.is_tensor(v) for v in state["model"].values()):
+        return "its model is no dict of tensors"
+    if name := not_finite(state["model"]):
+        return f"{name} holds values that are not finite"
+    return None
+
+
+def not_finite(tensors):
+    """The name of the first of {name: tensor} that holds a value which is not finite; None without one."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)

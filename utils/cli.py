@@ -6,10 +6,14 @@ and has the same help, in every script.
 
 import argparse
 import copy
+import difflib
 import math
+import os
 import sys
 
-from utils import checkpoint, dist
+import torch
+
+from utils import checkpoint, dist, files
 from utils.errors import UserError
 from utils.log import open_run
 
@@ -31,9 +35,22 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default {words})"
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line, and names the nearest flag."""
+
+    def error(self, message):
+        flags = [option for action in self._actions for option in action.option_strings]
+        words = [word.partition("=")[0].rstrip(":") for word in message.split()]
+        unknown = [word for word in words if word.startswith("--") and word not in flags]
+        near = difflib.get_close_matches(unknown[0], flags, 1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: {message}{hint or '; --help lists the flags'}", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser(doc):
     """An empty parser. doc: the script's docstring."""
-    return argparse.ArgumentParser(description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
+    return Parser(description=doc, allow_abbrev=False, formatter_class=HelpFormatter)
 
 
 # ---- types of flags
@@ -89,10 +106,11 @@ def _number(text):
         return float("nan")
 
 
-def named_weights(words, what, known=None):
+def named_weights(words, what, known=None, negative=True):
     """["f1=1", "boundary_f1=0.5"] -> {"f1": 1.0, "boundary_f1": 0.5}; a name alone weighs 1.
 
-    what: they are, for the message. known: the names that there are, where they are listed.
+    what: they are, for the message. known: the names that there are, where they are listed. negative: whether
+    a weight may be below zero, or all of them zero.
     """
     pairs = [word.rpartition("=") if "=" in word else (word, "", "1") for word in words]
     given = f"{what} {' '.join(words)}"
@@ -100,6 +118,10 @@ def named_weights(words, what, known=None):
         weights = {name: float(weight) for name, _, weight in pairs}
     except ValueError:
         raise UserError(f"{given}: write NAME or NAME=WEIGHT") from None
+    if not all(map(math.isfinite, weights.values())):
+        raise UserError(f"{given}: weights need to be finite numbers")
+    if not negative and (min(weights.values()) < 0 or not any(weights.values())):
+        raise UserError(f"{given}: need weights of at least zero, one of them above")
     if len(weights) < len(words):
         raise UserError(f"{given}: each name once")
     if known and not weights.keys() <= set(known):
@@ -117,9 +139,11 @@ def add_data_flags(p, default):
     g.add_argument("--classes", choices=CLASS_LISTS, help="class list of --data synthetic")
     g.add_argument("--part-order", choices=PART_ORDERS, help="which part of CelebAMask-HQ is painted last")
     share = "of the people held out, where the data has no validation split; 0: nobody"
-    g.add_argument("--val-fraction", type=float, metavar="SHARE", help=share)
+    g.add_argument("--val-fraction", type=below_one, metavar="SHARE", help=share)
     g.add_argument("--size", type=positive, help="side that photos are stretched to, pixels")
     add_who_trains(g)
+    empty = "classes that may be in no training mask"
+    g.add_argument("--allow-empty", nargs="+", default=[], metavar="CLASS", help=empty)
     return g
 
 
@@ -140,16 +164,17 @@ def add_device_flags(g):
 def add_runtime_flags(p):
     """Of the training scripts that run under torchrun, too."""
     g = p.add_argument_group("runtime")
-    g.add_argument("--seed", type=int, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--seed", type=whole, default=0, help="of order, augmentation and all that is drawn")
     add_device_flags(g)
-    g.add_argument("--workers", type=int, default=0, help="processes that read batches")
+    g.add_argument("--workers", type=whole, default=0, help="processes that read batches")
     g.add_argument("--compile", action="store_true", help="torch.compile the training pass")
 
 
 def add_output_flags(p, out, eval_every):
     g = p.add_argument_group("output")
     g.add_argument("--out", default=out, metavar="FOLDER", help="run folder")
-    g.add_argument("--resume", action="store_true", help="go on with the run in --out, with its flags")
+    resume = "go on with the run in --out, with its flags; begin it where there is none"
+    g.add_argument("--resume", action="store_true", help=resume)
     steps = "steps between validations and checkpoints"
     g.add_argument("--eval-every", type=positive, default=eval_every, metavar="STEPS", help=steps)
 
@@ -164,51 +189,97 @@ def as_flags(values):
 
 
 def run(main, args):
-    """Call `main(args)`; a `UserError` becomes one line on stderr and exit status 2, the loss
-    of another process one line and 1."""
+    """Call `main(args)`; what a user can mend becomes one line on stderr and exit status 2."""
     try:
         sys.exit(main(args))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if dist.is_loss(error):
-            print(
-                "error: another process of this run has gone or keeps silent; see what it said",
-                file=sys.stderr,
-            )
-            sys.exit(1)
-        if not _is_out_of_memory(error):
+        message = str(error)
+    except OSError as error:  # of a file that nobody expected to fail: a full disk, a folder taken away
+        message = files.cannot_use(error)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        message = _known(error)
+        if not message:
             raise
-        print("error: out of memory; a smaller --batch-size or --size needs less", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:  # where a script does not stop by itself: see `dist.Stop`
         print("stopped by Ctrl-C; the same command goes on where it can", file=sys.stderr)
         sys.exit(130)
+    files.release()
+    print(f"error: {message}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+    sys.exit(2)
 
 
-def _is_out_of_memory(error):
-    """On a CPU PyTorch has no class for it."""
-    words = "out of memory", "allocate memory"
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+def _known(error):
+    """What the user can do about an error of torch's; None of any other."""
+    text = str(error)
+    if dist.is_loss(error):
+        return "another process of this run has ended or keeps silent; what it said tells why"
+    if "more than 1 value per channel" in text:
+        return (
+            "BatchNorm needs more than one value of each channel: a larger --batch-size or --size, or "
+            "--model unet_gn"
+        )
+    full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text
+    if full or "can't allocate memory" in text:
+        return f"out of memory ({text.partition(chr(10))[0]}): a smaller --batch-size, --size or --model"
+    return None
 
 
 def start_run(args, parser, script, needs=(), free=RESUMABLE):
     """(run folder, flags, last checkpoint) of a run that begins (None for the checkpoint) or goes on.
 
-    needs: flags without which no run can begin. free: flags that may change on resume.
+    needs: flags without which no run can begin; "a or b": one of the two. free: flags that may change on
+    resume.
     """
-    for flag in needs:
-        if getattr(args, flag) is None and not args.resume:
-            raise UserError(f"--{flag.replace('_', '-')} is needed to begin a run; --resume goes on with one")
+    begins = not (args.resume and os.path.isfile(os.path.join(args.out, "last.pt")))
+    for names in needs if begins else []:
+        if all(getattr(args, name) in (None, []) for name in names.split(" or ")):
+            flags = " or ".join(f"--{name.replace('_', '-')}" for name in names.split(" or "))
+            raise UserError(f"{flags} is needed to begin a run (see --help); --resume goes on with one")
     out = open_run(args.out, args.resume)
-    if not args.resume:
+    if begins:
+        if args.resume and os.environ.get("RANK", "0") == "0":
+            print(f"--resume: {out} holds no last.pt yet, so the run begins")
         return out, args, None
     last = checkpoint.load(out / "last.pt", script)
     args = resume_flags(parser, last["args"], free=free)
     if last["step"] >= args.steps:
         raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
+    now = input_files(args)
+    for path, digest in last.get("inputs", {}).items():
+        if now.get(path, digest) != digest:
+            raise UserError(f"--resume: {path} is not the file that the run in {out} began with; put it back")
     return out, args, last
+
+
+def input_files(args):
+    """{path: sha256} of the files that flags name, so that a resumed run can tell that one was replaced."""
+    words = [w for value in vars(args).values() for w in (value if isinstance(value, list) else [value])]
+    paths = {w.partition(".py:")[0] + ".py" if ".py:" in w else w for w in words if isinstance(w, str)}
+    return {path: files.sha256(path) for path in sorted(paths) if os.path.isfile(path)}
+
+
+def refuse_idle_data_flags(given, args):
+    """Refuse what was given of `add_data_flags` and says nothing about the data that is used.
+
+    given: the flags of the command line. args: those with what was not given filled in.
+    """
+    on_disk = f"on {args.data}" if args.data != "synthetic" else None
+    reasons = {
+        "classes": on_disk and f"{on_disk}, which says its own classes",
+        "part_order": None if on_disk else "on synthetic faces",
+        "val_fraction": f"beside {args.ids}, which says who validates" if given.ids else None,
+    }
+    refuse_without_effect(given, reasons)
+
+
+def refuse_without_effect(args, reasons):
+    """A UserError for each flag given that does nothing. reasons: {flag name: why, or None where it has an
+    effect}."""
+    for name, why in reasons.items():
+        value = getattr(args, name)
+        if why and value not in (None, False, []):
+            words = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise UserError(f"--{name.replace('_', '-')} {words}: has no effect {why}; leave it out")
 
 
 def describe(args, first, world, device):
@@ -221,12 +292,12 @@ def describe(args, first, world, device):
     )
 
 
-def check_finite(loss, grad_norm, step, args):
+def check_finite(loss, grad_norm, done, args):
     """Refuse to go on from a loss (a number) or a gradient norm (a tensor) that is not finite. In fp16 a norm
     may be infinite: the scaler skips that step."""
     if not math.isfinite(loss) or (args.amp != "fp16" and not grad_norm.isfinite()):
         raise UserError(
-            f"no finite loss by step {step}; nothing was saved since the last checkpoint; "
+            f"no finite loss by step {done}; nothing was saved since the last checkpoint; "
             f"lower --lr {args.lr}, or --amp off"
         )
 

@@ -1,13 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process writes into."""
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import os
 import pathlib
+import platform
 import shutil
 
 from utils.errors import UserError
 
+held = []  # (folder, open lock file, whether the folder was made for it) of this process
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in the quota, in one file
 
 
@@ -46,3 +50,51 @@ def cannot_write(path, error):
     if error.errno in FULL:
         reason += f", {shutil.disk_usage(pathlib.Path(path).parent).free // 2**20} MB are free"
     return f"{path}: cannot be written ({reason}); any earlier one is kept"
+
+
+def cannot_use(error):
+    """One line about an OSError of any file."""
+    if error.filename is None:
+        return f"{error.strerror or error}; is the disk full, or a file or folder gone?"
+    return f"{error.filename}: {error.strerror}"
+
+
+def sha256(path):
+    """Of a file's content, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(folder):
+    """Make `folder`, if it is not there, and hold it until this process ends, however it ends. Raises
+    UserError that names the process that holds it, or says why nothing can be written there."""
+    folder = pathlib.Path(folder)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 - open for as long as it is held
+    except OSError as error:
+        raise UserError(f"{folder}: no folder that can be written into ({error.strerror})") from None
+    try:  # a record lock: a forked worker that outlives this process does not inherit it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        who = file.read().strip() or "another process"
+        raise UserError(f"{folder}: {who} is writing there; stop it, or name another folder") from None
+    except OSError:
+        return  # a file system without locks
+    with contextlib.suppress(OSError):  # a full disk: it is held all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+    held.append((folder, file, made))
+
+
+def release():
+    """Take back what `lock` made where nothing was written into it."""
+    while held:
+        folder, file, made = held.pop()
+        if made and [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+        file.close()

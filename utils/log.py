@@ -13,29 +13,33 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils import draw
 from utils.errors import UserError
+from utils.files import lock, write_whole
 
 
 class RunLog:
-    """Writes on rank 0 and does nothing elsewhere, so callers need no rank tests."""
+    """Writes on rank 0 and does nothing elsewhere, so callers need no rank tests. Steps are counted as they
+    end: what is logged at 10 is of ten steps."""
 
-    def __init__(self, out, flags, step=0, active=True):
-        """flags: {name: value}. step > 0 resumes: what was logged from there on is dropped."""
+    def __init__(self, out, flags, resumed=None, active=True):
+        """flags: {name: value}. resumed: the step that the run goes on from; what was logged of later ones is
+        dropped. None: the run begins."""
         self.active = active
         if not active:
             return
         self.out = pathlib.Path(out)
         self.path = self.out / "metrics.jsonl"
         kept = []
-        if step:
-            for line in self.path.read_text().splitlines() if self.path.is_file() else []:
-                row = _json(line)  # the last line may be torn by a kill
-                if row and row["step"] < step:
-                    kept.append(line)
-        else:
+        if resumed is None:
             facts = {"args": flags, "command": sys.argv, "git": git_commit(), **machine()}
-            (self.out / "args.json").write_text(json.dumps(facts, indent=2) + "\n")
-        self.path.write_text("".join(line + "\n" for line in kept))
-        self.board = SummaryWriter(self.out, purge_step=step or None)
+            write_whole(self.out / "args.json", json.dumps(facts, indent=2) + "\n")
+        else:
+            lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+            rows = [_row(line) for line in lines]
+            kept = [line for line, row in zip(lines, rows, strict=True) if row and row["step"] <= resumed]
+            if damaged := rows.count(None):  # a kill tears the last one
+                print(f"{self.path}: {damaged} damaged lines dropped")
+        write_whole(self.path, "".join(line + "\n" for line in kept))
+        self.board = SummaryWriter(self.out, purge_step=None if resumed is None else resumed + 1)
 
     def scalars(self, step, **values):
         """One line of metrics.jsonl and one TensorBoard scalar each. NaN (nothing to score) is left
@@ -47,6 +51,11 @@ class RunLog:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+
+    def json(self, file, what):
+        """Plain data as a file of the run folder."""
+        if self.active:
+            write_whole(self.out / file, json.dumps(what, indent=1) + "\n")
 
     def image(self, step, name, array, file):
         """A picture (H, W, 3) uint8, for TensorBoard and as a PNG in the run folder."""
@@ -65,21 +74,21 @@ class RunLog:
 
 
 def open_run(out, resume):
-    """The run folder as a path. A folder that holds a run is refused without `resume`. To be called
-    before the processes of a run have met, since it removes what a killed one left half-written."""
+    """The run folder as a path, held by this process. A folder that holds a run is refused without `resume`.
+    To be called before the processes of a run have met: it removes what a killed one left half-written."""
     out = pathlib.Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file")
     if not resume and (out / "last.pt").is_file():
         raise UserError(f"--out {out}: holds a run already; --resume goes on with it, or name another")
-    if resume and not (out / "last.pt").is_file():
-        raise UserError(f"--resume: {out} holds no last.pt; start without --resume")
+    if os.environ.get("RANK", "0") != "0":  # of torchrun; one process holds the folder for all
+        return out
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        lock(out)
         for stray in out.glob("*.tmp"):
             stray.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
+    except (OSError, UserError) as error:
+        raise UserError(f"--out {error}") from None
     return out
 
 
@@ -103,8 +112,10 @@ def machine():
     }
 
 
-def _json(line):
+def _row(line):
+    """A line of metrics.jsonl as a dict with `step`; None if it is damaged."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) else None
+    except (ValueError, TypeError, KeyError):
         return None

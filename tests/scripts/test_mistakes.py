@@ -13,7 +13,8 @@ import predict
 import train_finetune
 import train_reward
 import train_scores
-from utils import cli
+from utils import checkpoint, cli
+from utils.files import sha256
 
 DATA = ["--data", "{folder}", "--steps", "1", "--size", "32"]  # short, should a mistake not be noticed
 INIT = ["--init", "{best}"]
@@ -26,11 +27,34 @@ MISTAKES = [
     (train_finetune, [*DATA, "--loss", "cee=1"], "dice"),
     (train_finetune, [*DATA, "--augment", "trivail"], "trivial"),
     (train_finetune, [*DATA, "--limit", "999"], "20 labelled"),
-    (train_finetune, [*DATA, "--resume"], "last.pt"),
     (train_finetune, [*DATA, "--device", "cuda"], "no GPU"),
     (train_finetune, [*DATA, "--freeze", "9"], "stages"),
-    (train_finetune, ["--stpes", "3"], "--stpes"),
+    (train_finetune, ["--stpes", "3"], "did you mean --steps?"),
     (train_finetune, [*DATA, "--synthetic", "2"], "share from 0 to 1"),
+    (train_finetune, [], "--data or --init is needed"),
+    (train_finetune, [*DATA, "--lr", "nan"], "not a number above zero"),
+    (train_finetune, [*DATA, "--lr", "-1"], "not a number above zero"),
+    (train_finetune, [*DATA, "--workers", "-2"], "whole number"),
+    (train_finetune, [*DATA, "--seed", "-1"], "whole number"),
+    (train_finetune, [*DATA, "--seed", str(2**64)], "whole number"),
+    (train_finetune, [*DATA, "--steps", "0"], "above zero"),
+    (train_finetune, [*DATA, "--batch-size", "2.5"], "above zero"),
+    (train_finetune, [*DATA, "--val-fraction", "1.5"], "from 0 to below 1"),
+    (train_finetune, [*DATA, "--val-fraction", "-0.5"], "from 0 to below 1"),
+    (train_finetune, [*DATA, "--ema", "2"], "from 0 to below 1"),
+    (train_finetune, [*DATA, "--grad-clip", "-1"], "above zero"),
+    (train_finetune, [*DATA, "--loss", "ce=-1"], "at least zero"),
+    (train_finetune, [*DATA, "--loss", "ce=0"], "one of them above"),
+    (train_finetune, [*DATA, "--loss", "ce=nan"], "finite"),
+    (train_finetune, [*DATA, "--classes", "lapa"], "has no effect on"),
+    (train_finetune, [*DATA, "--amp", "fp17"], "bf16"),
+    (train_finetune, [*DATA, "--allow-empty", "nos"], "--allow-empty nos: the classes are"),
+    (train_finetune, [*DATA, "--ids", "{wrong}", "--val-fraction", "0.2"], "says who validates"),
+    (train_finetune, [*DATA, "--weights", "{notes}"], "notes.txt"),
+    (train_finetune, [*DATA, *INIT, "--weights", "imagenet"], "beside --init"),
+    (train_finetune, ["--data", "{notes}"], "a file"),
+    (train_finetune, ["--data", "synthetic", "--part-order", "farl"], "on synthetic faces"),
+    (train_finetune, ["--data", "synthetic", "--ids", "{wrong}"], "no ids"),
     (train_finetune, [*DATA, "--ids", "{wrong}"], "named twice"),
     (train_reward, [], "--init is needed"),
     (train_reward, ["--init", "nowhere.pt"], "nowhere.pt"),
@@ -39,6 +63,12 @@ MISTAKES = [
     (train_reward, [*INIT, "--reward", "anatomy"], "--estimator block"),
     (train_reward, [*INIT, "--class-weight", "nos=2"], "nose"),
     (train_reward, [*INIT, "--estimator", "rloo", "--samples", "1"], "2 or more"),
+    (train_reward, [*INIT, "--samples", "4"], "no effect with --estimator local"),
+    (train_reward, [*INIT, "--tolerance", "2"], "no effect on --reward f1"),
+    (train_reward, [*INIT, "--kl", "-1"], "at least zero"),
+    (train_reward, [*INIT, "--reward", "f1=inf"], "finite"),
+    (train_reward, ["--init", "{fields}"], "but no model"),
+    (train_reward, ["--init", "{nan}"], "not finite"),
     (train_reward, [*INIT, "--ids", "{wrong}", "--limit", "4"], "limit 4: "),
     (train_reward, [*INIT, "--ids", "{wrong}"], "named twice"),
     (train_scores, [*INIT], "--unlabelled is needed"),
@@ -60,18 +90,32 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def files(finetuned, tmp_path_factory):
+    """Files that are not what a flag asks for."""
+    home = tmp_path_factory.mktemp("files")
+    (home / "notes.txt").write_text("hello")
+    checkpoint.save(home / "fields.pt", fields=torch.zeros(2))
+    state = checkpoint.load(finetuned / "best.pt")
+    next(iter(state["model"].values()))[0] = torch.nan
+    checkpoint.save(home / "nan.pt", **state)
+    return {"notes": home / "notes.txt", "fields": home / "fields.pt", "nan": home / "nan.pt"}
+
+
 @pytest.mark.parametrize(("script", "flags", "named"), MISTAKES)
-def test_a_mistake_gets_one_line(script, flags, named, complaint, folder, split_of, finetuned, tmp_path):
+def test_a_mistake_gets_one_line(
+    script, flags, named, complaint, folder, split_of, finetuned, files, tmp_path
+):
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     wrong = write(tmp_path / "wrong.json", {"train": split_of["train"], "val": split_of["train"][:1]})
-    flags = [flag.format(folder=folder, best=finetuned / "best.pt", wrong=wrong) for flag in flags]
+    names = {"folder": folder, "best": finetuned / "best.pt", "wrong": wrong, **files}
+    flags = [flag.format(**names) for flag in flags]
     if script is not evaluate:
         flags += ["--out", tmp_path / "run"]
     said = complaint(script, *flags)
-    assert named in said and "Traceback" not in said
-    assert said.count("\n") == 1 or "usage:" in said  # argparse's own has the usage before it
-    assert not (tmp_path / "run" / "args.json").exists()
+    assert named in said and said.startswith("error: ") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists(), "what was refused leaves nothing behind"
 
 
 def test_the_line_is_all_that_a_process_says(call, tmp_path):
@@ -88,10 +132,44 @@ def test_nothing_is_silently_replaced(call, complaint, folder, finetuned):
     assert "has done all of its 12 steps" in done.stderr
 
 
+@pytest.fixture
+def unfinished(finetuned, folder, tmp_path):
+    """unfinished(): a run of 99 steps that was stopped after 12, on a copy of the data; its folder."""
+    shutil.copytree(folder, tmp_path / "data")
+    shutil.copytree(finetuned, tmp_path / "run")
+    state = checkpoint.load(finetuned / "last.pt")
+    flags = {"steps": 99, "out": str(tmp_path / "run"), "data": str(tmp_path / "data")}
+    policy = write(tmp_path / "policy.json", {"ops": [], "scale": 0.0})
+    flags["augment"] = str(policy)
+    inputs = {str(policy): sha256(policy)}
+    checkpoint.save(tmp_path / "run" / "last.pt", **state | {"args": state["args"] | flags, "inputs": inputs})
+    return tmp_path / "run"
+
+
+def resume(out, complaint):
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    said = complaint(train_finetune, "--resume", "--out", out)
+    after = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
+    assert before.items() >= after.items(), "what there was is as it was"
+    return said
+
+
+def test_a_resumed_run_has_the_data_that_it_began_with(unfinished, complaint):
+    mask = unfinished.parent / "data" / "labels" / "3.png"
+    ids = np.asarray(Image.open(mask)).copy()
+    ids[:9] = 2
+    Image.fromarray(ids).save(mask)
+    assert "1 with another photo or mask (train/3)" in resume(unfinished, complaint)
+
+
+def test_a_resumed_run_has_the_files_that_it_began_with(unfinished, complaint):
+    policy = unfinished.parent / "policy.json"
+    policy.write_text(policy.read_text() + " ")
+    assert f"{policy} is not the file that the run" in resume(unfinished, complaint)
+
+
 def test_a_run_with_control_does_not_go_on_without(finetuned, tmp_path):
     """A checkpoint of format 1 whose flags have --control, which is no more; to start from it is allowed."""
-    from utils import checkpoint
-
     state = torch.load(finetuned / "last.pt", weights_only=True)
     state |= {"format": 1, "args": {**state["args"], "control": 0.2, "steps": 99, "out": str(tmp_path)}}
     torch.save(state, tmp_path / "last.pt")

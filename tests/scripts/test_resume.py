@@ -10,6 +10,8 @@ import time
 import pytest
 from conftest import TINY, assert_same_run, kill_in_the_middle, logged, torchrun, weights
 
+import train_finetune
+
 STEPS = 26  # of which the first five are done when a run is killed
 
 
@@ -53,15 +55,18 @@ def test_no_score_is_asked_for_twice(estimator, call, start, folder, finetuned, 
     assert keys[0] == keys[1] and len(keys[0]) > 40
 
 
-def test_sigterm_saves_and_resumes(call, start, folder, tmp_path):
+def test_sigterm_saves_and_resumes(call, complaint, start, folder, tmp_path):
+    """... and meanwhile the folder is nobody else's. --resume begins where there is nothing to go on with."""
     flags = ["--data", folder, "--steps", STEPS, "--eval-every", 5, *TINY]
     whole, broken, said = tmp_path / "whole", tmp_path / "broken", tmp_path / "said"
     other = start("train_finetune.py", *flags, "--out", whole)
-    process = start("train_finetune.py", *flags, "--out", broken, stdout=said)
+    process = start("train_finetune.py", *flags, "--out", broken, "--resume", stdout=said)
     while not (broken / "last.pt").is_file():
         time.sleep(0.01)
+    assert f"process {process.pid} on" in complaint(train_finetune, "--out", broken, "--resume")
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait() == 143 and "--resume" in said.read_text()
+    assert process.wait() == 143 and "--resume goes on" in said.read_text()
+    assert "holds no last.pt yet, so the run begins" in said.read_text()
     assert 0 < weights(broken / "last.pt")["step"] < STEPS
     call("train_finetune.py", "--out", broken, "--resume")
     assert other.wait() == 0

@@ -13,7 +13,9 @@ from conftest import ROOT
 from utils import checkpoint
 from utils.errors import UserError
 
-STATE = {"script": "train_finetune.py", "step": 3, "args": {"lr": 0.1, "data": "faces"}}
+ARGS = {"lr": 0.1, "data": "faces", "model": "unet", "size": 32}
+DATA = {"classes": ["background", "skin"], "colors": [[0, 0, 0], [255, 0, 0]]}
+STATE = {"script": "train_finetune.py", "step": 3, "args": ARGS, "data": DATA}
 
 
 def written(tmp_path, **more):
@@ -119,6 +121,40 @@ def test_another_zip(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     refusal(path)
+
+
+# ---- what scripts rely on is there
+
+
+FAULTS = {
+    "step is missing": {"step": None},
+    "args is no dict": {"args": [1]},
+    "its flags lack size": {"args": {"model": "unet", "data": "faces"}},
+    "it names no classes": {"data": {"classes": [], "colors": []}},
+    "do not have a name and a colour each": {"data": {**DATA, "colors": [[0, 0, 0]]}},
+    "its model is no dict of tensors": {"model": {"w": 1.0}},
+    "w holds values that are not finite": {"model": {"w": torch.tensor([1.0, torch.inf])}},
+    "but no model": {"model": None},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_checkpoint_lacks_is_named(tmp_path, fault):
+    state = {"format": checkpoint.FORMAT, **STATE, "model": {"w": torch.zeros(2)}, **FAULTS[fault]}
+    torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "best.pt")
+    assert fault in refusal(tmp_path / "best.pt")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    state = {**STATE, "model": model.state_dict(), "ema": None}
+    checkpoint.save_run(tmp_path, state, True, model)
+    kept = (tmp_path / "last.pt").read_bytes(), (tmp_path / "best.pt").read_bytes()
+    average = {"weight": torch.tensor([torch.nan])}
+    for broken in ({"ema": average}, {"model": {**state["model"], "bias": torch.tensor([torch.inf])}}):
+        with pytest.raises(UserError, match="not finite"):
+            checkpoint.save_run(tmp_path, state | broken, True, model)
+    assert kept == ((tmp_path / "last.pt").read_bytes(), (tmp_path / "best.pt").read_bytes())
 
 
 # ---- a write that fails

@@ -1,0 +1,135 @@
+"""What the splits of a run hold: counted before the first step, shown, kept, and compared on resume."""
+
+import collections
+import json
+
+import numpy as np
+
+from datasets.faces import some
+from utils.errors import UserError
+from utils.metrics import IGNORE_INDEX
+
+SYNTHETIC = 64  # synthetic faces that are counted, of the many that there are
+
+
+def inspect(splits, classes, key="semantic"):
+    """{split: facts}, plain data, of {split: data}.
+
+    facts: `photos`, `people`; `pixels` and `photos_with` {class: count}; `ignored`, the share of pixels that
+    nobody labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and largest width / height;
+    `ids` and `digests` of the photos, and `digest` of all that training would notice.
+    """
+    return {split: _facts(data, classes, key) for split, data in splits.items()}
+
+
+def _facts(data, classes, key):
+    if hasattr(data, "counts"):
+        counts = np.asarray(data.counts)  # (N, K + 1), the last one of 255
+        sizes = np.asarray(data.sizes)  # (N, 2)
+    else:
+        labels = data[list(range(min(SYNTHETIC, len(data))))][key].cpu().numpy()
+        counts = np.stack([np.bincount(mask.ravel(), minlength=256) for mask in labels])
+        counts = np.concatenate([counts[:, : len(classes)], counts[:, IGNORE_INDEX:]], 1)
+        sizes = np.array([labels.shape[2:0:-1]] * len(labels))
+    aspects = sizes[:, 0] / sizes[:, 1]
+    names = [f"{width}x{height}" for width, height in sizes.tolist()]
+    return {
+        "photos": len(data),
+        "counted": len(counts),
+        "people": len(set(data.groups)) if hasattr(data, "groups") else len(data),
+        "pixels": dict(zip(classes, counts.sum(0)[:-1].tolist(), strict=True)),
+        "photos_with": dict(zip(classes, (counts > 0).sum(0)[:-1].tolist(), strict=True)),
+        "ignored": float(counts[:, -1].sum() / max(1, counts.sum())),
+        "sizes": dict(collections.Counter(names).most_common()),
+        "aspects": [round(float(f(aspects)), 4) for f in (np.min, np.median, np.max)],
+        "ids": list(getattr(data, "ids", [])),
+        "digests": list(getattr(data, "digests", [])),
+        "digest": getattr(data, "digest", None),
+    }
+
+
+def kept(found):
+    """What a checkpoint keeps of `inspect`: the shapes trained on, and digests to know the data again by."""
+    digests = {split: facts["digest"] for split, facts in found.items() if facts["digest"]}
+    return {"aspects": found["train"]["aspects"], "digests": digests}
+
+
+def table(found):
+    """Facts of the splits as lines of text: people, photos and, where there are masks, how many pixels each
+    class has, and on how many photos it is."""
+    rows = {"photos": "photos", "people": "people"}
+    lines = ["  " + " " * 18 + "".join(f"{split:>10}" + " " * 8 for split in found)]
+    for name, key in rows.items():
+        lines.append(f"  {name:<18}" + "".join(f"{facts[key]:>18,}" for facts in found.values()))
+    if any(sum(facts["pixels"].values()) for facts in found.values()):
+        lines.append("  " + " " * 18 + "".join(f"{'pixels':>10}{'photos':>8}" for _ in found))
+        for name in next(iter(found.values()))["pixels"]:
+            lines.append(f"  {name:<18}" + "".join(_share(facts, name) for facts in found.values()))
+        ignored = "".join(f"{facts['ignored']:>10.2%}" + " " * 8 for facts in found.values())
+        lines.append(f"  {'not labelled (255)':<18}" + ignored)
+    for split, facts in found.items():
+        sizes = [f"{size} ({count:,})" for size, count in facts["sizes"].items()]
+        part = f", of the first {facts['counted']}" if facts["counted"] < facts["photos"] else ""
+        lines.append(f"  sizes of {split}{part}: {some(sizes, 4)}")
+    return "\n".join(lines)
+
+
+def _share(facts, name):
+    labelled = sum(facts["pixels"].values())
+    return f"{facts['pixels'][name] / max(1, labelled):>10.2%}{facts['photos_with'][name]:>8,}"
+
+
+def refuse_empty(found, allowed=()):
+    """A UserError where a split has no labelled pixel, or a class of the list is in no training mask and not
+    among the names `allowed`."""
+    for split, facts in found.items():
+        if not sum(facts["pixels"].values()):
+            raise UserError(f"{split}: no labelled pixel in {facts['photos']} masks, all are {IGNORE_INDEX}")
+    facts = found["train"]
+    if unknown := set(allowed) - facts["pixels"].keys():
+        known = some(facts["pixels"], 30)
+        raise UserError(f"--allow-empty {' '.join(sorted(unknown))}: the classes are {known}")
+    empty = [name for name, pixels in facts["pixels"].items() if not pixels and name not in allowed]
+    if empty:
+        holds = [f"{name} {_share(facts, name).split()[0]}" for name, n in facts["pixels"].items() if n]
+        holds += [f"255 {facts['ignored']:.0%} of all"] if facts["ignored"] else []
+        raise UserError(
+            f"train: {some(empty)} in no mask of {facts['photos']}, which hold {some(holds, 30)}; "
+            f"correct the masks or the list, or --allow-empty {' '.join(empty)} where it is meant"
+        )
+
+
+def refuse_changed(found, before, path):
+    """A UserError where a resumed run's data is not what it began with, which says what changed.
+
+    before: {split: digest} as its checkpoint says. path: the JSON file of what `inspect` found then.
+    """
+    changed = [split for split, digest in before.items() if found.get(split, {}).get("digest") != digest]
+    if not changed:
+        return
+    try:
+        facts = json.loads(path.read_text())
+        words = [f"{split}: {_changes(facts[split], found.get(split))}" for split in changed]
+    except (OSError, ValueError, KeyError):
+        words = changed
+    raise UserError(
+        f"--resume: the data is not what the run began with ({'; '.join(words)}); put it back, or begin "
+        "anew with --init and another --out"
+    )
+
+
+def _changes(before, now):
+    """In words, how the photos of a split differ."""
+    if now is None:
+        return "is gone"
+    old = dict(zip(before["ids"], before["digests"], strict=True))
+    new = dict(zip(now["ids"], now["digests"], strict=True))
+    kinds = {
+        "gone": [i for i in old if i not in new],
+        "new": [i for i in new if i not in old],
+        "with another photo or mask": [i for i in old if i in new and old[i] != new[i]],
+    }
+    words = [f"{len(ids)} {kind} ({some(ids, 3)})" for kind, ids in kinds.items() if ids]
+    if before["pixels"].keys() != now["pixels"].keys():
+        words.append(f"classes were {' '.join(before['pixels'])}")
+    return ", ".join(words) or "classes, colors or flip_pairs mean something else, or the order differs"

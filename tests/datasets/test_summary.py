@@ -1,0 +1,99 @@
+"""What a split holds is counted, and what could only train wrong is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import refusal
+
+from datasets import summary
+
+CLASSES = ["background", "skin", "nose"]
+
+
+class Data:
+    """Two photos of 4 x 2 pixels by one person, as `CachedFaces` describes them."""
+
+    counts = np.array([[5, 2, 1, 0], [4, 2, 0, 2]])  # background, skin, nose, 255
+    sizes = np.array([[4, 2], [2, 4]])
+    groups = ["ann", "ann"]
+    ids = ["a", "b"]
+    digests = ["11", "22"]
+    digest = "1122"
+
+    def __len__(self):
+        return 2
+
+
+def found_in(**splits):
+    return summary.inspect(splits, CLASSES)
+
+
+def with_(**values):
+    return type("Changed", (Data,), values)()
+
+
+def test_facts():
+    facts = found_in(train=Data())["train"]
+    assert facts["pixels"] == {"background": 9, "skin": 4, "nose": 1}
+    assert facts["photos_with"] == {"background": 2, "skin": 2, "nose": 1}
+    assert facts["ignored"] == 2 / 16 and facts["photos"] == 2 and facts["people"] == 1
+    assert facts["sizes"] == {"4x2": 1, "2x4": 1} and facts["aspects"] == [0.5, 1.25, 2.0]
+    assert json.loads(json.dumps(facts)) == facts, "plain data"
+
+
+def test_the_table_has_a_row_for_each_class():
+    text = summary.table(found_in(train=Data(), val=Data()))
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    assert rows["nose"] == ["7.14%", "1", "7.14%", "1"] and rows["people"] == ["1", "1"]
+    assert "12.50%" in text and "sizes of val: 4x2 (1), 2x4 (1)" in text
+
+
+def test_photos_without_masks_have_no_rows_of_classes():
+    text = summary.table(found_in(train=with_(counts=np.zeros((2, 4), int))))
+    assert "nose" not in text and "photos" in text
+
+
+def test_synthetic_faces_are_counted_in_part():
+    from datasets import synthetic
+
+    faces = synthetic.SyntheticFaces(1000, 0, 16, "fasseg")
+    facts = summary.inspect({"train": faces}, synthetic.SCHEMES["fasseg"].classes)["train"]
+    assert facts["counted"] == summary.SYNTHETIC and facts["photos"] == 1000
+    assert sum(facts["pixels"].values()) == summary.SYNTHETIC * 16 * 16 and facts["aspects"] == [1.0] * 3
+
+
+def test_a_class_that_no_mask_holds_is_refused():
+    found = found_in(train=with_(counts=np.array([[5, 2, 0, 1]])))
+    said = refusal(summary.refuse_empty, found)
+    assert said.startswith("train: nose in no mask") and "skin 28.57%" in said
+    assert "--allow-empty nose" in said
+    summary.refuse_empty(found, ["nose"])
+    summary.refuse_empty(found_in(train=Data(), val=with_(counts=np.array([[5, 2, 0, 1]]))))
+    assert "the classes are background, skin, nose" in refusal(summary.refuse_empty, found, ["nos"])
+
+
+def test_a_split_without_a_labelled_pixel_is_refused():
+    found = found_in(train=Data(), val=with_(counts=np.array([[0, 0, 0, 8]])))
+    assert refusal(summary.refuse_empty, found) == "val: no labelled pixel in 2 masks, all are 255"
+
+
+CHANGES = [
+    ({"ids": ["a", "c"], "digest": "x"}, ["1 gone (b)", "1 new (c)"]),
+    ({"digests": ["11", "33"], "digest": "x"}, ["1 with another photo or mask (b)"]),
+    ({"digest": "x"}, ["mean something else"]),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), CHANGES)
+def test_what_changed_is_said(values, words, tmp_path):
+    before = found_in(train=Data(), val=Data())
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(before))
+    digests = summary.kept(before)["digests"]
+    summary.refuse_changed(before, digests, path)
+    said = refusal(summary.refuse_changed, found_in(train=Data(), val=with_(**values)), digests, path)
+    assert all(word in said for word in words) and "val: " in said and "train" not in said
+    assert "val: is gone" in refusal(summary.refuse_changed, found_in(train=Data()), digests, path)
+    path.write_text("torn")
+    assert "(val)" in refusal(summary.refuse_changed, found_in(train=Data()), digests, path)
