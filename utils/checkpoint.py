@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import shutil
 import zipfile
 
 import torch
@@ -19,7 +20,10 @@ def save(path, **state):
         with whole(path) as file:
             torch.save({"format": FORMAT, **state}, file)
     except RuntimeError as error:  # torch's word for a disk that is full
-        raise UserError(f"{path}: cannot be written ({error}); any earlier one is kept") from None
+        free = shutil.disk_usage(pathlib.Path(path).parent).free // 2**20
+        raise UserError(
+            f"{path}: cannot be written ({free} MB are free: {error}); any earlier one is kept"
+        ) from None
 
 
 def save_run(out, state, is_best, best_model):

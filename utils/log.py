@@ -7,6 +7,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import threading
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -39,6 +40,7 @@ class RunLog:
             if damaged := rows.count(None):  # a kill tears the last one
                 print(f"{self.path}: {damaged} damaged lines dropped")
         write_whole(self.path, "".join(line + "\n" for line in kept))
+        threading.excepthook = _tell_once
         self.board = SummaryWriter(self.out, purge_step=None if resumed is None else resumed + 1)
 
     def scalars(self, step, **values):
@@ -71,6 +73,12 @@ class RunLog:
     def close(self):
         if self.active:
             self.board.close()
+
+
+def _tell_once(error):
+    """An OSError in the thread of TensorBoard is raised again by the next call of it."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def open_run(out, resume):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from utils import dist
+from utils.errors import UserError
 
 BINS = 15  # of confidence, Guo et al. 2017
 IGNORE_INDEX = 255  # the label of a pixel that never counts
@@ -156,7 +157,7 @@ def measure(predict, data, key, num_classes, batch_size=16, rank=0, world=1, rew
     predict: (B, 3, H, W) uint8 -> (B, K, H, W) float32 logits. data[[i, j]] -> {"image", key: labels}.
     Rank r reads images r, r + world, ...: none is padded, none counted twice.
     Returns {"confusion": (N, K, K), "boundary": (K, 4), "calibration": (BINS, 3)} on the CPU, and with
-    a `reward`, (preds, labels) -> (B, ...) float64, {"reward": (N, ...)}.
+    a `reward`, (preds, labels) -> (B, ...) float64, {"reward": (N, ...)}. Raises UserError: no finite logits.
     """
     rows = range(rank, len(data), world)
     confusions = [torch.zeros(0, num_classes, num_classes, dtype=torch.long)]
@@ -166,6 +167,8 @@ def measure(predict, data, key, num_classes, batch_size=16, rank=0, world=1, rew
     for start in range(0, len(rows), batch_size):
         batch = data[list(rows[start : start + batch_size])]
         logits = predict(batch["image"])
+        if not logits.isfinite().all():
+            raise UserError("the model gives values that are not finite; train it anew with a lower rate")
         labels = batch[key].to(logits.device)
         preds = logits.argmax(1)
         confusions.append(confusion(preds, labels, num_classes).cpu())
