@@ -136,7 +136,7 @@ def test_a_second_signal_ends_it_at_once(start, folder, finetuned, times, tmp_pa
     out, asked = tmp_path / "run", tmp_path / "asked"
     (tmp_path / "slow.py").write_text(
         f"import pathlib, time\ndef score(masks, photos):\n    pathlib.Path({str(asked)!r}).touch()\n"
-        "    time.sleep(100)\n    return [0.5] * len(masks)\n"
+        "    time.sleep(20)\n    return [0.5] * len(masks)\n"
     )
     flags = flags_of("train_scores.py", folder, finetuned, f"{tmp_path}/slow.py:score", 0)
     process = start("train_scores.py", *flags, "--out", out)
