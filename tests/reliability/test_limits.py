@@ -80,7 +80,7 @@ def test_ten_thousand_photos(call, times, record_property, tmp_path):
     growth = ", ".join(f"{share:+.1%} with {workers}" for workers, share in grown.items())
     record_property(
         "figure",
-        f"one step from start to end: {seconds[0]:.0f} s, again {seconds[1]:.0f} s; memory from epoch 2 to 20 "
+        f"one step from start to end: {seconds[0]:.0f} s, again {seconds[1]:.0f} s; memory, epoch 2 to 20, "
         f"by workers: {growth}",
     )
     assert seconds[1] < seconds[0] and max(grown.values()) < 0.05
