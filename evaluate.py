@@ -10,7 +10,6 @@ come from one confusion matrix over the split; intervals are bootstrapped over p
 """
 
 import json
-import pathlib
 
 import torch
 
@@ -19,7 +18,7 @@ from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.synthetic import scheme_of
 from models import restore
-from utils import checkpoint, cli, dist, metrics
+from utils import checkpoint, cli, dist, files, metrics
 from utils.errors import UserError
 
 
@@ -30,7 +29,7 @@ def get_parser():
     g.add_argument(
         "--part-order", choices=cli.PART_ORDERS, help="which part of CelebAMask-HQ is painted last"
     )
-    g.add_argument("--split", default="test", help="train, val, test ...")
+    g.add_argument("--split", default="test", help="train, val, test ...; val where there is no test")
     g.add_argument("--ids", metavar="FILE", help=cli.IDS)
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
@@ -64,25 +63,32 @@ def main(args):
     trained = state["args"]
     classes = state["data"]["classes"]
     args = cli.fill(args, {"amp": dist.default_amp(device)})
+    if args.json:
+        files.check_file(args.json)
 
     # ---- data ----
     path = args.data or trained["data"]
     scheme = scheme_of(classes) if path == "synthetic" else None
     as_trained = trained["part_order"] if splits.same_folder(path, trained["data"]) else "canonical"
     part_order = args.part_order or as_trained
-    ids = splits.ids_file(args.ids, args.data, trained) if args.split in ("train", "val") else None
+    split = args.split
+    ids = splits.ids_file(args.ids, args.data, trained) if split in ("train", "val") else None
     if args.ids and not ids:
         raise UserError(f"--ids {args.ids}: says who trains and who validates; --split train or val takes it")
     faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
+    if split == "test" and faces.splits.get("val") and not faces.splits.get("test"):
+        split, ids = "val", splits.ids_file(None, args.data, trained)
+        faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
+        faces.notes.append("no split test: these are figures of val, which best.pt was chosen by")
     if faces.classes != classes:
         raise UserError(
             f"{path} has the classes {' '.join(faces.classes)}; "
             f"{args.init} was trained on {' '.join(classes)}"
         )
-    data = batches.load(faces, args.split, trained["size"], device=device)
+    data = batches.load(faces, split, trained["size"], device=device)
 
     # ---- model ----
-    evaluated = restore(state, device)
+    evaluated = restore(state, device, args.init)
 
     # >>> shared: predict
     def predict(images, by=None):
@@ -98,7 +104,7 @@ def main(args):
     counts = metrics.measure(predict, data, "semantic", len(classes), args.batch_size, rank, world)
     result = metrics.summary(counts, classes)
     if result["mean_f1"] is None:
-        raise UserError(f"--split {args.split}: {faces.name} has no labels there to score against")
+        raise UserError(f"--split {split}: {faces.name} has no labels there to score against")
     result["slices"] = {"yaw": yaw_slices(counts["confusion"], data.yaws)}
     result["ci95"] = {
         "mean_f1": metrics.bootstrap(counts["confusion"], data.groups),
@@ -108,7 +114,7 @@ def main(args):
         "init": args.init,
         "step": state["step"],
         "data": path,
-        "split": args.split,
+        "split": split,
         "ids": ids,
         "size": trained["size"],
         **label_info(faces),
@@ -117,7 +123,7 @@ def main(args):
     if rank:
         return
     print(
-        f"{args.init} on {faces.name} {args.split}: {len(data)} images of {len(set(data.groups))} people",
+        f"{args.init} on {faces.name} {split}: {len(data)} images of {len(set(data.groups))} people",
         *faces.notes,
         sep="\n  ",
     )
@@ -132,8 +138,7 @@ def main(args):
             f"{interval[0]:.3f} to {interval[1]:.3f}"
         )
     if args.json:
-        pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+        files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
     print(f"next:    python predict.py --init {args.init} PHOTO_OR_FOLDER --out runs/predict")
 
 

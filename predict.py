@@ -1,8 +1,8 @@
 """Parse photos: an index mask and an overlay with a legend for each, at the photo's own size.
 
 Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
-Needs:  a checkpoint of a training script; photos with one face each
-Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo
+Needs:  a checkpoint of a training script; photos with one face each, or boxes that frame one
+Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo; with --onnx the model
 """
 
 import os
@@ -11,26 +11,132 @@ import pathlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tqdm import tqdm
 
-from datasets.images import pictures, read_image, to_float
+from datasets import crops, splits
+from datasets.faces import some
+from datasets.images import SUFFIXES, pictures, read_image, to_float, unread_pictures
 from models import restore
-from utils import checkpoint, cli, dist, draw
+from models.export import OPSET, write_onnx
+from utils import checkpoint, cli, dist, draw, files
 from utils.errors import UserError
+
+RESULTS = ("_mask", "_overlay")  # what a photo's results are called, behind its own name
+BAND = 64  # rows of a photo whose logits are held at once
+PIXELS = 16_000_000  # a batch of photos that has as many is not added to
 
 
 def get_parser():
     p = cli.parser(__doc__)
-    p.add_argument("photos", metavar="PHOTO_OR_FOLDER", help="one photo, or a folder of photos")
+    p.add_argument("photos", metavar="PHOTO_OR_FOLDER", nargs="*", help="photos, and folders of photos")
+    g = p.add_argument_group("photos")
+    g.add_argument("--recursive", action="store_true", help="take the subfolders of folders, too")
+    boxes = g.add_mutually_exclusive_group()
+    box = "where the face of the one photo is, as pixels of the upright photo"
+    boxes.add_argument("--box", type=float, nargs=4, metavar=("X", "Y", "W", "H"), help=box)
+    boxes.add_argument("--boxes", metavar="FILE", help='the same of many: JSON {"file name": [x, y, w, h]}')
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
     g = p.add_argument_group("runtime")
+    g.add_argument("--batch-size", type=cli.positive, default=16, help="images per process")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     g = p.add_argument_group("output")
     g.add_argument("--out", default="runs/predict", metavar="FOLDER", help="folder for the masks")
-    g.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
+    g.add_argument("--overwrite", action="store_true", help="replace what is there already")
+    g.add_argument("--onnx", metavar="FILE", help="write the model as ONNX, in place of parsing photos")
     return p
+
+
+def find(path, out, recursive):
+    """([(file name relative to `path`, path)], notes) of the pictures in a folder, but for those in a folder
+    `out` below it; or of the one photo `path`."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such photo or folder")
+    if not os.path.isdir(path):
+        return [(os.path.basename(path), path)], []
+    photos, notes = [], []
+    for folder, below, _ in os.walk(path, onerror=stop):
+        inner = [name for name in sorted(below) if not name.startswith(".")]
+        inner = [name for name in inner if not splits.same_folder(os.path.join(folder, name), out)]
+        links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
+        if inner and not recursive:
+            notes.append(f"{path}: subfolders are looked into with --recursive only: {some(inner, 5)}")
+        elif links:
+            notes.append(f"{folder}: links to folders are not followed: {some(links, 5)}")
+        below[:] = inner if recursive else []
+        if unread := unread_pictures(folder):
+            notes.append(f"{folder}: {some(unread, 5)}")
+        photos += [(os.path.relpath(photo, path), photo) for photo in pictures(folder).values()]
+    return photos, notes
+
+
+def stop(error):
+    raise error
+
+
+def is_result(path, stems):
+    """Whether a picture was written for a photo that is among `stems`, paths without their suffixes, or with
+    another one that is."""
+    stem, suffix = os.path.splitext(path)
+    of = [stem.removesuffix(end) for end in RESULTS if suffix == ".png" and stem.endswith(end)]
+    return bool(of) and (of[0] in stems or all(of[0] + end in stems for end in RESULTS))
+
+
+def find_all(paths, out, recursive):
+    """({file name: path}, notes) of `find` for several paths, without what are results of an earlier run. No
+    two may have results of one name."""
+    found, notes = [], []
+    for path in paths:
+        more, said = find(path, out, recursive)
+        found += more
+        notes += said
+    stems = {os.path.splitext(path)[0] for _, path in found}
+    results = [path for _, path in found if is_result(path, stems)]
+    if results:
+        notes.append(f"masks and overlays of photos beside them are not parsed: {some(results, 5)}")
+    photos, of = {}, {}
+    for name, path in found:
+        stem = os.path.splitext(name)[0]
+        if is_result(path, stems):
+            continue
+        if stem in of:
+            raise UserError(f"{of[stem]} and {path} would both become {stem}_mask.png; rename one")
+        photos[name] = of[stem] = path
+    if not photos:
+        hint = f"; {'; '.join(notes)}" if notes else ""
+        raise UserError(f"{' '.join(paths)}: holds no picture ({', '.join(SUFFIXES)}){hint}")
+    return photos, notes
+
+
+def boxes_of(args, photos):
+    """{file name: box} of the photos that have one."""
+    if args.box and len(photos) > 1:
+        raise UserError(f"--box: for one photo; there are {len(photos)}, and --boxes FILE is for many")
+    if args.box:
+        return {name: crops.checked(args.box, "--box") for name in photos}
+    boxes = crops.read_boxes(args.boxes) if args.boxes else {}
+    if unknown := sorted(boxes.keys() - photos.keys()):
+        names = f"{some(unknown, 5)}; names here are like {some(photos, 2)}"
+        raise UserError(f"--boxes {args.boxes}: boxes of no photo here: {names}")
+    return boxes
+
+
+def class_map(logits, height, width):
+    """(K, h, w) float logits -> (height, width) uint8 on the CPU: argmax of their bilinear interpolation, as
+    `F.interpolate` does it, without ever holding more than `BAND` of its rows."""
+    ids = torch.empty(height, width, dtype=torch.uint8)
+    centres = torch.arange(height, device=logits.device) + 0.5
+    rows = (centres * (logits.shape[1] / height) - 0.5).clamp(min=0)  # where each one is in `logits`
+    above = rows.long()
+    below = (above + 1).clamp(max=logits.shape[1] - 1)
+    for first in range(0, height, BAND):
+        band = slice(first, first + BAND)
+        start, end = above[band][0], below[band][-1] + 1
+        wide = F.interpolate(logits[None, :, start:end], size=(int(end - start), width), mode="bilinear")[0]
+        share = (rows - above)[band, None]
+        mixed = torch.lerp(wide[:, above[band] - start], wide[:, below[band] - start], share)
+        ids[band] = mixed.max(0).indices  # the first of the highest, like argmax, and faster
+    return ids.numpy()
 
 
 def main(args):
@@ -40,46 +146,87 @@ def main(args):
     classes = state["data"]["classes"]
     colors = state["data"]["colors"]
     size = state["args"]["size"]
-    out = pathlib.Path(args.out)
+    square = [1.0] * 3 if state["data"].get("name") == "synthetic" else None
+    aspects = state["data"].get("aspects", square)  # width / height of the photos trained on, where known
+    if bool(args.photos) == bool(args.onnx):
+        raise UserError("name photos or folders to parse, or a FILE for --onnx, and not both")
+    if args.onnx:
+        if os.path.exists(args.onnx) and not args.overwrite:
+            raise UserError(f"--onnx {args.onnx}: is there already; --overwrite replaces it")
+        files.check_file(args.onnx)
+        write_onnx(args.onnx, restore(state, "cpu", args.init), size, classes)
+        shape = f"float32 (N, 3, {size}, {size}) in 0 to 1"
+        print(f"wrote:   {args.onnx} (opset {OPSET}; input images, {shape}; output logits)")
+        return
 
     # ---- data ----
-    if not os.path.exists(args.photos):
-        raise UserError(f"{args.photos}: no such photo or folder")
-    single = {pathlib.Path(args.photos).stem: args.photos}
-    photos = pictures(args.photos) if os.path.isdir(args.photos) else single
-    if not photos:
-        raise UserError(f"{args.photos}: holds no picture (jpg, png, bmp, webp, tif)")
-    there = [name for name in photos if (out / f"{name}_mask.png").exists()]
+    out = pathlib.Path(args.out)
+    photos, notes = find_all(args.photos, out, args.recursive)
+    boxes = boxes_of(args, photos)
+    targets = {name: [out / f"{os.path.splitext(name)[0]}{end}.png" for end in RESULTS] for name in photos}
+    there = [path for pair in targets.values() for path in pair if path.exists()]
     if there and not args.overwrite:
-        raise UserError(f"{out}: holds {there[0]}_mask.png already; --overwrite replaces it")
+        raise UserError(f"{out}: holds {there[0].relative_to(out)} already; --overwrite replaces it")
+    inputs = {os.path.realpath(path) for path in photos.values()}
+    if lost := [path for path in there if os.path.realpath(path) in inputs]:
+        raise UserError(f"{lost[0]}: is a photo to parse, and a result would replace it; name another --out")
+    for folder in sorted({mask.parent for mask, _ in targets.values()}):
+        files.check_folder(folder)
 
     # ---- model ----
-    model = restore(state, device)
+    model = restore(state, device, args.init)
 
     # ---- finish ----
-    out.mkdir(parents=True, exist_ok=True)
-    faults = []
-    for name, path in tqdm(photos.items(), "parsing", disable=None):
+    def read(name):
+        """(name, photo, its `Frame`)."""
+        photo = read_image(photos[name])
+        box = boxes.get(name)
+        far = not box and aspects and crops.is_far(photo.width, photo.height, aspects)
+        aspect = (aspects[1] if aspects else 1.0) if box or far else None
+        if far:
+            padded.append(name)
+        return name, photo, crops.frame(photo.width, photo.height, size, box, aspect)
+
+    @torch.no_grad()
+    def parse(batch):
+        """Write the results of [(name, photo, frame)]."""
+        pixels = np.stack([crops.network_input(photo, frame, size) for _, photo, frame in batch])
+        images = to_float(torch.tensor(pixels, device=device)).to(memory_format=torch.channels_last)
+        for (name, photo, frame), logits in zip(batch, model(images)["semantic"].float(), strict=True):
+            left, top, right, bottom = frame.part
+            ids = np.zeros((photo.height, photo.width), np.uint8)
+            place = logits[:, frame.place[1] : frame.place[3], frame.place[0] : frame.place[2]]
+            ids[top:bottom, left:right] = class_map(place, bottom - top, right - left)
+            mask, overlay = targets[name]
+            draw.write(mask, draw.index_mask(ids, colors))
+            draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes))
+
+    faults, padded, batch = [], [], []
+    for name in tqdm(photos, "parsing", disable=None):
         try:
-            photo = read_image(path)
+            batch.append(read(name))
         except UserError as error:
-            faults.append(str(error))
-            continue
-        pixels = np.asarray(photo.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
-        with torch.no_grad():
-            images = to_float(torch.tensor(pixels, device=device)[None])
-            logits = model(images.to(memory_format=torch.channels_last))["semantic"]
-            logits = F.interpolate(logits, size=(photo.height, photo.width), mode="bilinear")
-        ids = logits[0].argmax(0).byte().cpu().numpy()
-        draw.index_mask(ids, colors).save(out / f"{name}_mask.png")
-        draw.write(out / f"{name}_overlay.png", draw.overlay(np.asarray(photo), ids, colors, classes))
-    print(
+            faults.append(str(error) if photos[name] in str(error) else f"{photos[name]}: {error}")
+        if len(batch) == args.batch_size or sum(p.width * p.height for _, p, _ in batch) >= PIXELS:
+            parse(batch)
+            batch.clear()
+    if batch:
+        parse(batch)
+    if padded:
+        notes.append(
+            f"padded, not stretched, since training photos have width / height {aspects[0]:g} to "
+            f"{aspects[2]:g}: {some(padded, 5)}; --box frames a face"
+        )
+    said = [
         f"{len(photos) - len(faults)} photos parsed with {args.init}: {out}/*_overlay.png, "
-        f"{out}/*_mask.png (ids 0 to {len(classes) - 1}: {' '.join(classes)})"
-    )
+        f"{out}/*_mask.png (ids 0 to {len(classes) - 1}: {' '.join(classes)})",
+        *notes,
+    ]
+    print("\n  ".join(said).encode(errors="backslashreplace").decode())  # names may have no encoding
 
     if faults:
-        raise UserError(f"{len(faults)} of {len(photos)} photos left out: {'; '.join(faults[:5])}")
+        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise UserError(f"{len(faults)} of {len(photos)} photos left out: {'; '.join(faults[:10])}{more}")
 
 
 # >>> shared: start

@@ -1,12 +1,43 @@
 """`open_faces(folder)`: which data set a folder holds, and its samples; see `Faces` in faces.py."""
 
+import difflib
 import os
 
-from datasets import celebamask, fasseg, folder, helen, ibugmask, lapa
-from datasets.faces import some
+from datasets import (
+    celebamask,
+    coco,
+    facesynthetics,
+    fasseg,
+    folder,
+    helen,
+    ibugmask,
+    labelme,
+    lapa,
+    roboflow,
+    unread,
+    voc,
+)
+from datasets.faces import COMPANIONS, some
+from datasets.images import SUFFIXES, unread_pictures
 from utils.errors import UserError
+from utils.metrics import IGNORE_INDEX
 
-FORMATS = (celebamask, fasseg, lapa, helen, ibugmask, folder)  # the first that recognises it, wins
+FORMATS = (  # the first that recognises it, wins
+    *(celebamask, fasseg, lapa, helen, ibugmask, facesynthetics),
+    *(voc, roboflow, coco, labelme, folder),
+)
+PARTS = {  # folders by which the nearest layout is found
+    folder: ("images", "labels"),  # the first of equals
+    voc: ("JPEGImages", "SegmentationClass"),
+    coco: ("annotations", "images"),
+    fasseg: ("Train_RGB", "Train_Labels"),
+    celebamask: ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno"),
+}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+
+
+class UnknownFolder(UserError):
+    """No format recognises the folder. One that is recognised and has a fault is a plain `UserError`."""
 
 
 def open_faces(root, part_order="canonical"):
@@ -22,15 +53,20 @@ def open_faces(root, part_order="canonical"):
         raise UserError(f"{root}: a file; unpack it and give the folder")
     faces = _recognise(root, part_order)
     if faces is None:
-        raise UserError(_unknown(root))
+        raise UnknownFolder(_unknown(root))
     if part_order != "canonical" and "part_order" not in faces.options:
         raise UserError(f"{root}: {faces.name} has no part order; only CelebAMask-HQ has")
+    if len(faces.classes) > IGNORE_INDEX:
+        raise UserError(f"{root}: {len(faces.classes)} classes; masks have room for {IGNORE_INDEX}")
     if not any(faces.splits.values()):
         raise UserError(f"{root}: laid out like {faces.name}, but without a single photo")
     groups = {split: {s.group for s in samples} for split, samples in faces.splits.items()}
     for held in ("val", "test"):
         if shared := groups.get("train", set()) & groups.get(held, set()):
             faces.notes.append(f"in train and in {held} alike: {some(sorted(shared))}")
+    beside = sorted({os.path.dirname(s.image) for samples in faces.splits.values() for s in samples})
+    if left_out := [line for folder in beside for line in unread_pictures(folder)]:
+        faces.notes.append(f"left out: {some(left_out, 5)}")
     return faces
 
 
@@ -43,16 +79,42 @@ def _recognise(root, part_order="canonical"):
 
 
 def _unknown(root):
-    """One line: what was looked for, what is there, and which folder below would have done."""
-    names = sorted(name for name in os.listdir(root) if not name.startswith("."))
-    folders = [os.path.join(root, n) for n in names if os.path.isdir(os.path.join(root, n))]
-    hint = [below for below in folders[:20] if _looks_right(below)]
-    return (
-        f"{root}: no data set of faces that is known here"
-        + (f"; did you mean {' or '.join(hint)}?" if hint else ".")
-        + f" There is: {some(names) or 'nothing'}."
-        + f" Looked for: {'; '.join(module.LOOKS_FOR for module in FORMATS)}"
-    )
+    """What is there, the nearest layout and what it lacks, where to read on: a line each. One line about an
+    export that is not read."""
+    if told := unread.advice(root):
+        return told
+    names = sorted(n for n in os.listdir(root) if not n.startswith("."))
+    folders = [name for name in names if os.path.isdir(os.path.join(root, name))]
+    photos = [name for name in names if name.lower().endswith(SUFFIXES)]
+    rest = sorted({*names} - {*folders, *photos})
+    others = [name for name in rest if not COMPANIONS.fullmatch(name.lower())]
+    if photos and not folders and not others:
+        here = f"a folder of {len(photos)} photos and no masks"
+    else:
+        what = {"folders": [f"{name}/" for name in folders], "photos": photos, "other files": others}
+        counted = [f"{len(found)} {kind} ({some(found, 5)})" for kind, found in what.items() if found]
+        here = "no data set that is known here; there is: " + (", ".join(counted) or "nothing")
+    return f"{root}: {here}\n  {_nearest(root, names, folders, photos)}\n  all layouts: docs/data.md"
+
+
+def _nearest(root, names, folders, photos):
+    if hint := [path for name in folders[:20] if _looks_right(path := os.path.join(root, name))]:
+        return f"did you mean {' or '.join(hint)}?"
+    if packed := [name for name in names if name.lower().endswith(ARCHIVES)]:
+        return f"unpack {some(packed, 3)} and give the folder"
+    if photos and not folders:
+        return (
+            "predict.py parses photos, train_scores.py --unlabelled learns from them; to train on masks, "
+            "call them {photo}_mask.png, or put photos into images/ and masks into labels/"
+        )
+    close = {part: difflib.get_close_matches(part, folders, 1) for parts in PARTS.values() for part in parts}
+    module = max(PARTS, key=lambda m: sum(bool(close[part]) for part in PARTS[m]))
+    lacks = []
+    for part in PARTS[module]:
+        if part not in folders:
+            like = [name for name in close[part] if name not in PARTS[module]]
+            lacks.append(f"{part}/" + (f" (here is {like[0]})" if like else ""))
+    return f"nearest is {module.LOOKS_FOR}" + (f"; it lacks {some(lacks)}" if lacks else "")
 
 
 def _looks_right(root):

@@ -1,33 +1,58 @@
-"""Faces decoded and resized once, kept as a uint8 memory map, keyed by what they were made from."""
+"""Faces decoded and resized once, kept as a uint8 memory map, keyed by the content of their files."""
 
+import contextlib
+import fcntl
 import hashlib
+import io
 import json
+import math
 import os
 import pathlib
+import shutil
+import stat
+import time
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.faces import label_info
-from datasets.images import read_image
+from datasets.faces import label_info, some
+from datasets.images import read_photo, why_absent
 from utils.errors import UserError
+from utils.files import FULL, sha256, whole, write_whole
 from utils.metrics import IGNORE_INDEX
 
-VERSION = 1  # raise it when the pixels that this file writes change
+VERSION = 2  # raise it when the pixels that this file writes change
 ROOT = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reinforce-face"
+SETTLED = 2  # seconds after which a file cannot change any more under the same time stamps
+STRAY = 60  # seconds after which a temporary file that nobody has locked is swept
 
 
 class CachedFaces:
     """Samples as batches. `data[[3, 1]]` -> {"image": (2, 3, S, S) uint8, the data set's target: (2, S, S)
-    uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout."""
+    uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout.
+
+    counts: (N, K + 1) int64, pixels of each class and, last, of 255 in each mask as it is on disk; zeros
+    where there is none. sizes: (N, 2) int64, width and height of each photo, upright. digests: N hex strings,
+    of what each photo and its mask hold. digest: of what labels mean, ids and digests. notes: for the user.
+    """
 
     def __init__(self, faces, samples, size):
         self.ids, self.paths = [s.id for s in samples], [s.image for s in samples]
         self.groups, self.yaws = [s.group for s in samples], [s.yaw for s in samples]
         self.target = faces.target
-        self.memory = np.load(build(faces, samples, size), mmap_mode="r")  # (N, 4, S, S)
+        self.digests = digests_of(samples)
+        self.digest = _hash([label_info(faces), self.ids, self.digests])
+        path = ROOT / f"{faces.name}_{size}_{_hash([VERSION, size, self.digest])[:24]}.npy"
+        self.notes = []
+        found = opened(path)
+        if found is None:
+            if path.exists():
+                self.notes.append(f"{path}: damaged or cut short; made again")
+            found = build(faces, samples, size, path, self.digests)
+        self.memory, self.counts, self.sizes, notes = found  # memory: (N, 4, S, S)
+        self.notes += notes
 
     def __len__(self):
         return len(self.ids)
@@ -37,64 +62,194 @@ class CachedFaces:
         return {"image": batch[:, :3], self.target: batch[:, 3], "index": torch.tensor(index)}
 
 
-def build(faces, samples, size):
-    """The path of the memory map, written first if it is not there: (N, 4, size, size) uint8, the
-    photo (bilinear, antialiased) and its mask (nearest), both stretched to the square.
+# ---- what is cached
+
+
+def opened(path):
+    """(memory map, counts, sizes, notes) of the cache `path`, or None where there is none, or a damaged one.
+    All of it is read and compared with its checksum only where its time stamps have changed since."""
+    try:
+        with np.load(_beside(path)) as file:
+            beside = {key: file[key] for key in ("sha256", "counts", "sizes", "notes")}
+        if contents([str(path)])[str(path)] != str(beside["sha256"]):
+            return None
+        return np.load(path, mmap_mode="r"), beside["counts"], beside["sizes"], beside["notes"].tolist()
+    except Exception:  # of a damaged file np.load raises errors of any kind
+        return None
+
+
+def build(faces, samples, size, path, digests):
+    """Write the cache `path`, and return it as `opened` does: (N, 4, size, size) uint8, the photo (bilinear,
+    antialiased) and its mask (nearest), both stretched to the square. Its checksum, counts, sizes and notes
+    lie beside it, as .npz. digests: of the samples, which must not change meanwhile.
 
     Every file is read, so this is also the scan: all faults are listed at once, then refused.
     """
-    manifest = json.dumps([VERSION, size, label_info(faces), [_stat(s) for s in samples]])
-    key = hashlib.sha256(manifest.encode()).hexdigest()[:24]
-    path = ROOT / f"{faces.name}_{size}_{key}.npy"
-    if path.is_file():
-        return path
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    shape = (len(samples), 4, size, size)
     try:
         ROOT.mkdir(parents=True, exist_ok=True)
-        memory = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        _sweep()
     except OSError as error:
-        raise UserError(f"{ROOT}: no cache can be written ({error}); XDG_CACHE_HOME moves it") from None
-    faults = []
-    try:
-        for row, sample in zip(memory, tqdm(samples, "reading faces", disable=None), strict=True):
+        raise UserError(f"{ROOT}: no cache can be made ({error.strerror}); XDG_CACHE_HOME moves it") from None
+    if not os.access(ROOT, os.W_OK):
+        raise UserError(f"{ROOT}: no cache can be written there; XDG_CACHE_HOME moves it")
+    shape = (len(samples), 4, size, size)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
+    counts = np.zeros((len(samples), len(faces.classes) + 1), np.int64)
+    sizes = np.zeros((len(samples), 2), np.int64)
+    faults, turned = [], []
+    with whole(path) as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # tells `_sweep` that somebody writes here
+        _reserve(file, len(header.getvalue()) + math.prod(shape))
+        file.write(header.getvalue())
+        checksum = hashlib.sha256(header.getvalue())
+        for i, sample in enumerate(tqdm(samples, "reading faces", disable=None)):
             try:
-                row[:3], row[3] = read(faces, sample, size)
+                row, counts[i], sizes[i], orientation = read(faces, sample, size)
             except UserError as error:
                 faults.append(str(error))
+                continue
+            if orientation > 1 and sample.label is not None:
+                turned.append(sample.id)
+            file.write(row)
+            checksum.update(row)
         if faults:
             shown = "\n  ".join(faults[:20]) + ("\n  ..." if len(faults) > 20 else "")
             raise UserError(f"{len(faults)} of {len(samples)} samples are faulty:\n  {shown}")
-        memory.flush()
-        os.replace(temporary, path)  # a killed run leaves no half-written cache under the real name
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        if digests_of(samples) != digests:
+            raise UserError(f"{faces.name}: photos or masks changed while they were read; start again")
+        notes = []
+        if turned:
+            notes.append(
+                f"{len(turned)} photos carry an EXIF orientation other than 1 ({some(turned, 3)}): they are "
+                "turned upright, and their masks are taken to be in the upright frame"
+            )
+        with whole(_beside(path)) as beside:
+            said = np.array(notes, str)
+            np.savez(beside, sha256=checksum.hexdigest(), counts=counts, sizes=sizes, notes=said)
+    return np.load(path, mmap_mode="r"), counts, sizes, notes
 
 
 def read(faces, sample, size):
-    """One sample: (3, size, size) and (size, size) uint8. UserError names the file and its fault."""
-    image = read_image(sample.image)
-    pixels = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
+    """One sample: (4, size, size) uint8, photo and mask; (K + 1,) pixels of each class and of 255 in the mask
+    as it is; (width, height) of the photo; its EXIF orientation. UserError names the file and its fault."""
+    image, orientation = read_photo(sample.image)
+    row = np.full((4, size, size), IGNORE_INDEX, np.uint8)
+    row[:3] = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
+    k = len(faces.classes)
     if sample.label is None:
-        return pixels, np.full((size, size), IGNORE_INDEX, np.uint8)
+        return row, np.zeros(k + 1, np.int64), image.size, orientation
     label = faces.read_label(sample)
     name = sample.label if isinstance(sample.label, str) else sample.id
-    unknown = np.setdiff1d(label, [*range(len(faces.classes)), IGNORE_INDEX])
-    if unknown.size:
+    counts = np.bincount(label.ravel(), minlength=256)
+    if unknown := [i for i in range(k, IGNORE_INDEX) if counts[i]]:
+        reason = why_absent(counts, faces.classes)
         raise UserError(
-            f"{name}: ids {unknown.tolist()} are outside 0..{len(faces.classes) - 1}; "
-            f"give them a class, or mark the pixels {IGNORE_INDEX}"
+            f"{name}: ids {some(map(str, unknown))} are outside 0..{k - 1}; "
+            + (reason or f"give them a class, or mark the pixels {IGNORE_INDEX}")
         )
     # masks may be smaller than photos (CelebAMask-HQ) but must show the same frame
-    if abs(label.shape[1] / label.shape[0] - image.width / image.height) > 0.02:
-        size = f"{label.shape[1]}x{label.shape[0]}"
-        raise UserError(f"{name}: mask {size}, photo {image.width}x{image.height}; sizes must match")
-    return pixels, np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
+    height, width = label.shape
+    if abs(width / height - image.width / image.height) > 0.02:
+        sizes = f"{name}: mask {width}x{height}, photo {image.width}x{image.height}; "
+        if orientation >= 5 and abs(width / height - image.height / image.width) <= 0.02:
+            turned = f"the photo is turned by its EXIF orientation {orientation}, the mask is not"
+            raise UserError(f"{sizes}{turned}: turn the mask too (or strip EXIF)")
+        raise UserError(f"{sizes}sizes must match")
+    row[3] = np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
+    return row, counts[[*range(k), IGNORE_INDEX]], image.size, orientation
 
 
-def _stat(sample):
-    """What identifies a sample's files, as of now."""
-    labels = sample.label if isinstance(sample.label, (tuple, list)) else [sample.label]
-    paths = [os.path.abspath(p) for p in (sample.image, *labels) if p]
-    return [sample.id, [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in paths]]
+def _beside(path):
+    return path.with_suffix(".npz")
+
+
+def _reserve(file, size):
+    """Take `size` bytes on the disk now: a full one is named before the work, not in the middle of it."""
+    try:
+        if hasattr(os, "posix_fallocate"):  # macOS has none; there the writes tell
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in FULL:
+            free = shutil.disk_usage(ROOT).free // 2**20
+            raise UserError(
+                f"{ROOT}: the cache needs {size // 2**20 + 1} MB, {free} MB are free ({error.strerror}); "
+                "XDG_CACHE_HOME moves it"
+            ) from None
+
+
+def _sweep():
+    """Remove the temporary files of runs that were killed: those that nobody has locked."""
+    for path in ROOT.glob("*.tmp"):
+        with contextlib.suppress(OSError), open(path, "rb+") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime > STRAY:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+# ---- what it was made from
+
+
+def digests_of(samples):
+    """16 hex digits for each sample, of what its files hold. The name of a mask counts, too: of part masks it
+    says the part."""
+    listed = [s.label if isinstance(s.label, tuple | list) else [s.label] for s in samples]
+    paths = [part for s, label in zip(samples, listed, strict=True) for part in (s.image, *label)]
+    found = contents([part for part in paths if isinstance(part, str)])
+    known = lambda part: [os.path.basename(part), found[part]] if isinstance(part, str) else repr(part)
+    return [
+        _hash([found[s.image], *map(known, label)])[:16] for s, label in zip(samples, listed, strict=True)
+    ]
+
+
+def contents(paths):
+    """{path: sha256 of the file, "" where there is none that can be read}. A manifest in the cache folder
+    keeps what was found: a file is read again only where its size, its inode or a time stamp has changed, of
+    which no user can set ctime."""
+    known = _manifest()
+    here = os.getcwd()
+    found, fresh = {}, {}
+    for path in tqdm(dict.fromkeys(paths), "checking files", delay=2, disable=None):
+        folder, name = os.path.split(os.path.join(here, path))
+        try:
+            status = os.stat(path)
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+            *before, digest = known.get(folder, {}).get(name, [""])
+            if stamp != before:
+                settled = time.time() - status.st_ctime > SETTLED
+                digest = sha256(path) if stat.S_ISREG(status.st_mode) else ""
+                if settled:
+                    fresh.setdefault(folder, {})[name] = [*stamp, digest]
+        except OSError:
+            digest = ""  # the scan says what is wrong
+        found[path] = digest
+    if fresh:
+        _remember(fresh)
+    return found
+
+
+def _manifest():
+    """{folder: {name: [size, mtime, ctime, inode, sha256]}}; empty where there is none, or a damaged one."""
+    try:
+        checksum, body = (ROOT / "manifest.json").read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        return {}
+    return json.loads(body) if _hash(body) == checksum else {}
+
+
+def _remember(fresh):
+    """Add to the manifest, and leave out folders that are gone. Of two processes that write at once the later
+    one wins; what the other found is then read again."""
+    known = _manifest()
+    for folder, names in fresh.items():
+        known.setdefault(folder, {}).update(names)
+    body = json.dumps({folder: names for folder, names in known.items() if os.path.isdir(folder)})
+    with contextlib.suppress(OSError, UserError):  # a cache that can only be read still serves
+        ROOT.mkdir(parents=True, exist_ok=True)
+        write_whole(ROOT / "manifest.json", f"{_hash(body)}\n{body}")
+
+
+def _hash(plain):
+    """sha256 of plain data, in hex."""
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()

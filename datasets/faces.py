@@ -2,12 +2,27 @@
 
 import dataclasses
 import hashlib
+import json
+import os
+import re
 import typing
 
 import numpy as np
 
+from datasets.images import looks_like_photo
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
+
+SPLIT_OF = {  # names of folders and lists, in lower case
+    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
+BACKGROUND = ("background", "_background_", "__background__")  # what tools call class 0
+IGNORED = ("__ignore__", "ignore", "void")  # what they call pixels that nobody knows
+MASK_SUFFIXES = ("", "_mask", "_label", "_labels", "_seg", "_segmentation")  # behind the stem of its photo
+COMPANIONS = re.compile(  # of photos and masks, in lower case: not worth a word
+    r"\..*|classes\.json|readme.*|licen[cs]e.*|landmarks|.*_ldmks\.txt|thumbs\.db|desktop\.ini|__macosx"
+)
 
 
 class Sample(typing.NamedTuple):
@@ -53,16 +68,112 @@ def label_info(faces):
     }
 
 
+SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def side_pairs(classes):
+    """[(id, id)] of the classes whose names differ in the side alone: left/right, as a word or not, or l/r as
+    a word (l_eye, eyeL) or before one (leye). A name without its partner is in no pair."""
+    names = [
+        re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[\W_]+", " ", name).lower() for name in classes
+    ]
+    found = {}
+    for side in ("left|right", r"\b[lr]\b", r"^[lr](?=\w\w)"):
+        for i, name in enumerate(names):
+            other = re.sub(side, lambda match: SIDES[match[0]], name)
+            if other != name and names.count(name) == names.count(other) == 1 and i not in found:
+                j = names.index(other)
+                found[i], found[j] = j, i
+    return sorted((i, j) for i, j in found.items() if i < j)
+
+
 def pair(photos, labels, folder):
-    """[(stem, photo, label)] of two {stem: path}. Neither may have what the other lacks: a label
-    misplaced or misspelt must not turn into less data without a word."""
-    for what, has, lacks in (
-        ("photos without a label", photos, labels),
-        ("labels without a photo", labels, photos),
-    ):
-        if lone := [stem for stem in has if stem not in lacks]:
-            raise UserError(f"{folder}: {len(lone)} {what}: {some(lone)}; add, move or remove them")
+    """[(stem, photo, label)] of two {stem: path}. All labels may share one of `MASK_SUFFIXES`. Neither may
+    have what the other lacks: a label misplaced or misspelt must not turn into less data without a word.
+    Overlays, which predict.py writes beside its masks, are no labels."""
+    suffix = max(MASK_SUFFIXES, key=lambda end: sum(stem + end in labels for stem in photos))
+    labels = {s: p for s, p in labels.items() if s in photos or not s.endswith("_overlay")}
+    labels = {s.removesuffix(suffix): p for s, p in labels.items()} if suffix else labels
+    lone = {
+        "photos without a label": [stem for stem in photos if stem not in labels],
+        "labels without a photo": [stem for stem in labels if stem not in photos],
+    }
+    if any(lone.values()):
+        said = "; ".join(f"{len(stems)} {what}: {some(stems)}" for what, stems in lone.items() if stems)
+        ends = ", ".join(MASK_SUFFIXES[1:])
+        raise UserError(
+            f"{folder}: {said}; add, move or rename them (a mask is called as its photo, or {ends} follows)"
+        )
     return [(stem, photos[stem], labels[stem]) for stem in photos]
+
+
+def split_folders(root):
+    """{split: path} of the folders in `root` that are called like a split, whatever their case."""
+    found = {}
+    for name in sorted(os.listdir(root)):
+        split = SPLIT_OF.get(name.lower())
+        if split and os.path.isdir(os.path.join(root, name)):
+            if split in found:
+                raise UserError(
+                    f"{root}: {os.path.basename(found[split])}/ and {name}/ are both {split}; keep one"
+                )
+            found[split] = os.path.join(root, name)
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def not_read(root, samples, companions=()):
+    """One line, in a list, about what lies in `root` and beside the files of its samples and is not read;
+    an empty list where that is nothing but `companions`, hidden files and the like."""
+    used = {path for sample in samples for path in files_of(sample)}
+    beside = {
+        os.path.dirname(sample.image) for sample in samples
+    }  # `open_faces` says which photos it left out
+    folders = {root}
+    for folder in {os.path.dirname(path) for path in used}:
+        while folder.startswith(os.path.join(root, "")) and folder not in folders:
+            folders.add(folder)
+            folder = os.path.dirname(folder)
+    found = []
+    for folder in sorted(folders):
+        with os.scandir(folder) as entries:
+            left = [e for e in entries if e.path not in used and e.path not in folders]
+        left = [e for e in left if e.name not in companions and not COMPANIONS.fullmatch(e.name.lower())]
+        left = [e for e in left if folder not in beside or not looks_like_photo(e.name)]
+        where = "" if folder == root else f" in {os.path.relpath(folder, root)}/"
+        kinds = {}  # of files, by suffix
+        for entry in sorted(left, key=lambda e: e.name):
+            kind = entry.name if entry.is_dir() else os.path.splitext(entry.name)[1].lower()
+            kinds.setdefault(kind, []).append(entry.name + "/" if entry.is_dir() else entry.name)
+        for kind, names in kinds.items():
+            found += [f"{len(names)} {kind} files{where}"] if len(names) > 2 else [n + where for n in names]
+    return [f"not read: {some(found)}"] if found else []
+
+
+def files_of(sample):
+    """The paths of a sample: its photo, and the files that its label is made from."""
+    labels = sample.label if isinstance(sample.label, (tuple, list)) else [sample.label]
+    return [path for path in (sample.image, *labels) if path]
+
+
+def class_id(name, classes):
+    """The id of a labelling tool's class, 0 or 255 where it is called as in `BACKGROUND` or `IGNORED`."""
+    if name.lower() in IGNORED:
+        return IGNORE_INDEX
+    return 0 if name.lower() in BACKGROUND else classes.index(name)
+
+
+def after_background(names):
+    """Names without those that are not a class of their own: `BACKGROUND` and `IGNORED`."""
+    return [name for name in names if name.lower() not in BACKGROUND + IGNORED]
+
+
+def palette(n):
+    """n different colours, black first, as Pascal VOC has them: the bits of the id are dealt to red, green
+    and blue in turn."""
+    return [
+        tuple(sum((i >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for c in range(3))
+        for i in range(n)
+    ]
 
 
 def some(names, n=10):
@@ -76,6 +187,15 @@ def read_lines(path):
     try:
         with open(path, encoding="utf-8") as file:
             return file.read().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def read_json(path):
+    """What a JSON file that a data set comes with holds."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
@@ -117,4 +237,4 @@ def limit(samples, n, seed):
 
 
 def _rank(seed, text):
-    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}:{text}".encode(errors="surrogateescape")).hexdigest()

@@ -1,6 +1,8 @@
 """Your own faces: photos and masks paired by name, and a classes.json that says what masks mean.
 
-    images/{name}.jpg    labels/{name}.png        or the same two below train/, val/ and test/
+    images/{name}.jpg    labels/{name}.png        or the same two below train/, val/ and test/,
+                                                  or train/, val/ and test/ below the two
+    {name}.jpg           {name}_mask.png          or both in one folder
     unlabelled/{name}.jpg                         optional: photos nobody labelled
     classes.json                                  optional, but recommended:
 
@@ -10,9 +12,13 @@
      "groups": {"anna_01": "anna", "anna_02": "anna"},    the person in a photo, for honest splits
      "yaw": {"anna_01": -30}}                             degrees, 0 is frontal
 
+Folders may have any of the names in `PHOTOS`, `MASKS` and `faces.SPLIT_OF`, in any case; one of
+`faces.MASK_SUFFIXES` may follow the name of every mask.
+
 Masks hold class ids (8-bit PNG, grey or palette; 255 is never counted). Where classes.json gives
-colors, an RGB mask is read by nearest colour, 255 beyond a distance of 40. Without classes.json the
-classes are counted from the masks and nothing is known of left and right.
+colors, an RGB mask is read by nearest colour, 255 beyond a distance of 40; so is a palette that shows them
+in another order. Where it does not say flip_pairs, classes whose names differ in the side alone are paired.
+Without classes.json the classes are counted from the masks and nothing is known of left and right.
 """
 
 import functools
@@ -21,33 +27,47 @@ import os
 
 import numpy as np
 
-from datasets.faces import Faces, Sample, pair, some
-from datasets.images import decode, nearest_class, open_image, pictures, read_mask
+from datasets import unread
+from datasets.faces import (
+    MASK_SUFFIXES,
+    Faces,
+    Sample,
+    not_read,
+    pair,
+    palette,
+    side_pairs,
+    some,
+    split_folders,
+)
+from datasets.images import SUFFIXES, pictures, read_mask, why_absent
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
 LOOKS_FOR = "your own: images/ and labels/, in the folder itself or in its train/, val/, test/"
+PHOTOS = ("images", "image", "imgs", "img", "photos", "jpegimages")
+MASKS = (
+    *("labels", "label", "masks", "mask", "segmentations", "segmentation", "annotations"),
+    *("segmentationclass", "segmentationclasspng"),
+)
+UNLABELLED = ("unlabelled", "unlabeled")
 KEYS = ("classes", "colors", "flip_pairs", "groups", "yaw")
-FAR = 40  # RGB distance beyond which a pixel of a coloured mask is nobody's
 
 
 def recognise(root):
-    """`Faces` if `root` holds images/ and labels/, else None."""
-    below = {"train": root} if _holds(root) else {}
-    nested = {s: os.path.join(root, s) for s in ("train", "val", "test")}
-    nested = {split: folder for split, folder in nested.items() if _holds(folder)}
-    if below and nested:
-        raise UserError(f"{root}: images/ both here and in {', '.join(nested)}/; keep one of the two")
-    if not (below or nested):
+    """`Faces` if `root` holds photos and masks in one of these layouts, else None."""
+    here = _pairs(root)
+    nested = {split: _pairs(path).get("train") for split, path in split_folders(root).items()}
+    nested = {split: rows for split, rows in nested.items() if rows is not None}
+    if here and nested:
+        raise UserError(
+            f"{root}: photos and masks both here and in {', '.join(nested)}/; keep one of the two"
+        )
+    if not (here or nested):
         return None
     info = _read_info(os.path.join(root, "classes.json"))
-    found = []  # (split, stem, photo, label)
-    for split, folder in (below or nested).items():
-        photos, labels = (pictures(os.path.join(folder, kind)) for kind in ("images", "labels"))
-        found += [(split, *row) for row in pair(photos, labels, folder)]
-    unlabelled = os.path.join(root, "unlabelled")
-    inner = os.path.join(unlabelled, "images")
-    photos = pictures(inner if os.path.isdir(inner) else unlabelled)
+    found = [(split, *row) for split, rows in (here or nested).items() for row in rows]
+    unlabelled, photos = _one_of(root, UNLABELLED)
+    photos = photos or (_one_of(unlabelled, PHOTOS)[1] if unlabelled else {})
     found += [("unlabelled", stem, photo, None) for stem, photo in photos.items()]
 
     for key in ("groups", "yaw"):
@@ -62,32 +82,80 @@ def recognise(root):
 
     read = functools.partial(read_label, colors=info["colors"])
     classes = info["classes"]
-    notes = []
-    if not classes:
+    notes = info["notes"]
+    if found and not classes:
         classes, notes = _count_classes(root, [row[3] for row in found if row[3]])
-    colors = info["colors"] or _palette(len(classes))
+    colors = info["colors"] or palette(len(classes))
+    notes += not_read(root, [sample for samples in splits.values() for sample in samples])
     return Faces("folder", classes, colors, info["flip_pairs"], splits, read, notes)
 
 
-def read_label(sample, colors=None):
-    """Ids as they are, or those of the nearest of `colors` where the mask is in RGB."""
-    mask = open_image(sample.label)
-    if colors and mask.mode == "RGB" and mask.format != "JPEG":
-        return nearest_class(decode(mask, sample.label), colors, FAR)
-    return read_mask(sample.label)
+def read_label(sample, colors=()):
+    """Ids as they are, or, where the mask shows them, those of `colors`; see `images.read_mask`."""
+    return read_mask(sample.label, colors)
 
 
-def _holds(folder):
-    return any(os.path.isdir(os.path.join(folder, kind)) for kind in ("images", "labels"))
+def _pairs(folder):
+    """{split: [(stem, photo, mask)]} of one folder, empty where it has no such layout: `train` alone, or
+    the splits that both images/ and labels/ are divided into."""
+    images, photos = _one_of(folder, PHOTOS)
+    labels, masks = _one_of(folder, MASKS)
+    if not (images or masks):
+        return _side_by_side(folder)
+    inner = [split_folders(below) if below else {} for below in (images, labels)]
+    if inner[0] and inner[1] and not (photos or masks):
+        splits = inner[0] | inner[1]
+        both = {s: [pictures(side[s]) if s in side else {} for side in inner] for s in splits}
+        return {split: pair(*sides, folder) for split, sides in both.items()}
+    if photos and not masks:
+        lacks = f"{images}: {len(photos)} photos, and no masks in a labels/ or masks/ beside the folder"
+        raise UserError(unread.advice(folder) or lacks)
+    return {"train": pair(photos or pictures(folder), masks, folder)}
+
+
+def _one_of(folder, kinds):
+    """(path, {stem: picture}) of the folder in `folder` whose name is one of `kinds`, whatever its case;
+    where several are, the one that holds pictures. (None, {}) where none is."""
+    paths = [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if n.lower() in kinds]
+    found = {path: pictures(path) for path in paths if os.path.isdir(path)}
+    full = {path: inside for path, inside in found.items() if inside} or found
+    if len(full) > 1 and any(full.values()):
+        names = " and ".join(f"{os.path.basename(path)}/" for path in full)
+        raise UserError(
+            f"{folder}: {names} both hold pictures, and either could be meant; rename or move one"
+        )
+    return next(iter(full.items()), (None, {}))
+
+
+def _side_by_side(folder):
+    """`_pairs` of a folder where {name}.jpg lies beside {name}_mask.png."""
+    stems = {os.path.splitext(name)[0] for name in os.listdir(folder) if name.lower().endswith(SUFFIXES)}
+    masks = {stem + end for end in MASK_SUFFIXES[1:] for stem in stems if stem + end in stems}
+    if not masks:
+        return {}
+    overlays = {stem + "_overlay" for stem in stems}
+    found = pictures(folder)
+    photos = {stem: path for stem, path in found.items() if stem not in masks | overlays}
+    return {"train": pair(photos, {stem: found[stem] for stem in found if stem in masks}, folder)}
 
 
 def _count_classes(root, labels):
-    seen = np.zeros(256, bool)
+    counts = np.zeros(256, np.int64)
+    faults = []
     for label in labels:
-        seen |= np.bincount(read_mask(label).ravel(), minlength=256) > 0
-    ids = np.flatnonzero(seen[:IGNORE_INDEX])
+        try:
+            counts += np.bincount(read_mask(label).ravel(), minlength=256)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        shown = "; ".join(faults[:5])
+        raise UserError(f"{root}: {len(faults)} of {len(labels)} masks cannot be read: {shown}")
+    ids = np.flatnonzero(counts[:IGNORE_INDEX])
     if not ids.any():
         raise UserError(f"{root}: no mask holds an id but 0 and {IGNORE_INDEX}; save ids 0, 1, 2, ...")
+    often = ids[counts[ids] >= counts.sum() / 200]
+    if reason := why_absent(counts, often):
+        raise UserError(f"{root}: no classes.json, and as class ids the masks make no sense: {reason}")
     classes = [f"class {i}" for i in range(ids[-1] + 1)]
     found = f"{len(classes)} classes counted from {len(labels)} masks (ids {some(map(str, ids))})"
     return classes, [
@@ -96,13 +164,15 @@ def _count_classes(root, labels):
 
 
 def _read_info(path):
-    """classes.json, checked: {key: value} for all of `KEYS`, all empty without the file."""
+    """classes.json, checked: {key: value} for all of `KEYS`, all empty without the file, and `notes`. Where
+    it does not say flip_pairs, classes whose names differ in the side alone are paired."""
     empty = {"classes": [], "colors": [], "flip_pairs": [], "groups": {}, "yaw": {}}
     if not os.path.exists(path):
-        return empty
+        return empty | {"notes": []}
     try:
         with open(path, encoding="utf-8") as file:
-            info = empty | json.load(file)
+            given = json.load(file)
+        info = empty | given
         names = [str(name) for name in info["classes"]]
         ids = {name: i for i, name in enumerate(names)}
         colors = [tuple(int(v) for v in color) for color in info["colors"]]
@@ -127,12 +197,8 @@ def _read_info(path):
         or not set(swapped) <= set(ids.values())
     ):
         raise UserError(f"{path}: flip_pairs: need pairs of classes, each class once")
-    return dict(classes=names, colors=colors, flip_pairs=pairs, groups=groups, yaw=yaw)
-
-
-def _palette(n):
-    """n different colours, black first: the bits of the id dealt to red, green and blue in turn."""
-    return [
-        tuple(sum((i >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for c in range(3))
-        for i in range(n)
-    ]
+    notes = []
+    if "flip_pairs" not in given and (pairs := side_pairs(names)):
+        swapped = some(f"{names[a]} with {names[b]}" for a, b in pairs)
+        notes.append(f'a flip swaps {swapped}, by their names; "flip_pairs": [] in classes.json: none')
+    return dict(classes=names, colors=colors, flip_pairs=pairs, groups=groups, yaw=yaw, notes=notes)

@@ -62,6 +62,8 @@ def _relabelled(root, split):
         for end, suffix in (("_image", (".jpg",)), ("_label", (".png",)))
     )
     samples = []
+    if not photos:  # somebody's own {n}.jpg and {n}_label.png
+        return samples
     for stem, image, label in pair(photos, labels, folder):
         sample_id = f"{split}/{stem}"
         samples.append(Sample(sample_id, image, label, sample_id))

@@ -21,11 +21,15 @@ def augmented(data, faces, policy, seed, rows, first=0):
 
 
 def preview(data, faces, policy, seed, count=6, times=5):
-    """A row for each of a few faces, as a picture: as it is, then several times as the policy changes it."""
-    rows = [i * len(data) // count for i in range(min(count, len(data)))]
-    seen = [augmented(data, faces, policy, seed, rows, len(rows) * t)[0] for t in range(times)]
-    cells = torch.stack([data[rows]["image"], *seen], 1).flatten(0, 1).permute(0, 2, 3, 1).numpy()
-    return draw.sheet(cells, times + 1)
+    """A row for each of a few faces with its mask, as a picture: as it is, then several times as the policy
+    changes it."""
+    count = min(count, len(data))
+    rows = [i * len(data) // count for i in range(count)]
+    before = data[rows]
+    seen = [augmented(data, faces, policy, seed, rows, count * t) for t in range(times)]
+    images = torch.stack([before["image"], *(image for image, _ in seen)], 1).flatten(0, 1)
+    labels = torch.stack([before[faces.target], *(label for _, label in seen)], 1).flatten(0, 1)
+    return draw.pairs(images, labels, faces.colors, faces.classes, times + 1)
 
 
 def write_folder(folder, faces, pairs):

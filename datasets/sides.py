@@ -74,7 +74,8 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
             f"{path}: no photo is left" + ("; the parser was trained on them" if gone else f" {why}")
         )
     rows = by_person([s.group for s in free])
-    people = sorted(rows, key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
+    rank = lambda g: hashlib.sha256(f"{seed}/{g}".encode(errors="surrogateescape")).digest()
+    people = sorted(rows, key=rank)
     chosen = []
     for person in people[: 4 * n]:
         own = [free[i] for i in rows[person]]

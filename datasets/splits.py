@@ -4,9 +4,9 @@ import collections
 import json
 import os
 
-from datasets import open_faces, synthetic
+from datasets import UnknownFolder, open_faces, synthetic
 from datasets.faces import Faces, Sample, some, split_by_group
-from datasets.images import pictures
+from datasets.images import pictures, unread_pictures
 from utils.errors import UserError
 
 
@@ -88,14 +88,15 @@ def same_folder(a, b):
 
 def open_any(path, classes=(), val_fraction=0.0):
     """`Faces` of a data set, or of a folder of pictures without masks, each taken for a person of its own."""
-    plain = pictures(path) if os.path.isdir(path) else {}
     try:
         return open_data(path, val_fraction=val_fraction)
-    except UserError:
-        if not plain:
+    except UnknownFolder:
+        if not (plain := pictures(path)):
             raise
     samples = [Sample(stem, file, None, stem) for stem, file in plain.items()]
-    return Faces("photos", list(classes), [], [], {"train": samples}, None)
+    left_out = unread_pictures(path)
+    notes = [f"left out: {some(left_out, 5)}"] if left_out else []
+    return Faces("photos", list(classes), [], [], {"train": samples}, None, notes)
 
 
 def open_photos(path, classes, val_fraction=0.15):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 from datasets.faces import some
+from datasets.images import why_absent
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
@@ -15,8 +16,8 @@ SYNTHETIC = 64  # synthetic faces that are counted, of the many that there are
 def inspect(splits, classes, key="semantic"):
     """{split: facts}, plain data, of {split: data}.
 
-    facts: `photos`, `people`; `pixels` and `photos_with` {class: count}; `ignored`, the share of pixels that
-    nobody labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and largest width / height;
+    facts: `photos`, `people`; `pixels` and `photos_with` {class: count}; `pixels_ignored`, which nobody
+    labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and largest width / height;
     `ids` and `digests` of the photos, and `digest` of all that training would notice.
     """
     return {split: _facts(data, classes, key) for split, data in splits.items()}
@@ -39,12 +40,13 @@ def _facts(data, classes, key):
         "people": len(set(data.groups)) if hasattr(data, "groups") else len(data),
         "pixels": dict(zip(classes, counts.sum(0)[:-1].tolist(), strict=True)),
         "photos_with": dict(zip(classes, (counts > 0).sum(0)[:-1].tolist(), strict=True)),
-        "ignored": float(counts[:, -1].sum() / max(1, counts.sum())),
+        "pixels_ignored": int(counts[:, -1].sum()),
         "sizes": dict(collections.Counter(names).most_common()),
         "aspects": [round(float(f(aspects)), 4) for f in (np.min, np.median, np.max)],
         "ids": list(getattr(data, "ids", [])),
         "digests": list(getattr(data, "digests", [])),
         "digest": getattr(data, "digest", None),
+        "notes": list(getattr(data, "notes", [])),
     }
 
 
@@ -65,18 +67,25 @@ def table(found):
         lines.append("  " + " " * 18 + "".join(f"{'pixels':>10}{'photos':>8}" for _ in found))
         for name in next(iter(found.values()))["pixels"]:
             lines.append(f"  {name:<18}" + "".join(_share(facts, name) for facts in found.values()))
-        ignored = "".join(f"{facts['ignored']:>10.2%}" + " " * 8 for facts in found.values())
+        ignored = "".join(f"{_ignored(facts):>10.2%}" + " " * 8 for facts in found.values())
         lines.append(f"  {'not labelled (255)':<18}" + ignored)
     for split, facts in found.items():
         sizes = [f"{size} ({count:,})" for size, count in facts["sizes"].items()]
         part = f", of the first {facts['counted']}" if facts["counted"] < facts["photos"] else ""
         lines.append(f"  sizes of {split}{part}: {some(sizes, 4)}")
+        lines += [f"  {split}: {note}" for note in facts["notes"]]
     return "\n".join(lines)
 
 
 def _share(facts, name):
     labelled = sum(facts["pixels"].values())
     return f"{facts['pixels'][name] / max(1, labelled):>10.2%}{facts['photos_with'][name]:>8,}"
+
+
+def _ignored(facts):
+    """The share of all pixels that nobody labelled."""
+    labelled = sum(facts["pixels"].values())
+    return facts["pixels_ignored"] / max(1, labelled + facts["pixels_ignored"])
 
 
 def refuse_empty(found, allowed=()):
@@ -92,10 +101,14 @@ def refuse_empty(found, allowed=()):
     empty = [name for name, pixels in facts["pixels"].items() if not pixels and name not in allowed]
     if empty:
         holds = [f"{name} {_share(facts, name).split()[0]}" for name, n in facts["pixels"].items() if n]
-        holds += [f"255 {facts['ignored']:.0%} of all"] if facts["ignored"] else []
+        holds += [f"255 {_ignored(facts):.0%} of all"] if facts["pixels_ignored"] else []
+        counts = np.zeros(256, np.int64)
+        counts[: len(facts["pixels"])] = list(facts["pixels"].values())
+        counts[IGNORE_INDEX] = facts["pixels_ignored"]
+        reason = why_absent(counts, list(facts["pixels"])) or "correct the masks or the list"
         raise UserError(
-            f"train: {some(empty)} in no mask of {facts['photos']}, which hold {some(holds, 30)}; "
-            f"correct the masks or the list, or --allow-empty {' '.join(empty)} where it is meant"
+            f"train: {some(empty)} in no mask of {facts['photos']}, which hold {some(holds, 30)}; {reason}; "
+            f"or --allow-empty {' '.join(empty)} where it is meant"
         )
 
 

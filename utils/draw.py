@@ -1,14 +1,20 @@
 """Pictures, on Pillow alone: coloured masks, overlays with a legend, and grids for the eye."""
 
+import itertools
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from utils import files
 from utils.metrics import IGNORE_INDEX
 
 INK = (30, 30, 30)
 PAPER = (250, 250, 250)
 VOID = (90, 90, 90)  # pixels that never count
+UNLABELLED = "not labelled"  # what a legend calls them
+SMALLEST = 256  # pixels: smaller photos are enlarged, or nobody could read a legend beside them
+BAND = 256  # rows of a photo that are worked on at once, so that memory is bounded
 
 
 def photos_of(images):
@@ -31,57 +37,95 @@ def index_mask(ids, colors):
     return image
 
 
-def legend(classes, colors, width, size=13):
+def legend(classes, colors, width):
     """(H, width, 3) uint8: a swatch and a name for each class, in as many rows as it takes."""
+    size = text_size(width)
     font = ImageFont.load_default(size)
-    row = size + 9
-    spots, x, y = [], 8, 4
+    gap = size // 2
+    row = size + gap + 3
+    spots, x, y = [], gap, gap // 2
     for name in classes:
-        step = int(font.getlength(name)) + size + 22
-        if x + step > width and x > 8:
-            x, y = 8, y + row
+        step = int(font.getlength(name)) + size + 3 * gap
+        if x + step > width and x > gap:
+            x, y = gap, y + row
         spots.append((x, y))
         x += step
-    image = Image.new("RGB", (width, y + row + 4), PAPER)
+    image = Image.new("RGB", (width, y + row + gap // 2), PAPER)
     draw = ImageDraw.Draw(image)
     for (x, y), name, color in zip(spots, classes, colors, strict=True):
-        draw.rectangle((x, y + 2, x + size, y + 2 + size), fill=tuple(color), outline=INK)
-        draw.text((x + size + 6, y + 1), name, fill=INK, font=font)
+        box = (x, y + 2, x + size, y + 2 + size)
+        draw.rectangle(box, fill=tuple(color), outline=INK, width=max(1, size // 13))
+        draw.text((x + size + gap, y + 1), name, fill=INK, font=font)
     return np.asarray(image)
 
 
+def text_size(width):
+    """Pixels: what can be read where a picture of this width is shown on a screen."""
+    return max(13, width // 80)
+
+
 def overlay(photo, ids, colors, classes, alpha=0.5):
-    """(H, W, 3) photo and (H, W) ids -> the photo with its parts tinted and a legend of those seen.
-    Background (class 0) stays as it is."""
-    tint = colorise(ids, colors)
-    share = np.where((ids > 0)[..., None], alpha, 0.0)
-    mixed = (photo * (1 - share) + tint * share).astype(np.uint8)
-    seen = [k for k in range(1, len(classes)) if (ids == k).any()]
-    if not seen:
-        return mixed
-    key = legend([classes[k] for k in seen], [colors[k] for k in seen], max(mixed.shape[1], 160))
-    wide = np.full((mixed.shape[0], key.shape[1], 3), PAPER, np.uint8)
-    wide[:, : mixed.shape[1]] = mixed
-    return np.concatenate([wide, key])
+    """(H, W, 3) uint8 photo and (H, W) uint8 ids -> (H', W', 3) uint8: the photo with its parts tinted and
+    outlined, and a legend of those seen. Background (class 0) stays as it is. Photos smaller than `SMALLEST`
+    are enlarged."""
+    if (scale := SMALLEST // max(ids.shape)) > 1:
+        photo, ids = (array.repeat(scale, 0).repeat(scale, 1) for array in (photo, ids))
+    height, width = ids.shape
+    entries = zip([*range(len(classes)), IGNORE_INDEX], [*classes, UNLABELLED], [*colors, VOID], strict=True)
+    seen = [(name, color) for k, name, color in entries if k and (ids == k).any()]
+    key = legend(*zip(*seen, strict=True), max(width, 160)) if seen else np.empty((0, width, 3), np.uint8)
+    page = np.full((height + len(key), key.shape[1], 3), PAPER, np.uint8)
+    page[height:] = key
+    table = colorise(np.arange(256), colors).astype(np.uint16)
+    lines = outlines(ids, max(1, text_size(width) // 10))
+    for top in range(0, height, BAND):
+        rows = slice(top, min(top + BAND, height))
+        share = np.where(lines[rows], 256, round(256 * alpha)).astype(np.uint16)  # 256ths of the tint
+        share = np.where(ids[rows] == 0, 0, share)[..., None].astype(np.uint16)
+        page[rows, :width] = (photo[rows] * (256 - share) + table[ids[rows]] * share) // 256
+    return page
+
+
+def outlines(ids, width):
+    """(H, W) bool: pixels at most `width` above, below or beside a pixel of another class."""
+    lines = np.zeros(ids.shape, bool)
+    for a, b in ((np.s_[width:], np.s_[:-width]), (np.s_[:, width:], np.s_[:, :-width])):
+        changes = ids[a] != ids[b]
+        lines[a] |= changes
+        lines[b] |= changes
+    return lines
+
+
+def unlike(colors):
+    """(r, g, b): a bright colour, as far as can be from all of `colors`."""
+    steps = range(0, 256, 51)
+    bright = [color for color in itertools.product(steps, repeat=3) if max(color) == 255]
+    taken = np.array([*colors, VOID, PAPER])
+    return max(bright, key=lambda color: ((taken - color) ** 2).sum(1).min())
 
 
 def comparison(images, labels, preds, colors, classes, scale=1, wrong=None):
     """image | truth | prediction | error for each sample, under one legend.
 
     images (B, 3, H, W); labels, preds (B, H, W) uint8 on the CPU; scale: an integer zoom; wrong: (B, H, W)
-    bool, the errors to show (default all). In the error panel right pixels are dim, wrong ones show the
-    class they should have had. -> (H', W', 3) uint8.
+    bool, the errors to show (default all), in a colour that no class has, on the darkened photo.
+    -> (H', W', 3) uint8.
     """
     photos = photos_of(images)
     truth = colorise(labels, colors)
     guess = colorise(preds, colors)
     wrong = (labels != preds) & (labels != IGNORE_INDEX) if wrong is None else wrong
-    errors = np.where(np.asarray(wrong)[..., None], truth, photos // 4)
-    return grid([photos, truth, guess, errors], colors, classes, scale=scale)
+    color = unlike(colors)
+    errors = np.where(np.asarray(wrong)[..., None], np.uint8(color), photos // 4)
+    panels = {"photo": photos, "truth": truth, "prediction": guess, "error": errors}
+    more = [(UNLABELLED, VOID)] * bool((labels == IGNORE_INDEX).any()) + [("error", color)]
+    return grid(panels, colors, classes, more, scale=scale)
 
 
 def evenly(data, count):
-    """A batch of `count` samples spread evenly over a data set, always the same ones."""
+    """A batch of `count` samples spread evenly over a data set, always the same ones, or all where there are
+    fewer."""
+    count = min(count, len(data))
     return data[[i * len(data) // count for i in range(count)]]
 
 
@@ -108,20 +152,31 @@ def progress(predict, nets, data, colors, classes, count=8):
     changed = (before != after)[..., None]
     old = colorise(before, colors)
     new = colorise(after, colors)
-    panels = [photos, old, new, np.where(changed, new, photos // 4)]
+    change = np.where(changed, new, photos // 4)
+    panels = {"photo": photos, "before": old, "now": new, "change": change}
     return grid(panels, colors, classes, scale=max(1, 256 // after.shape[-1]))
 
 
 def pairs(images, labels, colors, classes, columns=4):
     """image | mask for each sample, under one legend: what a network is fed. images: (B, 3, H, W);
     labels: (B, H, W)."""
-    return grid([photos_of(images), colorise(labels, colors)], colors, classes, columns)
+    panels = {"photo": photos_of(images), "mask": colorise(labels, colors)}
+    more = [(UNLABELLED, VOID)] * bool((labels == IGNORE_INDEX).any())
+    return grid(panels, colors, classes, more, columns)
 
 
-def grid(panels, colors, classes, columns=2, scale=1):
-    """Panels (B, H, W, 3) uint8 side by side for each sample, `columns` samples a row, under one legend."""
-    cells = np.concatenate(panels, 2).repeat(scale, 1).repeat(scale, 2)
-    return sheet(cells, columns, legend(classes, colors, columns * (cells.shape[2] + 6) - 6))
+def grid(panels, colors, classes, more=(), columns=2, scale=1):
+    """Panels {heading: (B, H, W, 3) uint8} side by side for each sample, `columns` samples a row, under one
+    legend. more: [(name, color)] of what the legend has beside the classes; scale: an integer zoom."""
+    cells = np.concatenate(list(panels.values()), 2).repeat(scale, 1).repeat(scale, 2)
+    columns = min(columns, len(cells))
+    width = columns * (cells.shape[2] + 6) - 6
+    panel = cells.shape[2] // len(panels)
+    size = min(text_size(width), max(8, 3 * panel // (2 * max(map(len, panels)))))  # the longest one fits
+    headings = np.concatenate([words(text, panel, size + 9, size) for text in panels], 1)
+    names, shown = zip(*zip(classes, colors, strict=True), *more, strict=True)
+    key = legend(names, shown, width)
+    return sheet(cells, columns, np.concatenate([key, sheet(np.stack([headings] * columns), columns)]))
 
 
 def words(text, width, height, size=13):
@@ -145,6 +200,8 @@ def sheet(cells, columns, header=None):
     return page if header is None else np.concatenate([header[:, :total], page])
 
 
-def write(path, array):
-    """Write (H, W, 3) uint8 as a PNG."""
-    Image.fromarray(array).save(path)
+def write(path, picture):
+    """Write (H, W, 3) uint8, or a PIL image, as a PNG, whole or not at all."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    with files.whole(path) as file:
+        image.save(file, format="PNG")

@@ -7,7 +7,9 @@ import hashlib
 import os
 import pathlib
 import platform
+import secrets
 import shutil
+import tempfile
 
 from utils.errors import UserError
 
@@ -21,10 +23,11 @@ def whole(path):
     of the folder. A kill, a full disk or an error in the block at any moment leaves what was there. Raises
     UserError where nothing can be written."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # a number of chance: processes of two containers have equal ids
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -42,6 +45,27 @@ def write_whole(path, content):
     """`content`, bytes or str (UTF-8), as a file; see `whole`."""
     with whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_folder(folder):
+    """Make `folder`, and see that a file can be written there: before the work, rather than after it. Raises
+    UserError."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written into ({error.strerror})") from None
+
+
+def check_file(path):
+    """See that a file can be written at `path`; its folder is made. Raises UserError."""
+    if pathlib.Path(path).is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    check_folder(pathlib.Path(path).parent)
 
 
 def cannot_write(path, error):

@@ -8,13 +8,15 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import FASSEG, ids_of, needs_fasseg, refusal
+from conftest import FASSEG, ROOT, ids_of, needs_fasseg, refusal
 from PIL import Image
 
-from datasets import celebamask, fasseg, folder, helen, ibugmask, lapa, open_faces
-from datasets.faces import Sample, label_info, limit, split_by_group
+from datasets import UnknownFolder, celebamask, fasseg, folder, lapa, open_faces
+from datasets.faces import MASK_SUFFIXES, Sample, label_info, limit, palette, split_by_group
 from datasets.images import read_image, read_mask
+from datasets.splits import open_any
 
+CASE = ROOT.parent / "shared/cases/mask_suffix/data"
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS
 
 
@@ -108,8 +110,7 @@ def test_real_fasseg():
 
 @needs_fasseg
 def test_real_fasseg_one_level_up():
-    line = refusal(open_faces, FASSEG)
-    assert f"did you mean {FASSEG / 'V2'} or {FASSEG / 'V3'}" in line
+    assert f"did you mean {FASSEG / 'V2'} or {FASSEG / 'V3'}?" == unknown(FASSEG)[1]
 
 
 # ---- CelebAMask-HQ
@@ -372,7 +373,7 @@ def test_folder_counts_classes(tmp_path):
     assert faces.classes == ["class 0", "class 1", "class 2", "class 3", "class 4"]
     assert len(set(faces.colors)) == 5 and faces.flip_pairs == []
     assert "5 classes counted from 2 masks (ids 0, 1, 4)" in faces.notes[0]
-    assert len(set(folder._palette(255))) == 255
+    assert len(set(palette(255))) == 255
     own(tmp_path, label=[[0, 255, 0, 255]])  # black and white: 255 does not count
     assert "save ids 0, 1, 2" in refusal(open_faces, tmp_path)
 
@@ -402,6 +403,98 @@ def test_folder_faulty_classes_json(tmp_path, change, said):
     assert said in line and "classes.json" in line
 
 
+LAYOUTS = {  # where a photo and its mask lie, for each split that they are then in
+    "other names": {"train": ("imgs/a.jpg", "masks/a.png")},
+    "capitals": {"train": ("Images/a.JPG", "Labels/a.PNG")},
+    "segmentations": {"train": ("photos/a.jpg", "segmentations/a.png")},
+    "photos above": {"train": ("a.jpg", "masks/a.png")},
+    "valid": {
+        "train": ("train/images/a.jpg", "train/labels/a.png"),
+        "val": ("valid/images/b.jpg", "valid/labels/b.png"),
+    },
+    "validation": {"val": ("Validation/imgs/b.jpg", "Validation/annotations/b.png")},
+    "splits below": {
+        "train": ("images/train/a.jpg", "masks/train/a.png"),
+        "val": ("images/val/b.jpg", "masks/val/b.png"),
+    },
+    "side by side": {"train": ("a.jpg", "a_mask.png")},
+    "side by side in splits": {
+        "train": ("train/a.jpg", "train/a_label.png"),
+        "test": ("test/c.jpg", "test/c_label.png"),
+    },
+    **{end: {"train": ("images/a.jpg", f"labels/a{end}.png")} for end in MASK_SUFFIXES},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folder_layouts(tmp_path, layout):
+    for image, mask in LAYOUTS[layout].values():
+        photo(tmp_path / image, 4, 1)
+        save(tmp_path / mask, [[0, 1, 2, 3]])
+    (tmp_path / "classes.json").write_text(json.dumps(INFO))
+    faces = open_faces(tmp_path)
+    stems = {split: pathlib.Path(image).stem for split, (image, _) in LAYOUTS[layout].items()}
+    assert {split: ids_of(faces, split) for split in faces.splits} == {s: [f"{s}/{stems[s]}"] for s in stems}
+    for split, (image, _) in LAYOUTS[layout].items():
+        (sample,) = faces.splits[split]
+        assert sample.image == str(tmp_path / image) and faces.read_label(sample).tolist() == [[0, 1, 2, 3]]
+    assert faces.notes == []
+
+
+def test_masks_that_predict_wrote_into_the_folder_of_photos(tmp_path):
+    for end in (".jpg", "_mask.png", "_overlay.png"):
+        save(tmp_path / f"a{end}", np.ones((2, 2)))
+    (tmp_path / "classes.json").write_text(json.dumps(INFO))
+    faces = open_faces(tmp_path)
+    assert ids_of(faces) == ["train/a"] and faces.notes == ["not read: a_overlay.png"]
+
+
+@pytest.mark.skipif(not CASE.is_dir(), reason=f"no {CASE}")
+def test_the_case_of_a_mask_suffix():
+    faces = open_faces(CASE)
+    assert ids_of(faces) == ["train/f0", "train/f1", "train/f2", "train/f3"] and len(faces.classes) == 4
+
+
+def test_folder_where_two_could_be_meant(tmp_path):
+    save(own(tmp_path, INFO) / "masks/a.png", [[0, 1]])
+    assert "labels/ and masks/ both hold pictures" in refusal(open_faces, tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    assert ids_of(open_faces(tmp_path)) == ["train/a", "train/b"], "no masks there"
+    own(tmp_path, INFO, ["a"], below="valid")
+    own(tmp_path, INFO, ["a"], below="val")
+    assert "val/ and valid/ are both val; keep one" in refusal(open_faces, tmp_path)
+
+
+def test_folder_without_masks(tmp_path):
+    for name in ("a", "b"):
+        photo(tmp_path / f"images/{name}.jpg")
+    assert "images: 2 photos, and no masks" in refusal(open_faces, tmp_path)
+    for name in ("a", "c_mask", "c_mask_overlay"):
+        save(tmp_path / f"masks/{name}.png", [[0, 1]])
+    line = refusal(open_faces, tmp_path)
+    assert "1 photos without a label: b; 1 labels without a photo: c_mask; add, move or rename" in line
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    """Of what predict.py writes, the masks are read; what belongs to a data set is not worth a word."""
+    own(tmp_path, INFO, names=())
+    for name in ("a", "b", "c"):
+        photo(tmp_path / f"images/{name}.jpg", 4, 1)
+        save(tmp_path / f"labels/{name}_mask.png", [[0, 1, 2, 3]])
+        photo(tmp_path / f"labels/{name}_overlay.png", 4, 1)
+        for kind in ("images", "landmarks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{name}.npy").write_text("")
+    for name in ("README.md", "LICENSE", ".DS_Store", "images/Thumbs.db", "notes.txt", "images/b.csv"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "old").mkdir()
+    faces = open_faces(tmp_path)
+    assert ids_of(faces) == ["train/a", "train/b", "train/c"]
+    said = "3 .npy files in images/, b.csv in images/, 3 .png files in labels/"
+    assert faces.notes == [f"not read: notes.txt, old/, {said}"]
+
+
 def test_folder_two_photos_of_one_name(tmp_path):
     photo(own(tmp_path, INFO) / "images/a.png")
     photo(tmp_path / "images/._b.jpg")  # of macOS, and no picture
@@ -413,15 +506,41 @@ def test_folder_two_photos_of_one_name(tmp_path):
 # ---- what is no data set
 
 
+def unknown(root):
+    """The three lines about a folder that nothing recognises."""
+    with pytest.raises(UnknownFolder) as caught:
+        open_faces(root)
+    here, nearest, more = str(caught.value).splitlines()
+    assert here.startswith(f"{root}: ") and "docs/data.md" in more
+    return here, nearest.strip()
+
+
 def test_unknown_folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "lables").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    here, nearest = unknown(tmp_path)
+    assert here.endswith("there is: 2 folders (lables/, pictures/), 1 other files (notes.txt)")
+    assert folder.LOOKS_FOR in nearest and "it lacks images/, labels/ (here is lables)" in nearest
+    (tmp_path / "CelebAMask-HQ-mask-anno").mkdir()
+    assert unknown(tmp_path)[1].endswith(f"{celebamask.LOOKS_FOR}; it lacks CelebA-HQ-img/")
+    (tmp_path / "faces.zip").write_text("")
+    assert unknown(tmp_path)[1] == "unpack faces.zip and give the folder"
+    own(tmp_path / "faces")
+    assert unknown(tmp_path)[1] == f"did you mean {tmp_path / 'faces'}?"
+
+
+def test_a_folder_of_photos_is_called_what_it_is(tmp_path):
     for i in range(12):
         photo(tmp_path / f"photo{i:02d}.jpg")
-    line = refusal(open_faces, tmp_path)
-    for module in (celebamask, fasseg, lapa, helen, ibugmask, folder):
-        assert module.LOOKS_FOR in line
-    assert "photo09.jpg and 2 more" in line and "did you mean" not in line
-    own(tmp_path / "faces")
-    assert f"did you mean {tmp_path / 'faces'}?" in refusal(open_faces, tmp_path)
+    here, nearest = unknown(tmp_path)
+    assert here.endswith("a folder of 12 photos and no masks")
+    assert "predict.py" in nearest and "train_scores.py --unlabelled" in nearest
+    assert len(open_any(tmp_path).splits["train"]) == 12
+    own(tmp_path / "set", INFO)
+    photo(tmp_path / "set/stray.jpg")
+    (tmp_path / "set/labels/a.png").unlink()
+    assert "1 photos without a label: a" in refusal(open_any, tmp_path / "set"), "no folder of one photo"
 
 
 def test_absent_file_and_empty(tmp_path):
@@ -438,9 +557,9 @@ def test_absent_file_and_empty(tmp_path):
 
 def test_masks_that_hold_ids(tmp_path):
     ids = np.uint8([[0, 1, 2, 255]])
-    palette = Image.fromarray(ids).convert("P")
-    palette.putpalette([v for color in folder._palette(256)[::-1] for v in color])
-    save(tmp_path / "palette.png", palette)
+    indexed = Image.fromarray(ids).convert("P")
+    indexed.putpalette([v for color in palette(256)[::-1] for v in color])
+    save(tmp_path / "palette.png", indexed)
     save(tmp_path / "grey.png", ids)
     save(tmp_path / "grey.bmp", ids)
     save(tmp_path / "three.png", np.stack([ids] * 3, -1))
@@ -455,11 +574,9 @@ def test_masks_that_hold_ids(tmp_path):
 def test_masks_that_cannot(tmp_path):
     ids = np.uint8([[0, 1, 2, 1]])
     save(tmp_path / "one_bit.png", Image.fromarray(ids).convert("1"))
-    save(tmp_path / "sixteen.png", Image.fromarray(ids.astype(np.uint16)))
     save(tmp_path / "grey.jpg", ids)
-    save(tmp_path / "alpha.png", Image.fromarray(ids).convert("RGBA"))
     (tmp_path / "text.png").write_text("no picture")
-    for name in ("one_bit.png", "sixteen.png", "grey.jpg", "alpha.png", "text.png"):
+    for name in ("one_bit.png", "grey.jpg", "text.png"):
         assert name in refusal(read_mask, tmp_path / name)
 
 

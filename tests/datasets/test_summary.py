@@ -37,7 +37,7 @@ def test_facts():
     facts = found_in(train=Data())["train"]
     assert facts["pixels"] == {"background": 9, "skin": 4, "nose": 1}
     assert facts["photos_with"] == {"background": 2, "skin": 2, "nose": 1}
-    assert facts["ignored"] == 2 / 16 and facts["photos"] == 2 and facts["people"] == 1
+    assert facts["pixels_ignored"] == 2 and facts["photos"] == 2 and facts["people"] == 1
     assert facts["sizes"] == {"4x2": 1, "2x4": 1} and facts["aspects"] == [0.5, 1.25, 2.0]
     assert json.loads(json.dumps(facts)) == facts, "plain data"
 

@@ -229,4 +229,4 @@ def test_a_preview_is_drawn(call, faces, tmp_path):
     flags = ["--data", faces, "--policy", "trivial", "--preview", "--size", 32, "--out", tmp_path]
     call("augment.py", *flags)
     picture = np.asarray(Image.open(tmp_path / "preview.png"))
-    assert picture.shape[1] == 6 * 38 - 6 and picture.std() > 20
+    assert picture.shape[1] == 6 * (2 * 32 + 6) - 6 and picture.std() > 20

@@ -82,7 +82,7 @@ MISTAKES = [
     (train_scores, [*ALONE, *FIELD, "--standardise"], "--estimator field has no --standardise"),
     (train_scores, [*ALONE, *FIELD, "--cell", "4"], "and no --cell"),
     (evaluate, ["--init", "nowhere.pt"], "nowhere.pt"),
-    (evaluate, [*INIT, "--split", "test"], "no split test"),
+    (evaluate, [*INIT, "--split", "tset"], "no split tset"),
     (evaluate, [*INIT, "--ids", "{wrong}"], "--split train or val"),
     (evaluate, [*INIT, "--ids", "{wrong}", "--split", "val"], "named twice"),
     (predict, [*INIT, "nowhere.jpg"], "nowhere.jpg"),

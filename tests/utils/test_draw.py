@@ -1,0 +1,111 @@
+"""What pictures show: colours that say one thing only, headings, and legends that can be read."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import refusal
+from PIL import Image
+
+from utils import draw
+
+CLASSES = ["background", "skin", "hair"]
+COLORS = [[0, 0, 0], [200, 120, 90], [90, 30, 110]]
+
+
+class Photos:
+    """`count` grey photos of 64 x 64 pixels with a square of skin; 255 above it, on the first one."""
+
+    def __init__(self, count):
+        self.labels = torch.zeros(count, 64, 64, dtype=torch.uint8)
+        self.labels[:, 20:40, 20:40] = 1
+        self.labels[0, :10] = 255
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, rows):
+        images = torch.full((len(rows), 3, 64, 64), 100, dtype=torch.uint8)
+        return {"image": images, "semantic": self.labels[rows]}
+
+
+def predict(images, by=None):
+    """Skin a pixel further to the right than it is: an error of a column on either side."""
+    logits = torch.zeros(len(images), 3, 64, 64)
+    logits[:, 1, 20:40, 21:41] = 1
+    return logits
+
+
+def has(picture, color):
+    return (picture == np.uint8(color)).all(-1)
+
+
+@pytest.mark.parametrize("colors", [COLORS, [[255, 0, 255], [255, 255, 0], [0, 255, 255]]])
+def test_errors_have_a_colour_of_their_own(colors):
+    page = draw.validation(predict, Photos(1), "semantic", colors, CLASSES)
+    color = draw.unlike(colors)
+    assert color not in map(tuple, colors)
+    wrong = has(page[-256:], color)  # below legend and headings: one row of panels, enlarged four times
+    assert wrong.sum() == 2 * 20 * 4 * 4 and wrong[:, 3 * 256 :].sum() == wrong.sum()
+    assert has(page[:-256], color).sum() > 50, "the legend has it"
+
+
+def test_a_picture_has_as_many_rows_as_there_are_photos():
+    heights = {n: draw.validation(predict, Photos(n), "semantic", COLORS, CLASSES).shape for n in (1, 3, 9)}
+    assert heights[1][1] == 4 * 256 and heights[3][1] == heights[9][1] == 2 * 4 * 256 + 6
+    assert heights[9][0] - heights[3][0] == 2 * (256 + 6)
+
+
+def test_what_nobody_labelled_is_in_the_legend_where_it_occurs():
+    with_void = draw.comparison(*args_of([0]), COLORS, CLASSES, scale=4)
+    without = draw.comparison(*args_of([1]), COLORS, CLASSES, scale=4)
+    assert has(with_void[:-256], draw.VOID).sum() > 50 > has(without[:-256], draw.VOID).sum()
+    pairs = Photos(2)[[0, 1]]
+    page = draw.pairs(pairs["image"], pairs["semantic"], COLORS, CLASSES)
+    assert has(page[:-64], draw.VOID).sum() > 50
+
+
+def args_of(rows):
+    batch = Photos(2)[rows]
+    return batch["image"], batch["semantic"], batch["semantic"]
+
+
+def test_panels_have_headings():
+    """Dark letters above each panel, in a strip of their own."""
+    page = draw.validation(predict, Photos(2), "semantic", COLORS, CLASSES)
+    strip = page[-256 - 20 : -256]
+    for panel in range(8):
+        left = panel * 256 + 6 * (panel // 4)
+        assert (strip[:, left : left + 256].min(-1) < 100).sum() > 20, panel
+
+
+@pytest.mark.parametrize("side", [64, 800, 4000])
+def test_the_legend_of_an_overlay_fits_the_photo(side):
+    """Text of a size that a screen shows, beside a photo of 64 pixels and one of 4000."""
+    ids = np.zeros((side, side), np.uint8)
+    ids[side // 4 : side // 2, side // 4 : side // 2] = 1
+    ids[side // 2 :, : side // 4] = 2
+    photo = np.full((side, side, 3), 100, np.uint8)
+    page = draw.overlay(photo, ids, COLORS, CLASSES)
+    scale = max(1, 256 // side)
+    height = side * scale
+    assert page.shape[1] == height and 0.02 < (len(page) - height) / height < 0.15
+    shown = page[:height:scale, ::scale]
+    assert (shown[: side // 5] == 100).all(), "background stays"
+    middle, edge = shown[3 * side // 8, 3 * side // 8], shown[side // 4, 3 * side // 8]
+    assert np.abs(middle - (50 + np.array(COLORS[1]) / 2)).max() <= 1 and edge.tolist() == COLORS[1]
+
+
+def test_outlines_follow_the_borders():
+    ids = np.zeros((9, 9), np.uint8)
+    ids[3:6, 3:6] = 1
+    lines = draw.outlines(ids, 1)
+    assert lines[3, 3:6].all() and lines[2, 3:6].all() and not lines[4, 4] and not lines[1].any()
+    assert not draw.outlines(np.ones((3, 3), np.uint8), 5).any(), "a photo smaller than its lines"
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
+    picture = np.zeros((4, 5, 3), np.uint8)
+    draw.write(tmp_path / "a.png", picture)
+    assert Image.open(tmp_path / "a.png").size == (5, 4)
+    assert "cannot be written" in refusal(draw.write, tmp_path / "nowhere" / "a.png", picture)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
