@@ -135,8 +135,8 @@ GUARDS = [  # (experiment, guard, file, text, what takes its place, test)
         "R20",
         "photos and masks are paired",
         "datasets/faces.py",
-        "if lone := [",
-        "if lone := [][1:] and [",
+        "if any(lone.values()):",
+        "if False:",
         "tests/datasets/test_datasets.py::test_folder_orphans",
     ),
     (
@@ -169,7 +169,7 @@ GUARDS = [  # (experiment, guard, file, text, what takes its place, test)
         "utils/log.py",
         'if row and row["step"] <= resumed]',
         "if row]",
-        RESUMING + "test_killed_many_times",
+        RESUMING + "test_killed_many_times[train_finetune.py]",
     ),
 ]
 
@@ -185,7 +185,7 @@ def fails_without(file, text, instead, test):
         source = (copy / file).read_text()
         assert source.count(text) == 1, f"{file}: {text!r} is there {source.count(text)} times"
         (copy / file).write_text(source.replace(text, instead))
-        often = {"RELIABILITY": "1", "RELIABILITY_N": "30"} if "kill_while_saving" in test else {}
+        often = {"RELIABILITY": "1", "RELIABILITY_N": "10"} if "kill" in test else {}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **often}
         command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", test]
         return subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode == 1
