@@ -38,6 +38,7 @@ from models import restore
 from utils import checkpoint, cli, dist, draw, metrics
 from utils.engine import decisions, report, runs
 from utils.errors import UserError
+from utils.files import write_whole
 from utils.log import RunLog
 
 FINETUNE, REWARD = "train_finetune.py", "train_reward.py"
@@ -147,8 +148,12 @@ def run_gate(real, size, seed, device, folder):
         if status == 2 or not (folder / "ks_report.json").is_file():
             last = error.splitlines()[-1].removeprefix("error: ") if error else f"status {status}"
             raise UserError(f"the gate: {last}; --gate-on takes other photos, and --no-gate does without")
-    found = json.loads((folder / "ks_report.json").read_text())
-    if not found["ops"] and found["status"] in ("PASS", "REJECT"):  # too few people: none is looked at
+    try:
+        found = json.loads((folder / "ks_report.json").read_text())
+        known = found["ops"] or found["status"] not in ("PASS", "REJECT")  # too few people: none is looked at
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
         raise UserError(f"--gate-on {folder}: was not written by ks_test.py --ops")
     policy = None  # the gate cannot tell
     if found["status"] in ("PASS", "REJECT"):
@@ -198,6 +203,7 @@ def show_policy(args, policy, faces, data, out):
 
 def main(args):
     # ---- setup ----
+    runs.end_on_signals(f"the same command {'begins again' if args.policy else 'goes on'}")
     out = pathlib.Path(args.out)
     device = dist.init(args.device)[2]
     write = functools.partial(runs.write_json, out)
@@ -227,7 +233,8 @@ def main(args):
     log = RunLog(out, vars(args))
     same = as_words(data=args.data, size=args.size, seed=args.seed, batch_size=args.batch_size, amp=args.amp)
     model = as_words(model=args.model)
-    common = [*same, "--device", device.type]
+    # a fold may lack a class that the others have
+    common = [*same, "--device", device.type, "--allow-empty", *faces.classes]
 
     def predict_photos(folder, ids):
         """logits (B, K, S, S) and labels (B, S, S) of photos, by the last weights in a run folder."""
@@ -348,7 +355,7 @@ def main(args):
     policy = {**chosen["policy"], "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects}
     policy |= {"gate": gate_said, "search": searched}
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
-    (out / "moves.jsonl").write_text("".join(json.dumps(move) + "\n" for move in moves))
+    write_whole(out / "moves.jsonl", "".join(json.dumps(move) + "\n" for move in moves))
     pictures = {"gains": report.gains(table), "faces": preview(data, faces, policy, args.seed)}
     if suspects:
         worst = sorted(suspects, key=lambda i: -found[i]["contradiction"])[:16]
@@ -375,7 +382,7 @@ def main(args):
     asked = "" if args.no_gate else f"{asked}: [report]({os.path.relpath(gate, out)}/ks_report.md)."
     decided = {"ft": ft, "reward": reward, "people": people, "found": found, "moves": moves}
     page = report.markdown(policy, arms, table, decided, pictures, asked, commands, UNITS)
-    (out / "engine_report.md").write_text(page)
+    write_whole(out / "engine_report.md", page)
     write("policy.json", policy)  # last: with it, all is there
     allocation = "not asked" if args.no_allocation else allocation
     print(f"policy:  {best}, allocation {allocation}, {len(suspects)} suspects; see {out}/engine_report.md")

@@ -14,7 +14,6 @@ one photo of each; before any verdict, real photos are tested against real ones,
 
 import functools
 import itertools
-import json
 import math
 import pathlib
 
@@ -27,10 +26,12 @@ from tqdm import tqdm
 from datasets import policies
 from datasets.augmentation import augment
 from datasets.operations import SWITCHES
-from datasets.sides import open_side, refuse_copies, sha256, trained_on
+from datasets.sides import open_side, refuse_copies, trained_on
 from models import build_model, restore
 from utils import checkpoint, cli, dist, rng
+from utils.engine import runs
 from utils.errors import UserError
+from utils.files import sha256, write_whole
 from utils.ks import features, report, test
 from utils.log import RunLog, open_run
 from utils.metrics import IGNORE_INDEX
@@ -222,11 +223,15 @@ def contact(photos, ops):
 
 def main(args):
     # ---- setup ----
+    runs.end_on_signals("a test keeps nothing; the same command begins it again")
     out = pathlib.Path(args.out)
     if (out / "ks_report.json").is_file():
         raise UserError(f"--out {out}: holds a report already; name another")
     if not 0 < args.alpha < 1:
         raise UserError(f"--alpha {args.alpha}: need a level between 0 and 1")
+    for flag, yaw in (("--real-yaw", args.real_yaw), ("--other-yaw", args.other_yaw)):
+        if yaw and not 0 <= yaw[0] <= yaw[1]:
+            raise UserError(f"{flag} {yaw[0]:g} {yaw[1]:g}: need |yaw| FROM 0 or more TO as much or more")
     if not args.other and (args.other_split or args.other_yaw):
         raise UserError("--other-split and --other-yaw: of which --other?")
     policy = policies.load_policy(args.augment) if args.augment else None
@@ -240,13 +245,19 @@ def main(args):
     size = args.size or (state["args"]["size"] if state else 128)
     classes = state["data"]["classes"] if state else None
 
-    seen = trained_on(args.init)
+    seen, notes = trained_on(args.init)
     open_run(out, resume=False)
 
     # ---- data ----
     n = args.n
     seed = args.seed
-    real, notes = open_side(args.real, args.real_split, args.real_yaw, n, size, seed, classes, seen)
+    real, more = open_side(args.real, args.real_split, args.real_yaw, n, size, seed, classes, seen)
+    notes += more
+    if "mask" in kinds and state and state["data"]["classes"] != real.classes:
+        raise UserError(
+            f"--features mask: {args.real} has the classes {' '.join(real.classes)}; {args.init} was trained "
+            f"on {' '.join(state['data']['classes'])}"
+        )
     other = None
     if args.other:
         seed = args.seed + OTHER_SEED
@@ -365,11 +376,11 @@ def main(args):
     log.histogram(0, "ks/null", p_null)  # of real against real: even, if all is well
     log.scalars(0, **{f"ks/{k}": figures[k] for k in ("p", "d_max", "d_critical", "type1_rate")})
     log.close()
-    (out / "ks_report.md").write_text(report.markdown(figures, pictures))
+    write_whole(out / "ks_report.md", report.markdown(figures, pictures))
     passed = ops and figures["status"] == "PASS"
     if passed:
-        (out / "policy.json").write_text(json.dumps(policy, indent=1) + "\n")
-    (out / "ks_report.json").write_text(json.dumps(figures, indent=1) + "\n")
+        runs.write_json(out, "policy.json", policy)
+    runs.write_json(out, "ks_report.json", figures)  # last: with it, all is there
     print(*notes, f"{figures['status']}: {figures['verdict']}", sep="\n")
     print(f"wrote:   {out}/ks_report.md, ks_report.json, {', '.join(pictures)} as PNG")
     if passed:

@@ -31,7 +31,7 @@ from utils.errors import UserError
 from utils.log import RunLog
 from utils.rewards.policy_gradient import credit_each, divergence, entropy, leave_one_out, sample
 from utils.rewards.rewards import LABEL_FREE
-from utils.rewards.scorer import Scorer, judge
+from utils.rewards.scorer import Scorer
 
 WARMUP = 0.05  # share of the steps
 COLLAPSE = 0.1  # a fall of the held-out score below the start that ends the run
@@ -60,6 +60,10 @@ def get_parser():
     g.add_argument("--reward", nargs="+", metavar="NAME=WEIGHT", help=rewards)
     budget = "masks to submit in all, validation included; sets --samples and --steps"
     g.add_argument("--score-budget", type=cli.positive, metavar="N", help=budget)
+    timeout = "that an answer may take; none is awaited for ever where it is given"
+    g.add_argument("--score-timeout", type=cli.above_zero, metavar="SECONDS", help=timeout)
+    same = "FILE.py was edited since its last answer, and judges as before"
+    g.add_argument("--same-scorer", action="store_true", help=same)
     estimators = (
         "field: infer the truth from all scores of a photo; the others: follow the scores of each step"
     )
@@ -255,7 +259,7 @@ def evaluate(predict, data, scorer, batch_size):
 def main(args):
     # ---- setup ----
     needs = ["init", "unlabelled", "reward"]
-    free = (*cli.RESUMABLE, "score_budget")  # --resume may raise the budget
+    free = (*cli.RESUMABLE, "score_budget", "score_timeout", "same_scorer")  # --resume may raise the budget
     out, args, last = cli.start_run(args, get_parser(), "train_scores.py", needs, free)
     init = checkpoint.load(args.init)
     rank, world, device = dist.init(args.device)
@@ -279,6 +283,8 @@ def main(args):
     policy = load_policy(args.augment)
     label_info = init["data"]
     inputs = cli.input_files(args)
+    for name in args.reward:  # `Scorer` keeps the code with the answers
+        inputs.pop(name.partition(".py:")[0] + ".py", None)
     stop = dist.Stop()
 
     # ---- data ----
@@ -290,11 +296,15 @@ def main(args):
     if last:
         summary.refuse_changed(found, last["data"].get("digests", {}), out / "data.json")
     flip_pairs = {"weights": label_info["flip_pairs"]}
-    function = judge(args.reward, label_info["classes"])
-    name = " ".join(args.reward)
-    scorer = Scorer(function, name, out / "scores.jsonl", args.score_budget)
+    answers = out / "scores.jsonl"
+    budget = args.score_budget
+    scorer = Scorer(args.reward, label_info["classes"], answers, budget, args.score_timeout, stop)
+    if not args.same_scorer:
+        scorer.refuse_other_code()
+    args.same_scorer = False  # it was said of this edit, not of the next
     if not last:  # a resumed run has samples and steps already
-        args.samples, args.steps = within_budget(args, scorer.left(), len(train), num_val)
+        left = scorer.left() + min(scorer.asked, num_val)  # a start cut short asked some of these
+        args.samples, args.steps = within_budget(args, left, len(train), num_val)
     args.eval_every = args.eval_every or -(-args.steps // (EVALUATIONS - 1))
     first = last["step"] if last else 0
     order = batches.Order(len(train), args.batch_size, args.seed, first, args.steps)

@@ -207,7 +207,7 @@ def photographs(args, notes):
     from models import restore
 
     state, root = checkpoint.load(args.init), pathlib.Path(args.data)
-    classes, seen = state["data"]["classes"], sides.trained_on(args.init)
+    classes, seen = state["data"]["classes"], sides.trained_on(args.init)[0]
     side, more = sides.open_side(str(root / "V2"), ["train", "test"], None, 64, FASSEG_SIZE, 0, classes, seen)
     side, _, dropped = sides.refuse_copies(side, None, True)
     notes += [line.replace(str(root), root.name) for line in more + dropped]

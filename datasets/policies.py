@@ -26,6 +26,7 @@ def _ops(**bounds):
 
 
 FLIP = {"flip": 0.5, "num_ops": 0, "p_identity": 0.0, "levels": [0, 30], "scale": 1.0, "ops": []}
+MOST_OPS = 20  # of an image; more would take more memory than sense
 POLICIES = {
     "none": {**FLIP, "flip": 0.0},
     "flip": FLIP,
@@ -116,43 +117,67 @@ def load_policy(name):
         return POLICIES[name]
     try:
         with open(name) as file:
-            policy = {**FLIP, "num_ops": 1, **json.load(file)}
-        ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in policy["ops"]]
-        unknown = [op["name"] for op in ops if op["name"] not in OPERATIONS or "m_pos" not in op]
+            found = json.load(file)
     except OSError:
         raise UserError(f"policy {name}: no such file, nor one of {', '.join(POLICIES)}") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"policy {name}: not JSON of a policy ({error}); docs/finetune.md shows one"
-        ) from None
-    if unknown:
-        raise UserError(
-            f"policy {name}: operations {unknown} unknown or without m_pos; known: {', '.join(OPERATIONS)}"
-        )
-    if fault := fault_of(policy):
+    except ValueError as error:
+        raise UserError(f"policy {name}: not JSON ({error}); docs/finetune.md shows a policy") from None
+    if fault := fault_of(found):
         raise UserError(f"policy {name}: {fault}")
-    return {**policy, "ops": ops}
+    ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in found["ops"]]
+    return {**FLIP, "num_ops": 1, **found, "ops": ops}
 
 
-def fault_of(policy):
-    """What is wrong with a policy's scale and schedule, or None."""
+NOTES = {"schema", "kind", "seed", "suspects", "gate", "search"}  # of ks_test.py and augment.py, for people
 
-    def good(number):
-        return type(number) in (int, float) and 0 <= number < math.inf
 
-    if "allocation" in policy:
+def fault_of(found):
+    """What is wrong with a policy as a file has it, in words; None if it can be applied."""
+    if not isinstance(found, dict) or not isinstance(found.get("ops"), list):
+        return 'not a policy, which has at least {"ops": [...]}; docs/finetune.md shows one'
+    if "allocation" in found:
         return "holds an allocation, which is read no more; a file of ids says who trains"
-    if not good(policy["scale"]):
-        return f"scale {policy['scale']}: need a number, 0 or more"
-    if (schedule := policy.get("schedule")) is None:
-        return None
+    if unknown := found.keys() - FLIP.keys() - {"schedule"} - NOTES:
+        return f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(FLIP)}, schedule"
+    for key in {"flip", "p_identity"} & found.keys():
+        if not (number(found[key]) and found[key] <= 1):
+            return f"{key} {found[key]}: need a probability from 0 to 1"
+    if not number(found.get("scale", 1)):
+        return f"scale {found['scale']}: need a number, 0 or more"
+    if not (type(found.get("num_ops", 1)) is int and 0 <= found.get("num_ops", 1) <= MOST_OPS):
+        return f"num_ops {found['num_ops']}: need a whole number from 0 to {MOST_OPS}"
+    levels = found.get("levels", FLIP["levels"])
+    if not (isinstance(levels, list) and len(levels) == 2 and all(type(level) is int for level in levels)):
+        return f"levels {levels}: need two whole numbers"
+    if not 0 <= levels[0] <= levels[1] <= 30:
+        return f"levels {levels}: need 0 <= first <= second <= 30"
+    for op in found["ops"]:
+        if not isinstance(op, dict) or op.get("name") not in OPERATIONS or "m_pos" not in op:
+            return f"operation {op}: unknown, or without m_pos; known: {', '.join(OPERATIONS)}"
+        if unknown := op.keys() - {"name", "m_neg", "m_pos", "weight"}:
+            return f"operation {op['name']}, unknown: {', '.join(sorted(unknown))}"
+        for key in ("m_neg", "m_pos", "weight"):
+            if not number(op.get(key, 0)):
+                return f"operation {op['name']}, {key} {op[key]}: need a number, 0 or more"
+    if found["ops"] and not any(op.get("weight", 1) for op in found["ops"]):
+        return "every operation has weight 0"
+    return fault_of_schedule(found["schedule"]) if found.get("schedule") is not None else None
+
+
+def fault_of_schedule(schedule):
+    """The same of its schedule."""
     pairs = isinstance(schedule, list) and all(isinstance(e, list) and len(e) == 2 for e in schedule)
     steps = [step for step, _ in schedule] if pairs else []
-    if not (steps and steps[0] == 0 and all(type(step) is int and good(scale) for step, scale in schedule)):
+    if not (steps and steps[0] == 0 and all(type(step) is int and number(scale) for step, scale in schedule)):
         return "schedule: need [[step, scale], ...], whole steps from 0 on, scales of 0 or more"
     if steps != sorted(set(steps)):
         return f"schedule: the steps {steps} do not rise"
     return None
+
+
+def number(value):
+    """Whether it is a finite number, 0 or more."""
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def without_regularisers(policy):

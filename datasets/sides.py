@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pathlib
 import typing
 
 import torch
@@ -104,23 +103,25 @@ def _synthetic_side(low, high, count, size, seed, classes):
     return Side(image, label, ids, ids, synthetic.SCHEMES[data.scheme].classes)
 
 
-def sha256(path):
-    """Of a file."""
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-
-
 def trained_on(path):
-    """{(folder, person)} of the training photos of a checkpoint and of those that it was started from."""
-    seen = set()
-    while path and os.path.isfile(path):
+    """({(folder, person)} of the training photos of a checkpoint and of those that it was started from, notes
+    about those that cannot be known). path: of the checkpoint; None gives nobody."""
+    seen, notes, chain = set(), [], []
+    while path and path not in chain:
+        if chain and not os.path.isfile(path):
+            notes.append(f"people who trained the start of {chain[-1]} are not known: {path} is not there")
+            break
+        chain.append(path)
         args = checkpoint.load(path, holds="args")["args"]
         folder = args.get("unlabelled") or args["data"]  # `data` of train_scores.py is that of its start
-        if folder != "synthetic" and os.path.isdir(folder):
+        if folder != "synthetic" and not os.path.isdir(folder):
+            notes.append(f"people who trained {path} are not known: {folder} is not there")
+        elif folder != "synthetic":
             train = training_photos(folder, args)
             train = limit(train, args["limit"], args["seed"]) if args.get("limit") else train
             seen |= {(os.path.realpath(folder), s.group) for s in train}
         path = args.get("init")
-    return seen
+    return seen, notes
 
 
 def training_photos(folder, flags):

@@ -111,8 +111,22 @@ def test_a_parser_was_trained_on_the_people_of_its_ids(named, tmp_path):
 
     def people(**more):
         checkpoint.save(tmp_path / "best.pt", args=args | more)
-        return {person for _, person in trained_on(str(tmp_path / "best.pt"))}
+        return {person for _, person in trained_on(str(tmp_path / "best.pt"))[0]}
 
     assert people(ids=ids) == {"c", "d"} and people(ids=None) == people() == {"a", "b", "c"}
     # of train_scores.py: photos without masks, which its limit is of; it keeps the --data of its start
     assert people(unlabelled=str(named), limit=1, data="synthetic") == {"unlabelled/f1"}
+
+
+def test_people_who_trained_a_start_that_is_gone_are_said_to_be_unknown(named, tmp_path):
+    best, start = (str(tmp_path / name) for name in ("best.pt", "start.pt"))
+    args = {"data": str(named), "val_fraction": 0.0, "ids": None, "limit": None, "seed": 0, "init": start}
+    checkpoint.save(best, args=args)
+    seen, notes = trained_on(best)
+    assert len(seen) == 3 and notes == [
+        f"people who trained the start of {best} are not known: {start} is not there"
+    ]
+    checkpoint.save(start, args=args | {"data": "gone"})  # and names itself as its start
+    seen, notes = trained_on(best)
+    assert len(seen) == 3 and notes == [f"people who trained {start} are not known: gone is not there"]
+    assert trained_on(None) == (set(), [])

@@ -50,17 +50,20 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     flags, ledger, said = ["--data", faces, *QUICK], tmp_path / "killed/arms.jsonl", tmp_path / "said"
     straight = start("augment.py", *flags, "--out", tmp_path / "straight", stdout=said)
 
-    def killed_after(rows):
-        """Of its ledger."""
-        process, began = start("augment.py", *flags, "--out", tmp_path / "killed"), time.time()
+    def killed_after(rows, number):
+        """Of its ledger, by a signal."""
+        killed = start("augment.py", *flags, "--out", tmp_path / "killed", stderr=tmp_path / "told")
+        began = time.time()
         while not (ledger.is_file() and ledger.read_text().count("\n") >= rows):
-            assert process.poll() is None and time.time() - began < 200
+            assert killed.poll() is None and time.time() - began < 200
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)  # the run that it had started goes on, and must do no harm
-        process.wait()
-        return ledger.read_text()
+        os.kill(killed.pid, number)  # what it started is a fork here, so it goes on, and must do no harm
+        return killed.wait(), ledger.read_text()
 
-    before = killed_after(2)
+    status, before = killed_after(2, signal.SIGTERM)
+    told = (tmp_path / "told").read_text()
+    assert status == 128 + signal.SIGTERM and "Traceback" not in told
+    assert told.splitlines()[-1] == "stopped by signal 15; the same command goes on"
     assert not (tmp_path / "killed/policy.json").exists()
     again = complaint(augment, *flags, "--out", tmp_path / "killed", "--batch-size", 5)
     assert "--batch-size 5: the search in" in again
@@ -69,7 +72,8 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     again = complaint(augment, *flags, "--out", tmp_path / "killed")
     assert "began with other photos or arms" in again and again.count("\n") == 1
     (tmp_path / "killed/search.json").write_text(told)
-    later = killed_after(8)  # within the allocation
+    status, later = killed_after(8, signal.SIGKILL)  # within the allocation
+    assert status == -signal.SIGKILL
     assert later.startswith(before[: before.rindex("\n") + 1]) and "extra/" in later
     before = later
     call("augment.py", *flags, "--out", tmp_path / "killed")
@@ -198,9 +202,10 @@ def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
     few = {"status": "UNDERPOWERED", "verdict": "Too few people", "ops": {}}
     (tmp_path / "ks_report.json").write_text(json.dumps(few))
     assert augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)[0] is None
-    (tmp_path / "ks_report.json").write_text(json.dumps({**report, "ops": {}}))
-    with pytest.raises(UserError, match="not written by ks_test.py --ops"):
-        augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)
+    for other in (json.dumps({**report, "ops": {}}), "{}", "["):
+        (tmp_path / "ks_report.json").write_text(other)
+        with pytest.raises(UserError, match="not written by ks_test.py --ops"):
+            augment.run_gate(str(tmp_path), 32, 0, "cpu", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """ks_test.py as its users run it: the verdict, the exit status, what is refused, and what is written."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -169,6 +172,9 @@ def test_a_parser_that_has_seen_the_photos_leaves_them_out(call, calls, complain
     flags = ["--real", root, "--augment", "none", "--init", tmp_path / "own/best.pt", "--device", "cpu"]
     said = complaint(ks_test, *flags, "--out", tmp_path / "none")
     assert "1 people against" in said or "no photo is left" in said
+    flags = ["--real", root, "--other", "synthetic", "--features", "mask", "--device", "cpu"]
+    said = complaint(ks_test, *flags, "--init", tmp_path / "run/best.pt", "--out", tmp_path / "none")
+    assert f"--features mask: {root} has the classes" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -178,6 +184,9 @@ def test_a_parser_that_has_seen_the_photos_leaves_them_out(call, calls, complain
         (["--augment", "none", "--features", "bbsd"], "--features bbsd: needs a parser"),
         (["--augment", "none", "--features", "mask"], "--features mask: needs --other with masks"),
         (["--augment", "none", "--alpha", "5"], "--alpha 5.0: need a level between 0 and 1"),
+        (["--augment", "none", "--alpha", "nan"], "--alpha nan: need a level between 0 and 1"),
+        (["--augment", "none", "--real-yaw", "10", "0"], "--real-yaw 10 0: need |yaw| FROM 0 or more"),
+        (["--other", "synthetic", "--other-yaw", "-5", "0"], "--other-yaw -5 0: need |yaw| FROM 0 or more"),
         (["--augment", "none", "--other-yaw", "0", "10"], "--other-split and --other-yaw: of which --other?"),
         (["--augment", "none", "--real-split", "test"], "no split test; there is train"),
         (["--augment", "none", "--real-yaw", "0", "10"], "no photo is left in train with |yaw| 0 to 10"),
@@ -188,6 +197,19 @@ def test_mistakes_take_one_line(complaint, photos, tmp_path, flags, words):
     said = complaint(ks_test, "--real", photos, "--size", 32, *flags, "--out", tmp_path / "x")
     assert words in said and said.count("\n") == 1
     assert not (tmp_path / "x/ks_report.json").exists()
+
+
+def test_a_test_ends_on_ctrl_c_and_the_same_command_begins_it_again(start, call, photos, tmp_path):
+    out, told = tmp_path / "out", tmp_path / "told"
+    flags = ["--real", photos, "--augment", "none", *QUICK, "--out", out]
+    process, until = start("ks_test.py", *flags, "--permutations", 10**6, stderr=told), time.time() + 60
+    while not (out / "args.json").is_file():
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 128 + signal.SIGINT
+    assert told.read_text() == "stopped by signal 2; a test keeps nothing; the same command begins it again\n"
+    call("ks_test.py", *flags, status=PASS)
 
 
 def test_a_report_is_never_overwritten(complaint, photos, tmp_path):

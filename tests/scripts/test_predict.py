@@ -32,7 +32,7 @@ class Red(torch.nn.Module):
 @pytest.fixture
 def red(monkeypatch):
     model = Red()
-    monkeypatch.setattr(predict, "restore", lambda state, device: model)
+    monkeypatch.setattr(predict, "restore", lambda *_: model)
     return model
 
 

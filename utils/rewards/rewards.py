@@ -6,11 +6,18 @@ never count. A class that neither mask has is not scored, as in utils/metrics.py
 scored class is worth 0 (`accuracy`: right pixels, whatever their class).
 """
 
+import difflib
 import functools
 import importlib.util
+import inspect
 import itertools
+import os
 import pathlib
+import reprlib
+import textwrap
+import traceback
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -220,35 +227,93 @@ def label_free(name, classes):
     return lambda preds, _: LABEL_FREE[name](torch.as_tensor(preds), classes)
 
 
-def load(source, known):
-    """The function of `FILE.py:FUNCTION`. known: names that could have been given, for the message."""
+# ---- functions of a user's own
+
+
+def load(source, known, takes):
+    """The function of `FILE.py:FUNCTION`. For the message, known: names that could have been given; takes:
+    the names of its two arguments. Raises UserError."""
     file, _, name = source.rpartition(":")
     if not file.endswith(".py"):
-        raise UserError(f"reward {source}: not one of {', '.join(known)}, nor FILE.py:FUNCTION")
+        why = "needs labels" if source in REWARDS else f"is not known{nearest(source, known)}"
+        raise UserError(f"reward {source} {why}; here: {', '.join(known)}, or FILE.py:FUNCTION")
     if not pathlib.Path(file).is_file():
         raise UserError(f"reward {source}: there is no file {file}")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file may do
-        raise UserError(f"reward {source}: {file} cannot be imported ({error!r})") from error
-    if not callable(getattr(module, name, None)):
-        raise UserError(f"reward {source}: {file} has no function {name}")
-    return getattr(module, name)
+    except (Exception, SystemExit) as error:  # whatever a user's file may do
+        raise UserError(f"reward {source}: {file} cannot be imported: {fault(file, error)}") from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise UserError(f"reward {source}: {file} has no function {name}{nearest(name, functions)}")
+    try:
+        inspect.signature(function).bind(*takes)
+    except TypeError:
+        declared = f"{name}{inspect.signature(function)}"
+        raise UserError(f"reward {source}: need {name}({', '.join(takes)}), got {declared}") from None
+    except ValueError:  # of a function that is not written in Python
+        pass
+    return function
+
+
+def nearest(name, names):
+    found = difflib.get_close_matches(name, names, 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def ask(source, function, *inputs):
+    """What a user's function returns. Raises UserError, one line, for whatever else it may do."""
+    try:
+        return function(*inputs)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"reward {source}: {fault(source.rpartition(':')[0], error)}") from None
+
+
+def fault(file, error):
+    """An exception as a line, with the last place in `file` that it came through, else the last at all."""
+    if isinstance(error, SystemExit):
+        return f"left by sys.exit({'' if error.code is None else repr(error.code)})"
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [(file, line) for name, line in places if os.path.abspath(name) == os.path.abspath(file)]
+    name, line = (own or places)[-1]
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 200)} ({name}:{line})"
+
+
+def numbers(source, answer):
+    """What a user's function returned as a float64 array. Raises UserError where it holds anything else."""
+    given = answer
+    if torch.is_tensor(answer):
+        given = answer.detach().cpu()
+        given = given if given.is_complex() else given.double()
+    try:
+        array = np.asarray(given)
+    except Exception:  # lists of unequal lengths, or of tensors on a GPU
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biuf":
+        one = isinstance(answer, list | tuple) and len(answer) == 1
+        shown = reprlib.repr(answer[0] if one else answer)
+        raise UserError(f"reward {source}: got {' '.join(shown.split())}")
+    return array.astype(np.float64)
 
 
 def checked(source):
     """The function of `FILE.py:FUNCTION` as a reward, whose every answer must be one number an image."""
-    function = load(source, [*REWARDS, *LABEL_FREE])
+    function = load(source, [*REWARDS, *LABEL_FREE], ("preds", "labels"))
 
     def reward(preds, labels):
-        values = torch.as_tensor(function(preds, labels), dtype=torch.double, device=preds.device)
-        if values.shape != (len(preds),) or not values.isfinite().all():
-            raise UserError(
-                f"reward {source}: need one finite number for each of {len(preds)} masks, got "
-                f"shape {tuple(values.shape)}"
-            )
-        return values
+        values = numbers(source, ask(source, function, preds, labels))
+        need = f"need one finite number for each of {len(preds)} masks"
+        if values.shape != (len(preds),):
+            raise UserError(f"reward {source}: {need}, got shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise UserError(f"reward {source}: {need}, got {values[~np.isfinite(values)][0]}")
+        return torch.from_numpy(values).to(preds.device)
 
     return reward

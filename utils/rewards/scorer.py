@@ -1,76 +1,103 @@
-"""Scores that somebody else gives: asked once each, counted, and kept on disk.
+"""Scores that somebody else gives: asked once each, counted, and on disk before the next is asked for.
 
 A scorer is a function of your own, `FUNCTION(masks, photos)`: masks (B, H, W) uint8 numpy array of class
-ids, in the frame of the photo stretched to H x W; photos: the paths of the B photo files. It returns B
-numbers, or B rows of K: one for each class, NaN where a class was not judged.
+ids, in the frame of the photo stretched to H x W; photos: the paths of the B photo files. It returns one
+number for each mask, or one for each class, NaN where a class was not judged; and is asked about one mask at
+a time, B = 1. One that yields its answers is given many masks at once, and each answer is kept as it comes.
 """
 
+import contextlib
 import hashlib
-import json
+import inspect
 import pathlib
-import traceback
+import signal
+import time
 
 import numpy as np
 import torch
 
+from utils import jsonl
 from utils.cli import named_weights
 from utils.errors import UserError
-from utils.rewards.rewards import LABEL_FREE, label_free, load
+from utils.rewards.rewards import LABEL_FREE, ask, label_free, load, numbers
+
+SYNC_EVERY = 1.0  # seconds: so much of the answers may a power cut take, a kill takes none
+MOMENT = 2.0  # seconds that a scorer has left after SIGTERM or Ctrl-C
+
+
+class NoAnswer(BaseException):
+    """Raised in the middle of a scorer that is asked too long; its `except Exception` does not catch it."""
 
 
 def judge(words, classes):
-    """["my.py:score=1", "anatomy=0.1"] -> a scorer function, their weighted sum. classes: names."""
-    parts = [
-        (weight, label_free(name, classes) if name in LABEL_FREE else load(name, LABEL_FREE))
-        for name, weight in named_weights(words, "reward").items()
-    ]
+    """["my.py:score=1", "anatomy=0.1"] -> function(masks, photos), which yields for each mask the weighted
+    sum of what they say, (C,) float64: C is 1, or the number of classes. Raises UserError. classes: names."""
+    weights = named_weights(words, "reward")
+    parts = {name: stream_of(name, classes) for name in weights}
+
+    def answer(name, stream):
+        array = numbers(name, ask(name, next, stream, None)).reshape(-1)
+        if len(array) not in (1, len(classes)):
+            need = f"one for a mask, or one for each of the {len(classes)} classes"
+            raise UserError(f"reward {name}: got {len(array)} numbers; need {need}")
+        if np.isinf(array).any() or np.isnan(array).all():
+            raise UserError(f"reward {name}: got {array[~np.isfinite(array)][0]}")
+        return array
 
     def function(masks, photos):
-        total = 0.0
-        shapes = {(len(masks),), (len(masks), 1), (len(masks), len(classes))}
-        for weight, score in parts:
-            try:
-                answer = np.asarray(score(masks, photos), np.float64)
-            except UserError:
-                raise
-            except Exception as error:  # whatever a user's scorer, or its server, may do
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                raise UserError(
-                    f"reward {' '.join(words)}: it failed ({error!r}, {last.filename}:{last.lineno}); "
-                    "the answers it gave are kept for when the run goes on"
-                ) from error
-            if answer.shape not in shapes:
-                raise UserError(
-                    f"reward {' '.join(words)}: for {len(masks)} masks it gave an array of "
-                    f"shape {answer.shape}; need one number for each mask, or one for each of "
-                    f"the {len(classes)} classes"
-                )
-            total = total + weight * answer.reshape(len(masks), -1)
-        return total
+        streams = {name: part(masks, photos) for name, part in parts.items()}
+        for _ in photos:
+            yield sum(weights[name] * answer(name, stream) for name, stream in streams.items())
 
     return function
+
+
+def stream_of(name, classes):
+    """(masks, photos) -> an iterator over the answers of one scorer."""
+    if name in LABEL_FREE:
+        score = label_free(name, classes)
+        return lambda masks, photos: iter(score(masks, photos))  # these cost nothing but time
+    score = load(name, LABEL_FREE, ("masks", "photos"))
+    if inspect.isgeneratorfunction(score):
+        return score
+    return lambda masks, photos: (score(masks[i : i + 1], photos[i : i + 1]) for i in range(len(photos)))
+
+
+def code_of(words):
+    """Digest of the files behind ["my.py:score=1", "anatomy=0.1"]; None where there are none."""
+    files = [name.rpartition(":")[0] for name in named_weights(words, "reward") if name not in LABEL_FREE]
+    code = b"".join(pathlib.Path(file).read_bytes() for file in files)
+    return hashlib.sha256(code).hexdigest()[:16] if files else None
 
 
 class Scorer:
     """scorer(masks, photos) -> (B, C) float64, C = 1 or the number of classes.
 
-    function: what `judge` builds, (B, H, W) uint8 and B paths -> (B, C). name: a part of the
-    key, so that answers of another scorer are never taken for its own.
-    A mask that was asked about before is answered from memory, which `path` keeps across runs and
-    kills: one line of JSON for each answer. asked: how many masks were submitted, ever.
+    words: of --reward; they are a part of the key, so that answers of another scorer are never taken for
+    theirs. classes: names. timeout: seconds that an answer may take, None for any. stop: a `dist.Stop`, so
+    that SIGTERM or Ctrl-C do not wait for a scorer that hangs.
+    A mask that was asked about before is answered from memory, which `path` keeps across runs and kills: one
+    line of JSON for each answer, with the code that gave it. asked: how many masks were submitted, ever.
     """
 
-    def __init__(self, function, name, path, budget=None):
-        self.function, self.name, self.path, self.budget = function, name, pathlib.Path(path), budget
+    def __init__(self, words, classes, path, budget=None, timeout=None, stop=None):
+        self.function, self.name, self.code = judge(words, classes), " ".join(words), code_of(words)
+        self.path, self.budget, self.timeout, self.stop = pathlib.Path(path), budget, timeout, stop
         self.known = {}
-        text = self.path.read_text() if self.path.is_file() else ""
-        self.torn = bool(text) and not text.endswith("\n")
-        for line in text.splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line, torn by a kill: that answer will be asked for again
+        self.before = self.code  # that gave the last answer; older files do not say
+        self.width = self.until = None
+        self.synced = 0.0
+        for row in jsonl.read(self.path, {"key", "score"}):
             self.known[row["key"]] = row["score"]
+            self.before = row.get("code", self.before)
+
+    def refuse_other_code(self):
+        """UserError if the file was edited, or is another, since it gave the answers that are kept."""
+        if self.before != self.code:
+            raise UserError(
+                f"{self.path}: its answers are of other code than {self.name} is now, and must not be mixed: "
+                "restore the file, or name another --out; --same-scorer if it judges as before"
+            )
 
     @property
     def asked(self):
@@ -88,15 +115,72 @@ class Scorer:
         ]
         new = {key: i for i, key in enumerate(keys) if key not in self.known}
         if len(new) > self.left():
-            raise UserError(f"score budget {self.budget}: {len(new)} more scores would exceed it")
-        if new:
-            rows = list(new.values())
-            answers = np.asarray(self.function(array[rows], [photos[i] for i in rows]), np.float64)
-            if np.isinf(answers).any() or np.isnan(answers).all(1).any():
-                raise UserError("the scorer gave no finite number for a mask; nothing of it was kept")
-            lines = [{"key": k, "score": row} for k, row in zip(new, answers.tolist(), strict=True)]
-            with open(self.path, "a") as file:
-                file.write("\n" * self.torn + "".join(json.dumps(line) + "\n" for line in lines))
-            self.torn = False
-            self.known |= {line["key"]: line["score"] for line in lines}
-        return torch.tensor([self.known[key] for key in keys], dtype=torch.double, device=masks.device)
+            raise UserError(
+                f"score budget {self.budget}: {len(new)} more scores would exceed it; --resume may raise it"
+            )
+        self.width = next((len(self.known[key]) for key in keys if key in self.known), self.width)
+        rows = list(new.values())
+        answers = self.function(array[rows], [photos[i] for i in rows])
+        for key, i in new.items():
+            answer = self.ask(answers, photos[i])
+            due = time.monotonic() - self.synced > SYNC_EVERY
+            jsonl.append(self.path, {"key": key, "score": answer, "code": self.code}, due)
+            self.synced = time.monotonic() if due else self.synced
+            self.known[key] = answer
+        found = [self.known[key] for key in keys]
+        return torch.tensor(found, dtype=torch.double, device=masks.device)
+
+    def ask(self, answers, photo):
+        """The answer about one more mask, [C] numbers."""
+        try:
+            with self.limited():
+                answer = next(answers).tolist()
+            if self.width not in (None, len(answer)):
+                raise UserError(f"reward {self.name}: got {len(answer)} numbers, and {self.width} before")
+            self.width = len(answer)
+            return answer
+        except UserError as error:
+            raise UserError(f"{error}, about {photo}; {self.kept()}") from None
+        except NoAnswer:
+            if self.stop and self.stop.signal:
+                print(f"stopped by signal {self.stop.signal} while {self.name} was asked; {self.kept()}")
+                raise SystemExit(128 + self.stop.signal) from None
+            took = f"no answer in {self.timeout:g} s"
+            raise UserError(f"reward {self.name}: {took}, about {photo}; {self.kept()}") from None
+
+    @contextlib.contextmanager
+    def limited(self):
+        """Ends the block by `NoAnswer` after the timeout, and a moment after SIGTERM or Ctrl-C: wherever
+        Python runs or waits, so not within code in C that does not look at signals."""
+
+        def give_up(number, frame):
+            raise NoAnswer
+
+        def hurry(number, frame):
+            if self.stop.signal:  # the second one
+                raise NoAnswer
+            before[number](number, frame)  # `stop` takes note
+            signal.setitimer(signal.ITIMER_REAL, MOMENT)
+            self.until = time.monotonic() + MOMENT
+
+        handlers = {signal.SIGALRM: give_up}
+        seconds = self.timeout or 0  # 0: no limit
+        if self.stop:
+            handlers |= {signal.SIGTERM: hurry, signal.SIGINT: hurry}
+        if self.stop and self.stop.signal:  # since an earlier mask, or outside of any
+            self.until = self.until or time.monotonic() + MOMENT
+            seconds = max(self.until - time.monotonic(), 0.001)
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def kept(self):
+        """How a run that ends here goes on, for people."""
+        resumes = (self.path.parent / "last.pt").is_file()
+        answers = f"{self.asked} answers are kept in {self.path}"
+        return f"{answers}; {'--resume' if resumes else 'the same command'} goes on"

@@ -1,6 +1,11 @@
 """The data engine's decisions, on scores and predictions that are made up so that the right one is known."""
 
 import json
+import os
+import pathlib
+import signal
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -171,3 +176,61 @@ def test_a_run_is_done_once_and_a_torn_line_is_done_again(tmp_path):
         {"run": "fell", "script": "tests/utils/engine/echo_out.py", "flags": ["collapse"]}
     ]  # reward tuning may
     assert runs.run_all(fell, tmp_path / "runs", ledger, finish)[0]["said"] == "collapse"
+
+
+def test_damaged_rows_are_left_out(tmp_path, capsys):
+    path = tmp_path / "arms.jsonl"
+    path.write_bytes(b'{"run": "a", "f1": 1}\n{"run": "b", "f\xff\n[3]\n{"run": "c", "f1": 3}\n')
+    ledger = runs.Ledger(path)
+    assert list(ledger.rows) == ["a", "c"] and "2 damaged of 4 lines" in capsys.readouterr().out
+    ledger.add({"run": "d"})
+    assert list(runs.Ledger(path).rows) == ["a", "c", "d"]
+
+
+def test_one_process_searches_in_a_folder(start, tmp_path):
+    script = tmp_path / "hold.py"
+    script.write_text(
+        f"import pathlib, sys, time\nsys.path.insert(0, {str(pathlib.Path.cwd())!r})\n"
+        "from utils.engine import runs\nruns.begin(pathlib.Path(sys.argv[1]), {}, [])\ntime.sleep(60)\n"
+    )
+    out = tmp_path / "out"
+    process = start(script, out)
+    until = time.time() + 60
+    while not (out / "search.json").is_file():
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.01)
+    with pytest.raises(runs.UserError, match=f"--out .*: process {process.pid} on .* is writing there"):
+        runs.begin(out, {}, [])
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    runs.begin(out, {}, [])
+
+
+def ended(pid):
+    """Whether a process is gone, or dead and only not waited for."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux ends them")
+def test_runs_end_with_the_process_that_started_them(start, tmp_path):
+    """Whatever ends it: real processes, which nobody forked, and real signals."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        folder = tmp_path / number.name
+        said = {name: tmp_path / f"{number.name}.{name}" for name in ("stdout", "stderr")}
+        script = pathlib.Path(__file__).with_name("two_runs.py")
+        process, until = start(script, folder, SERVED_PYTHON=sys.executable, **said), time.time() + 60
+        while len(pids := [p.read_text() for p in folder.glob("runs/r/*/pid")]) < 2 or not all(pids):
+            assert process.poll() is None and time.time() < until
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        killed = number == signal.SIGKILL
+        assert process.wait() == (-number if killed else 128 + number)
+        told = f"stopped by signal {number.value}; the same command goes on\n"
+        assert said["stderr"].read_text() == ("" if killed else told)
+        assert said["stdout"].read_text() == ("" if killed else "waiting\n")
+        while not all(ended(int(pid)) for pid in pids):
+            assert time.time() < until
+            time.sleep(0.01)
