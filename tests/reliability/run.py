@@ -113,9 +113,9 @@ EXPERIMENTS = {
         ],
     ),
     "R16": (
-        "`torchrun --max-restarts=2`, a worker killed at a random moment",
-        "goes on by itself; weights and optimizer equal",
-        [HERE + "test_processes.py::test_a_worker_of_torchrun_is_killed"],
+        "`torchrun --max-restarts=2`: a worker killed at a random moment, or torchrun sent SIGTERM",
+        "goes on by itself, or with the same command; weights and optimizer equal",
+        [HERE + "test_processes.py::test_under_torchrun"],
     ),
     "R17": ("gradient accumulation", "", "not offered: `--batch-size` is what one step sees"),
     "R18": (

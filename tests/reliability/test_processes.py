@@ -2,10 +2,10 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from conftest import TINY, assert_same_run, torchrun
@@ -22,6 +22,8 @@ def start_ranks(start, tmp_path):
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     place |= {"GROUP_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
+    started = []
+
     def start_ranks(attempt, *flags, more=(), late=0):
         ranks = []
         for rank in "01":
@@ -30,9 +32,13 @@ def start_ranks(start, tmp_path):
             said = tmp_path / f"said {attempt} {rank}"
             ranks.append(start("train_finetune.py", *own, stderr=said, **at))
             time.sleep(late)
+        started.extend(ranks)
         return ranks
 
     yield start_ranks
+    for rank in started:
+        if rank.poll() is None:
+            os.kill(rank.pid, signal.SIGKILL)
 
 
 def wait_for(path, *processes):
@@ -73,35 +79,39 @@ def test_a_process_that_raises_ends_the_other(start_ranks, folder, times, tmp_pa
     assert "another process of this run" in (tmp_path / "said 0 0").read_text()
 
 
-def test_a_worker_of_torchrun_is_killed(environment, folder, times, record_property, tmp_path):
-    """It starts all of them again, and they go on."""
+@pytest.mark.parametrize("who", ["a worker is killed", "torchrun is told to stop"])
+def test_under_torchrun(who, environment, folder, times, record_property, tmp_path):
+    """A killed worker: torchrun starts all of them again. SIGTERM: all save and end, and the same command goes
+    on."""
     n = times(0, 8)
     moments = random.Random(0)
     flags = ["--data", folder, "--steps", 60, "--eval-every", 3, *TINY]
-    whole = tmp_path / "whole"
+    whole, ended = tmp_path / "whole", []
     quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(torchrun(2, "train_finetune.py", *flags, "--out", whole), check=True, timeout=300, **quiet)
-    ended = []
     for i in range(n):
         out = tmp_path / f"broken {i}"
-        shutil.copytree(whole, out)
-        shutil.copy(tmp_path / "whole" / "last.pt", out / "last.pt")
         command = torchrun(2, "train_finetune.py", *flags, "--out", out, "--resume")
         command.insert(command.index("--standalone"), "--max-restarts=2")
-        (out / "last.pt").unlink()
         process = subprocess.Popen(command, **quiet)
-        wait_for(out / "last.pt")
+        wait_for(out / "last.pt", process)
         time.sleep(moments.uniform(0, 0.5))
-        workers = subprocess.run(
-            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-        ).stdout.split()
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         since = time.time()
-        os.kill(int(moments.choice(workers)), signal.SIGKILL)
-        ended.append((process.wait(timeout=300), time.time() - since))
+        if who == "a worker is killed":
+            os.kill(int(moments.choice(workers)), signal.SIGKILL)
+            status = process.wait(timeout=300)
+        else:
+            process.terminate()
+            assert process.wait(timeout=300) != 0
+            since = time.time()
+            status = subprocess.run(command, timeout=300, **quiet).returncode
+        ended.append((status, time.time() - since))
         assert_same_run(whole / "last.pt", out / "last.pt")
     record_property("passed", sum(status == 0 for status, _ in ended))
+    slowest = max(seconds for _, seconds in ended)
     record_property(
-        "figure", f"weights the same; restarted and done after {max(s for _, s in ended):.0f} s at most"
+        "figure", f"{who}: weights the same; started again and done after {slowest:.0f} s at most"
     )
     assert all(status == 0 for status, _ in ended)
 
@@ -116,9 +126,11 @@ def test_a_second_run_in_the_same_folder_is_refused(call, start, folder, times, 
     first = start("train_finetune.py", *flags)
     wait_for(out / "last.pt", first)
     os.kill(first.pid, signal.SIGSTOP)
-    done = call("train_finetune.py", "--out", out, "--resume", status=2)
+    try:
+        done = call("train_finetune.py", "--out", out, "--resume", status=2)
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
     assert str(first.pid) in done.stderr and done.stderr.count("\n") == 1
-    os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -9
     call("train_finetune.py", "--out", out, "--resume")  # a dead run locks nobody out
 

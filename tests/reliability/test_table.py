@@ -10,7 +10,10 @@ def test_every_experiment_is_there():
     for name, (_, _, tests) in EXPERIMENTS.items():
         for test in tests if isinstance(tests, list) else []:
             file, _, function = test.partition("::")
-            assert f"def {function.partition('[')[0]}(" in (ROOT / file).read_text() or not function, (name, test)
+            assert f"def {function.partition('[')[0]}(" in (ROOT / file).read_text() or not function, (
+                name,
+                test,
+            )
 
 
 def test_the_page_shows_the_rows_and_all_passed():
