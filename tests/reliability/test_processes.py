@@ -37,7 +37,7 @@ def start_ranks(start, tmp_path):
 
     yield start_ranks
     for rank in started:
-        if rank.poll() is None:
+        if rank.returncode is None and rank.poll() is None:
             os.kill(rank.pid, signal.SIGKILL)
 
 
@@ -81,8 +81,7 @@ def test_a_process_that_raises_ends_the_other(start_ranks, folder, times, tmp_pa
 
 @pytest.mark.parametrize("who", ["a worker is killed", "torchrun is told to stop"])
 def test_under_torchrun(who, environment, folder, times, record_property, tmp_path):
-    """A killed worker: torchrun starts all of them again. SIGTERM: all save and end, and the same command goes
-    on."""
+    """A killed worker: torchrun starts all again. SIGTERM: all save and end; the same command goes on."""
     n = times(0, 8)
     moments = random.Random(0)
     flags = ["--data", folder, "--steps", 60, "--eval-every", 3, *TINY]
