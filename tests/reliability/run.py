@@ -258,7 +258,7 @@ def row_of(name, found, versions):
             "id": name,
             "what": what,
             "n": 0,
-            "figure": "; ".join({told["why"] for told in mine}),
+            "figure": "; ".join({told["why"].removeprefix("Skipped: ") for told in mine}),
             **versions,
         }
     return {

@@ -6,12 +6,14 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write
+from conftest import ROOT, TINY, write
 from PIL import Image
 
 import augment
@@ -136,8 +138,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side, start, times, record_prope
     path, small, script, said = (tmp_path / name for name in ("bomb.png", "small.png", "try.py", "said"))
     Image.new("1", (side, side)).save(path)
     Image.new("RGB", (48, 48)).save(small)
-    root = str(Path(__file__).parents[2])
-    script.write_text(GIANT.format(root=root, small=str(small), path=str(path)))
+    script.write_text(GIANT.format(root=str(ROOT), small=str(small), path=str(path)))
     assert start(script, stdout=said).wait() == 0
     milliseconds, megabytes = map(float, said.read_text().split())
     record_property("figure", f"{side**2 // 10**6} MP: {milliseconds:.0f} ms, {megabytes:.1f} MB")
@@ -164,7 +165,7 @@ def test_a_class_list_in_another_order_is_refused(complaint, folder, finetuned, 
 STRANGE = "{i:02d} Ünï 名 \U0001f600 [#]'\"$(x);&\n%"
 
 
-def test_strange_names_change_nothing(calls, folder, times, tmp_path):
+def test_strange_names_change_nothing(calls, environment, folder, times, tmp_path):
     """Spaces, line breaks, brackets, emoji, 240 bytes; with a relative path and the locale C."""
     times(1, 1)
     groups = json.loads((folder / "classes.json").read_text())["groups"]
@@ -189,6 +190,13 @@ def test_strange_names_change_nothing(calls, folder, times, tmp_path):
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("run a", "run 名"))
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"]) and a["best"] == b["best"]
     photos, out = tmp_path / "strange" / "images", tmp_path / "masks"
-    calls(["predict.py", "--init", tmp_path / "run 名" / "best.pt", photos, "--out", out, "--device", "cpu"])
+    masks = ["predict.py", "--init", tmp_path / "run 名" / "best.pt", photos, "--out", out, "--device", "cpu"]
+    subprocess.run(
+        [sys.executable, *map(str, masks)],
+        cwd=ROOT,
+        env=environment | {"LC_ALL": "C"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     stems = {path.stem for path in photos.iterdir()}
     assert {stem for stem in stems if any(path.name.startswith(stem) for path in out.iterdir())} == stems
