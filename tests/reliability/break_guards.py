@@ -1,6 +1,6 @@
 """Takes one guard at a time out of a copy of the repository, and expects an experiment to fail.
 
-python tests/reliability/break_guards.py [WORDS]    all, or those with WORDS in a name; about 5 minutes
+python tests/reliability/break_guards.py [WORDS]    all, or those with WORDS in a name; about 10 minutes
 """
 
 import os

@@ -1,6 +1,6 @@
 """Runs the experiments of docs/reliability.md as often as its table says, and writes rows and table.
 
-Run:    python tests/reliability/run.py                                   (all: about 40 minutes of one core)
+Run:    python tests/reliability/run.py                                   (all: about 20 minutes of two cores)
         python tests/reliability/run.py --experiments R1 R6 --n 20        (some, another number of times)
 Needs:  what the tests need; R6 needs a user who may mount a disk, R5 a GPU
 Writes: results.json beside this file (rows of experiments that did not run now are kept), docs/reliability.md
@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import platform
+import signal
 import sys
 import time
 
@@ -302,6 +303,7 @@ def main():
     p.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="FILE", help="rows, as JSON")
     args = p.parse_args()
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they start with &
     os.environ |= {"RELIABILITY": "1", "OMP_NUM_THREADS": "1"}
     if args.n:
         os.environ["RELIABILITY_N"] = str(args.n)
