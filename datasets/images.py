@@ -101,7 +101,14 @@ def decode(image, path, mode=None):
     """All pixels of an opened PIL image as an array, converted to `mode` first if one is given; a
     damaged file is named."""
     with _named(path, "cannot be decoded", "; replace or remove it"):
+        _check_sums(image, path)
         return np.asarray(image.convert(mode) if mode else image)
+
+
+def _check_sums(image, path):
+    """A PNG has checksums, which Pillow does not look at when it decodes: one bit makes another mask."""
+    if image.format == "PNG":
+        Image.open(path).verify()
 
 
 # ---- photos
@@ -121,6 +128,7 @@ def read_photo(path):
     image = open_image(path)
     deep = bool(image.tile) and "16" in str(image.tile[0][3])  # of colour, Pillow keeps the upper 8 bits
     with _named(path, "cannot be decoded", "; replace or remove it"):
+        _check_sums(image, path)
         orientation = image.getexif().get(ORIENTATION, 1)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F" or image.mode.startswith("I"):

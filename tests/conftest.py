@@ -124,6 +124,20 @@ def complaint(capsys, monkeypatch):
     return complaint
 
 
+@pytest.fixture
+def times(record_property):
+    """times(few, many): how often an experiment is done: few times here, many by tests/reliability/run.py."""
+
+    def times(few, many):
+        n = int(os.environ.get("RELIABILITY_N", many)) if "RELIABILITY" in os.environ else few
+        if not n:
+            pytest.skip("python tests/reliability/run.py does it")
+        record_property("n", n)
+        return n
+
+    return times
+
+
 # ---- runs and their checkpoints
 
 

@@ -10,11 +10,10 @@ import difflib
 import math
 import os
 import sys
-import threading
 
 import torch
 
-from utils import checkpoint, files
+from utils import checkpoint, dist, files
 from utils.errors import UserError
 from utils.log import open_run
 
@@ -196,7 +195,6 @@ def run(main, args):
     """Call `main(args)`; what a user can mend becomes one line on stderr and exit status 2."""
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding does
         stream.reconfigure(errors="backslashreplace")
-    threading.excepthook = lambda hook: None  # TensorBoard's writer: its error reaches `main`, too
     try:
         sys.exit(main(args))
     except UserError as error:
@@ -218,6 +216,8 @@ def run(main, args):
 def _known(error):
     """What the user can do about an error of torch's; None of any other."""
     text = str(error)
+    if dist.is_loss(error):
+        return "another process of this run has ended or keeps silent; what it said tells why"
     if "more than 1 value per channel" in text:
         return (
             "BatchNorm needs more than one value of each channel: a larger --batch-size or --size, or "

@@ -1,5 +1,6 @@
 """One process or several: the same script under `python` and under `torchrun`."""
 
+import datetime
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import torch.distributed as torch_dist
 
 from utils.errors import UserError
 
+PATIENCE = datetime.timedelta(minutes=10)  # so long a process waits for another, which may have gone
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of --amp
 
 
@@ -25,7 +27,13 @@ def init(device=None):
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    torch_dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    store, rank, world = next(torch_dist.rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun's store outlives a restart, and a process would call on addresses of the dead
+        # (pytorch/pytorch#135712). On several machines counts differ; docs/reliability.md says what to do
+        store = torch_dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch_dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     return torch_dist.get_rank(), torch_dist.get_world_size(), torch.device(device)
 
 
@@ -61,6 +69,11 @@ def gather_rows(tensor, n):
     whole[rank::world] = tensor
     torch_dist.all_reduce(whole)
     return whole
+
+
+def is_loss(error):
+    """Whether an error of a collective says that another process has ended or kept silent."""
+    return isinstance(error, torch_dist.DistError) or "/gloo/" in str(error)
 
 
 def finish():

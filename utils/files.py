@@ -24,8 +24,8 @@ def whole(path):
     of the folder. A kill, a full disk or an error in the block at any moment leaves what was there. Raises
     UserError where nothing can be written."""
     path = pathlib.Path(path)
-    # a number of chance: processes of two containers have equal ids
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    # a number of chance: processes of two containers have equal ids; a name has room for 255 bytes
+    temporary = path.with_name(f"{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             with open(temporary, "xb") as file:

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import threading
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -36,6 +37,7 @@ class RunLog:
             rows = jsonl.read(self.path, {"step": int})
             kept = [json.dumps(row) for row in rows if row["step"] <= resumed]
         write_whole(self.path, "".join(line + "\n" for line in kept))
+        threading.excepthook = _tell_once
         # what TensorBoard shows of later steps is another run's, or of this one before it was killed
         self.board = SummaryWriter(self.out, purge_step=0 if resumed is None else resumed + 1)
 
@@ -68,6 +70,12 @@ class RunLog:
     def close(self):
         if self.active:
             self.board.close()
+
+
+def _tell_once(error):
+    """An OSError in the thread of TensorBoard is raised again by the next call of it."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def open_run(out, resume):
