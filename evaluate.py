@@ -10,6 +10,7 @@ come from one confusion matrix over the split; intervals are bootstrapped over p
 """
 
 import json
+import pathlib
 
 import torch
 
@@ -64,6 +65,8 @@ def main(args):
     classes = state["data"]["classes"]
     args = cli.fill(args, {"amp": dist.default_amp(device)})
     if args.json:
+        if not args.json.endswith(".json"):
+            raise UserError(f"--json {args.json}: need a name that ends in .json; no other file is replaced")
         files.check_file(args.json)
 
     # ---- data ----
@@ -139,7 +142,8 @@ def main(args):
         )
     if args.json:
         files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
-    print(f"next:    python predict.py --init {args.init} PHOTO_OR_FOLDER --out runs/predict")
+    out = f"{pathlib.Path(args.init).parent}_predict"
+    print(f"next:    python predict.py --init {args.init} PHOTO_OR_FOLDER --out {out}")
 
 
 # >>> shared: start

@@ -153,6 +153,8 @@ def main(args):
     if args.onnx:
         no_photo = "beside --onnx, which parses no photo"
         cli.refuse_without_effect(args, dict.fromkeys(("box", "boxes", "recursive"), no_photo))
+        if splits.same_folder(args.onnx, args.init):
+            raise UserError(f"--onnx {args.onnx}: is the checkpoint; name another file")
         if os.path.exists(args.onnx) and not args.overwrite:
             raise UserError(f"--onnx {args.onnx}: is there already; --overwrite replaces it")
         files.check_file(args.onnx)

@@ -177,6 +177,8 @@ def main(args):
         print(summary.table(found), *faces.notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+        if frozen and not init and not last and args.weights == "none":
+            print(f"--freeze {args.freeze}: frozen as it is drawn at random, without --weights or --init")
         if fresh:
             print(f"--init {args.init}: begun anew, not in its class list: {', '.join(fresh)}")
 

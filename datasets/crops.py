@@ -72,7 +72,7 @@ def read_boxes(path):
 def checked(box, what):
     """A box as a tuple, or a UserError that begins with `what`."""
     known = isinstance(box, (list, tuple)) and len(box) == 4
-    if not known or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box):
+    if not known or not all(type(v) in (int, float) and math.isfinite(v) for v in box):
         raise UserError(f"{what}: {box} is no box; need [x, y, w, h], numbers of pixels")
     if box[2] <= 0 or box[3] <= 0:
         raise UserError(f"{what}: box {some(map(str, box))} has no size; need x, y, width, height")

@@ -122,8 +122,11 @@ def refuse_changed(found, last, path):
 
     last: its checkpoint, or None. path: the JSON file of what `inspect` found when it began.
     """
-    before = last["data"].get("digests", {}) if last else {}
-    changed = [split for split, digest in before.items() if found.get(split, {}).get("digest") != digest]
+    before = last["data"].get("digests") if last else None
+    if before is None:  # it begins, or began with an earlier version of these scripts
+        return
+    now = kept(found)["digests"]
+    changed = [split for split in before | now if before.get(split) != now.get(split)]
     if not changed:
         return
     try:

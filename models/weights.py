@@ -1,5 +1,6 @@
 """Pretrained weights: from torchvision, from a file, and into a model, strictly."""
 
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -62,6 +63,8 @@ def read_state(file):
         ) from None
     except UserError:
         raise
+    except pickle.UnpicklingError:  # torch's advice would be to run what is in there
+        raise UserError(f"{file} is no file of weights, or holds more than plain data") from None
     except Exception as error:  # zipfile and torch raise many kinds on files of another kind
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} cannot be read as a state dict: {reason}") from None

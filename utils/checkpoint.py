@@ -46,6 +46,8 @@ def load(path, script=None, holds="model"):
     `torch.load` does not notice a flipped one, and what it says against what scripts rely on. Raises
     UserError: missing, damaged, foreign, without `holds`, weights that are not finite."""
     path = pathlib.Path(path)
+    if path.is_dir() and (path / "best.pt").is_file():
+        raise UserError(f"{path}: is a folder; did you mean {path / 'best.pt'}?")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; the training scripts write them")
     state = read(path)

@@ -21,7 +21,8 @@ COLLAPSED = 3  # exit status of a training run that stopped itself, since its sc
 CLASS_LISTS = ["full", "fasseg", "celebamask", "lapa"]
 PART_ORDERS = ["canonical", "farl"]
 IDS = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
-RESUMABLE = ("resume", "out", "device", "workers")  # flags that may change when a run is resumed
+# flags that may change when a run is resumed; of data that has moved, contents are compared
+RESUMABLE = ("resume", "out", "device", "workers", "data", "unlabelled")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -38,11 +39,18 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the flags in one line, and names the nearest flag."""
 
+    def parse_args(self, args=None, namespace=None):
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            if value == "":
+                self.error(f"argument --{name.replace('_', '-')}: is empty")
+        return found
+
     def error(self, message):
         flags = [option for action in self._actions for option in action.option_strings]
         words = [word.partition("=")[0].rstrip(":") for word in message.split()]
         unknown = [word for word in words if word.startswith("--") and word not in flags]
-        near = difflib.get_close_matches(unknown[0], flags, 1) if unknown else []
+        near = difflib.get_close_matches(unknown[0], flags, 1, cutoff=0.7) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"error: {message}{hint or '; --help lists the flags'}", file=sys.stderr)
         sys.exit(2)
@@ -69,7 +77,7 @@ def between(low, high):
 
 positive = between(1, 10**9)
 images = between(1, 65536)  # in a batch
-processes = between(0, 1024)
+processes = between(0, 128)
 seed = between(0, 2**32 - 1)
 
 
@@ -240,6 +248,10 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
         if all(getattr(args, name) in (None, []) for name in names.split(" or ")):
             flags = " or ".join(f"--{name.replace('_', '-')}" for name in names.split(" or "))
             raise UserError(f"{flags} is needed to begin a run (see --help); --resume goes on with one")
+    for name in ("data", "unlabelled"):
+        folder = getattr(args, name, None)
+        if folder and os.path.realpath(folder) == os.path.realpath(args.out):
+            raise UserError(f"--out {args.out}: is the folder of --{name}; name another one")
     out = open_run(args.out, args.resume)
     if begins:
         if args.resume and os.environ.get("RANK", "0") == "0":
@@ -247,8 +259,12 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
         return out, args, None
     last = checkpoint.load(out / "last.pt", script)
     args = resume_flags(parser, last["args"], free=free)
-    if last["step"] >= args.steps:
-        raise UserError(f"--resume: {out} has done all of its {args.steps} steps")
+    if last["step"] >= args.steps:  # no mistake: a queue may start what has just ended
+        if os.environ.get("RANK", "0") == "0":
+            print(f"--resume: the run in {out} has done all of its {args.steps} steps")
+        sys.exit(0)
+    if last["best"]["step"] or "before" in last:
+        checkpoint.load(out / "best.pt")
     now = input_files(args)
     for path, digest in last.get("inputs", {}).items():
         if now.get(path, digest) != digest:

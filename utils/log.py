@@ -81,6 +81,10 @@ def _tell_once(error):
 def open_run(out, resume):
     """The run folder as a path, held by this process. A folder that holds a run is refused without `resume`.
     To be called before the processes of a run have met: it removes what a killed one left half-written."""
+    try:
+        os.fspath(out).encode()
+    except UnicodeEncodeError:  # which TensorBoard does not take
+        raise UserError(f"--out {out}: a name that is not UTF-8; name another") from None
     out = pathlib.Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file")

@@ -24,7 +24,13 @@ def test_without_a_test_split_val_is_scored(finetuned, tmp_path, capsys):
 def test_where_figures_cannot_be_written_nothing_is_scored(complaint, finetuned, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("kept")
     monkeypatch.setattr(evaluate.metrics, "measure", None)  # the work, which none gets to
-    for path, why in (("file/x.json", "is a file"), ("", "is a folder"), ("file/a/x.json", "written into")):
+    (tmp_path / "folder.json").mkdir()
+    for path, why in (
+        ("file/x.json", "is a file"),
+        ("folder.json", "is a folder"),
+        ("file/a/x.json", "written into"),
+        ("file", "ends in .json"),
+    ):
         said = complaint(evaluate, "--init", finetuned / "best.pt", "--json", tmp_path / path)
         assert why in said and said.count("\n") == 1
     assert (tmp_path / "file").read_text() == "kept"

@@ -32,6 +32,11 @@ MISTAKES = [
     (train_finetune, ["--stpes", "3"], "did you mean --steps?"),
     (train_finetune, [*DATA, "--synthetic", "2"], "share from 0 to 1"),
     (train_finetune, [], "--data or --init is needed"),
+    (train_finetune, ["--data", ""], "--data: is empty"),
+    (train_finetune, ["--epoch", "3"], "--help lists the flags"),
+    (train_reward, ["--init", "{run}"], "did you mean"),
+    (evaluate, [*INIT, "--json", "{best}"], "need a name that ends in .json"),
+    (predict, [*INIT, "--onnx", "{best}", "--overwrite"], "is the checkpoint"),
     (train_finetune, [*DATA, "--lr", "nan"], "not a number above zero"),
     (train_finetune, [*DATA, "--lr", "-1"], "not a number above zero"),
     (train_finetune, [*DATA, "--workers", "-2"], "whole number"),
@@ -109,7 +114,7 @@ def test_a_mistake_gets_one_line(
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     wrong = write(tmp_path / "wrong.json", {"train": split_of["train"], "val": split_of["train"][:1]})
-    names = {"folder": folder, "best": finetuned / "best.pt", "wrong": wrong, **files}
+    names = {"folder": folder, "run": finetuned, "best": finetuned / "best.pt", "wrong": wrong, **files}
     flags = [flag.format(**names) for flag in flags]
     if script is not evaluate:
         flags += ["--out", tmp_path / "run"]
@@ -128,8 +133,8 @@ def test_nothing_is_silently_replaced(call, complaint, folder, finetuned):
     assert "--resume" in complaint(train_finetune, *flags)
     done = call("train_finetune.py", "--resume", "--out", finetuned, "--lr", "0.5", status=2)
     assert "--lr" in done.stderr and "0.003" in done.stderr
-    done = call("train_finetune.py", "--resume", "--out", finetuned, status=2)
-    assert "has done all of its 12 steps" in done.stderr
+    done = call("train_finetune.py", "--resume", "--out", finetuned)  # as a queue may, that starts it again
+    assert "has done all of its 12 steps" in done.stdout
 
 
 @pytest.fixture
@@ -146,9 +151,9 @@ def unfinished(finetuned, folder, tmp_path):
     return tmp_path / "run"
 
 
-def resume(out, complaint):
+def resume(out, complaint, *flags):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    said = complaint(train_finetune, "--resume", "--out", out)
+    said = complaint(train_finetune, "--resume", "--out", out, *flags)
     after = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
     assert before.items() >= after.items(), "what there was is as it was"
     return said
@@ -166,6 +171,26 @@ def test_a_resumed_run_has_the_files_that_it_began_with(unfinished, complaint):
     policy = unfinished.parent / "policy.json"
     policy.write_text(policy.read_text() + " ")
     assert f"{policy} is not the file that the run" in resume(unfinished, complaint)
+
+
+def test_a_resumed_run_has_its_best_weights(unfinished, complaint):
+    best = (unfinished / "best.pt").read_bytes()
+    (unfinished / "best.pt").write_bytes(best[: len(best) // 2])
+    assert "best.pt: not a whole checkpoint" in resume(unfinished, complaint)
+    (unfinished / "best.pt").unlink()
+    assert "best.pt: no such checkpoint" in resume(unfinished, complaint)
+
+
+def test_a_resumed_run_may_find_its_data_elsewhere(unfinished, complaint):
+    moved = unfinished.parent / "moved"
+    (unfinished.parent / "data").rename(moved)
+    assert "no such folder" in resume(unfinished, complaint)
+    broken = checkpoint.load(unfinished / "last.pt")  # refused, but not for its data, which comes first
+    model = {name: tensor[:0] for name, tensor in broken["model"].items()}
+    checkpoint.save(unfinished / "last.pt", **broken | {"model": model})
+    assert "weights of another model" in resume(unfinished, complaint, "--data", moved)
+    said = resume(unfinished, complaint, "--data", "synthetic")
+    assert "the data is not what the run began with" in said
 
 
 def test_a_run_with_control_does_not_go_on_without(finetuned, tmp_path):
