@@ -82,8 +82,8 @@ seed = between(0, 2**32 - 1)
 
 
 def above_zero(text):
-    """A number above zero, and within reason: a rate of 1e38 overflows."""
-    if not 0 < (value := _number(text)) <= 1e9:
+    """A number above zero that float32 holds with room to spare: a rate of 1e38 overflows."""
+    if not 0 < (value := _number(text)) <= 1e30:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
     return value
 
