@@ -530,7 +530,7 @@ def test_accents_of_names_may_be_written_in_either_way(tmp_path):
 )
 def test_what_lies_beside_is_named(tmp_path, image, mask, said):
     for name in (image, mask):
-        photo(tmp_path / name) if name.endswith(("g")) else touch(tmp_path / name)
+        photo(tmp_path / name) if name.endswith("g") else touch(tmp_path / name)
     assert said in refusal(open_faces, tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_a_split_without_a_labelled_pixel_is_refused():
 def test_photos_that_are_in_train_and_in_val_are_told(tmp_path):
     for name, content in {"a": b"1", "b": b"2", "c": b"1", "d": b"3"}.items():
         (tmp_path / name).write_bytes(content)
-    train, val = (with_(paths=[str(tmp_path / n) for n in two], ids=two)() for two in ("ab", "cd"))
+    train, val = (with_(paths=[str(tmp_path / n) for n in two], ids=two) for two in ("ab", "cd"))
     found = found_in(train=train, val=val)
     said = "1 of its photos are in train, too, byte for byte: its figures flatter (c = a)"
     assert found["val"]["notes"] == [said] and said in summary.table(found)
