@@ -17,7 +17,7 @@ from datasets import (
     unread,
     voc,
 )
-from datasets.faces import COMPANIONS, some
+from datasets.faces import COMPANIONS, check_classes, some
 from datasets.images import SUFFIXES, unread_pictures
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
@@ -58,6 +58,7 @@ def open_faces(root, part_order="canonical"):
         raise UserError(f"{root}: {faces.name} has no part order; only CelebAMask-HQ has")
     if len(faces.classes) > IGNORE_INDEX:
         raise UserError(f"{root}: {len(faces.classes)} classes; masks have room for {IGNORE_INDEX}")
+    check_classes(faces.classes, f"{root} ({faces.name})")
     if not any(faces.splits.values()):
         raise UserError(f"{root}: laid out like {faces.name}, but without a single photo")
     groups = {split: {s.group for s in samples} for split, samples in faces.splits.items()}

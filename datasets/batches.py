@@ -30,6 +30,12 @@ def load(faces, split, size, seed=0, count=None, device="cpu"):
     samples = faces.splits.get(split, [])
     if not samples:
         have = ", ".join(f"{k} ({len(v)})" for k, v in faces.splits.items())
+        train = faces.splits.get("train", [])
+        if split == "val" and len({s.group for s in train}) == 1:
+            raise UserError(
+                f"{faces.name}: all photos of train ({len(train)}) are of one person, so nobody can be held "
+                "out to validate; --val-fraction 0 trains without"
+            )
         hint = "; nobody is held out" if split == "val" else ""
         raise UserError(f"{faces.name} has no split {split}; it has {have}{hint}")
     return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)

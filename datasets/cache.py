@@ -18,12 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.faces import label_info, some
-from datasets.images import read_photo, why_absent
+from datasets.images import interpolated, read_photo, why_absent
 from utils.errors import UserError
 from utils.files import FULL, sha256, whole, write_whole
 from utils.metrics import IGNORE_INDEX
 
-VERSION = 2  # raise it when the pixels that this file writes change
+VERSION = 3  # raise it when the pixels that this file writes change, or what the scan refuses
 ROOT = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reinforce-face"
 SETTLED = 2  # seconds after which a file cannot change any more under the same time stamps
 STRAY = 60  # seconds after which a temporary file that nobody has locked is swept
@@ -98,7 +98,7 @@ def build(faces, samples, size, path, digests):
     np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
     counts = np.zeros((len(samples), len(faces.classes) + 1), np.int64)
     sizes = np.zeros((len(samples), 2), np.int64)
-    faults, turned = [], []
+    faults, turned, resized = [], [], []
     with whole(path) as file:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)  # tells `_sweep` that somebody writes here
@@ -107,12 +107,14 @@ def build(faces, samples, size, path, digests):
         checksum = hashlib.sha256(header.getvalue())
         for i, sample in enumerate(tqdm(samples, "reading faces", disable=None)):
             try:
-                row, counts[i], sizes[i], orientation = read(faces, sample, size)
+                row, counts[i], sizes[i], orientation, other_size = read(faces, sample, size)
             except UserError as error:
                 faults.append(str(error))
                 continue
             if orientation > 1 and sample.label is not None:
                 turned.append(sample.id)
+            if other_size:
+                resized.append(sample.id)
             file.write(row)
             checksum.update(row)
         if faults:
@@ -126,6 +128,11 @@ def build(faces, samples, size, path, digests):
                 f"{len(turned)} photos carry an EXIF orientation other than 1 ({some(turned, 3)}): they are "
                 "turned upright, and their masks are taken to be in the upright frame"
             )
+        if resized:
+            notes.append(
+                f"{len(resized)} of {len(samples)} masks are not of their photos' size ({some(resized, 3)}): "
+                "resized, nearest"
+            )
         with whole(_beside(path)) as beside:
             said = np.array(notes, str)
             np.savez(beside, sha256=checksum.hexdigest(), counts=counts, sizes=sizes, notes=said)
@@ -134,16 +141,19 @@ def build(faces, samples, size, path, digests):
 
 def read(faces, sample, size):
     """One sample: (4, size, size) uint8, photo and mask; (K + 1,) pixels of each class and of 255 in the mask
-    as it is; (width, height) of the photo; its EXIF orientation. UserError names the file and its fault."""
+    as it is; (width, height) of the photo; its EXIF orientation; whether the mask has another size. UserError
+    names the file and its fault."""
     image, orientation = read_photo(sample.image)
     row = np.full((4, size, size), IGNORE_INDEX, np.uint8)
     row[:3] = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
     k = len(faces.classes)
     if sample.label is None:
-        return row, np.zeros(k + 1, np.int64), image.size, orientation
+        return row, np.zeros(k + 1, np.int64), image.size, orientation, False
     label = faces.read_label(sample)
     name = sample.label if isinstance(sample.label, str) else sample.id
     counts = np.bincount(label.ravel(), minlength=256)
+    if interpolated(label):
+        raise UserError(f"{name}: looks interpolated: ids that show on borders alone; resize it with nearest")
     if unknown := [i for i in range(k, IGNORE_INDEX) if counts[i]]:
         reason = why_absent(counts, faces.classes)
         raise UserError(
@@ -159,7 +169,7 @@ def read(faces, sample, size):
             raise UserError(f"{sizes}{turned}: turn the mask too (or strip EXIF)")
         raise UserError(f"{sizes}sizes must match")
     row[3] = np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
-    return row, counts[[*range(k), IGNORE_INDEX]], image.size, orientation
+    return row, counts[[*range(k), IGNORE_INDEX]], image.size, orientation, (width, height) != image.size
 
 
 @contextlib.contextmanager

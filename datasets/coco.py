@@ -8,11 +8,15 @@
 Segmentations are polygons or run lengths (RLE), plain or compressed. Larger areas are painted first, so that
 small parts lie on top. Crowds are painted as their class, since only how many they are is unknown; regions
 marked `ignore` are 255. Class 0 is background, then come the categories by their ids, which may have gaps.
-What are only boxes is not painted.
+What are only boxes is not painted. A photo is looked for by its path in the JSON, then by its name
+alone, since Label Studio writes paths on its server.
 Source: cocodataset.org/#format-data; github.com/cocodataset/cocoapi, common/maskApi.c.
 """
 
+import collections
 import functools
+import json
+import math
 import os
 import re
 
@@ -24,7 +28,10 @@ from datasets.faces import (
     Faces,
     Sample,
     after_background,
+    check_drawn_on,
+    check_points,
     class_id,
+    counted,
     not_read,
     palette,
     side_pairs,
@@ -45,9 +52,11 @@ def recognise(root):
     held = _files(root)
     if not held:
         return None
-    used = {a.get("category_id") for _, content in held.values() for a in content["annotations"]}
-    splits, shapes, names, missing, boxes = {}, {}, None, [], 0
-    classes = []
+    splits, shapes, names, missing, boxes, thin = {}, {}, None, [], 0, 0
+    classes, used = [], set()
+    for path, content in held.values():
+        _check_fields(path, content)
+        used |= {a["category_id"] for a in content["annotations"]}
     for split, (path, content) in held.items():
         try:
             own = _names(content["categories"], used)
@@ -56,34 +65,35 @@ def recognise(root):
                 classes = ["background", *after_background(names.values())]
             if own != names:
                 raise UserError(f"{path}: other categories than those of the other files")
-            painted, without = _painted(content, names, classes)
+            painted, without, lines = _painted(content, names, classes)
             find = _finder(root, path)
             for image in content["images"]:
                 name = image["file_name"].replace("\\", "/")
+                photo = find(name)
+                if photo is None and (photo := find(os.path.basename(name))):
+                    name = os.path.basename(name)
                 stem = os.path.splitext(name)[0]
                 sample_id = f"{split}/{stem}"
                 if sample_id in shapes:
                     raise UserError(f"{path}: two photos are called {stem}; rename one")
-                photo = find(name)
                 missing += [] if photo else [name]
-                shapes[sample_id] = (image["width"], image["height"]), painted.pop(image["id"], [])
+                shapes[sample_id] = (image["width"], image["height"]), painted.get(image["id"], [])
                 sample = Sample(sample_id, photo, (path,), source_of(stem, sample_id))
                 splits.setdefault(split, []).append(sample)
-            boxes += without
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not COCO's format ({type(error).__name__}: {error})") from None
-        if painted:
-            raise UserError(f"{path}: annotations of images that it does not list: {some(map(str, painted))}")
+            boxes, thin = boxes + without, thin + lines
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
     if missing:
-        raise UserError(f"{root}: {len(missing)} photos of the annotations are not there: {some(missing, 4)}")
-    count = sum(len(painted) for _, painted in shapes.values())
-    if boxes and not count:
+        gone = f"not there: {counted(len(missing), 'photo')} of the annotations, {some(missing, 4)}"
+        raise UserError(f"{root}: {gone}; export with 'Save images' on, or put the photos into images/")
+    if boxes and not any(painted for _, painted in shapes.values()):
         raise UserError(f"{root}: {boxes} boxes and no segmentation; export polygons or masks")
     ignored = sum(fill == IGNORE_INDEX for _, painted in shapes.values() for _, fill, _ in painted)
     bare = [sample_id for sample_id, (_, painted) in shapes.items() if not painted]
     notes = [
         *([f"{ignored} regions are marked to be ignored: 255"] if ignored else []),
         *([f"{boxes} annotations are boxes without a segmentation, and are not painted"] if boxes else []),
+        *([f"{thin} polygons of fewer than three points have no area, and are not painted"] if thin else []),
         *([f"{len(bare)} photos without an annotation are background: {some(bare, 4)}"] if bare else []),
         *not_read(root, [s for samples in splits.values() for s in samples], {"README.roboflow.txt"}),
     ]
@@ -96,6 +106,7 @@ def read_label(sample, shapes):
     segmentation)])}. Polygons are drawn at twice the size, since Pillow includes their edges: a square of
     4 pixels would become one of 9."""
     size, painted = shapes[sample.id]
+    check_drawn_on(size, sample.image, f"{sample.label[0]}: {sample.id}")
     canvas = Image.new("L", (2 * size[0], 2 * size[1]))
     draw = ImageDraw.Draw(canvas)
     try:
@@ -105,8 +116,7 @@ def read_label(sample, shapes):
                 canvas.paste(fill, mask=inside.resize(canvas.size, Image.NEAREST))
                 continue
             for ring in segmentation:
-                if len(ring) >= 6:  # fewer than three points have no area
-                    draw.polygon([2 * value for value in ring], fill, fill)
+                draw.polygon([2 * value for value in ring], fill, fill)
     except (KeyError, TypeError, ValueError) as error:
         said = f"{sample.label[0]}: segmentation of {sample.id} cannot be painted ({error})"
         raise UserError(said) from None
@@ -154,9 +164,30 @@ def _files(root):
     return found
 
 
+def _check_fields(path, content):
+    """A UserError that names the record and the field, unless the fields that are read are of their kinds."""
+    numbers, texts, either = (int,), (str,), (int, str)
+    for group, kinds in {
+        "images": {"id": either, "file_name": texts, "width": numbers, "height": numbers},
+        "categories": {"id": numbers, "name": texts},
+        "annotations": {"image_id": either, "category_id": numbers},
+    }.items():
+        if not isinstance(content[group], list):
+            raise UserError(f"{path}: {group}: need a list, not {json.dumps(content[group])[:60]}")
+        for record in content[group]:
+            for field, kind in kinds.items():
+                if not isinstance(record, dict) or type(record.get(field)) not in kind:
+                    need = "a text" if kind == texts else "a whole number"
+                    raise UserError(f"{path}: {group}: {json.dumps(record)[:100]}: {field}: need {need}")
+    for group in ("images", "categories"):
+        times = collections.Counter(record["id"] for record in content[group])
+        if twice := [key for key in times if times[key] > 1]:
+            raise UserError(f"{path}: {group}: the id {json.dumps(twice[0])} is there twice")
+
+
 def _names(categories, used):
     """{category id: name}, by id. Roboflow's group of all classes, which no annotation has, is none."""
-    groups = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
+    groups = [c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]]
     found = {c["id"]: c["name"] for c in categories if c["id"] in used or c["name"] not in groups}
     if len(set(found.values())) < len(found):
         raise ValueError("two categories of one name")
@@ -164,17 +195,39 @@ def _names(categories, used):
 
 
 def _painted(content, names, classes):
-    """{image id: [(area, class id, segmentation)]}, largest first; and how many have no segmentation."""
+    """{image id: [(area, class id, segmentation)]}, largest first; how many annotations have no segmentation;
+    how many of the others' polygons have no area. Raises ValueError."""
     ids = {key: class_id(name, classes) for key, name in names.items()}
-    painted, without = {}, 0
-    for a in content["annotations"]:
-        if not a.get("segmentation"):
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    painted, without, thin = {}, 0, 0
+    for n, a in enumerate(content["annotations"], 1):
+        segmentation = a.get("segmentation")
+        if not segmentation:
             without += 1
             continue
-        area = a["area"] if "area" in a else a["bbox"][2] * a["bbox"][3]
+        said = f"annotation {json.dumps(a['id'])}" if "id" in a else f"annotation number {n}"
+        for field, known in (("image_id", sizes), ("category_id", ids)):
+            if a[field] not in known:
+                raise ValueError(f"{said}: no {field[:-3]} of this file has the id {json.dumps(a[field])}")
+        if isinstance(segmentation, list):
+            try:
+                for ring in segmentation:
+                    check_points(ring, sizes[a["image_id"]])
+            except ValueError as error:
+                raise ValueError(f"{said}: a polygon cannot be painted: {error}") from None
+            rings = [ring for ring in segmentation if len(ring) >= 6]
+            thin += len(segmentation) - len(rings)
+            segmentation = rings
+        elif not isinstance(segmentation, dict):
+            raise ValueError(f"{said}: segmentation: need polygons or run lengths")
+        box = a.get("bbox")
+        boxed = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
+        area = a.get("area", box[2] * box[3] if boxed else None)
+        if type(area) not in (int, float) or not math.isfinite(area):
+            raise ValueError(f"{said}: need a number as area, or a bbox: larger regions are painted first")
         fill = IGNORE_INDEX if a.get("ignore") else ids[a["category_id"]]
-        painted.setdefault(a["image_id"], []).append((area, fill, a["segmentation"]))
-    return {key: sorted(regions, key=lambda r: -r[0]) for key, regions in painted.items()}, without
+        painted.setdefault(a["image_id"], []).append((area, fill, segmentation))
+    return {key: sorted(regions, key=lambda r: -r[0]) for key, regions in painted.items()}, without, thin
 
 
 def _finder(root, path):

@@ -5,11 +5,13 @@ import hashlib
 import os
 import re
 import typing
+import unicodedata
 
 import numpy as np
 
-from datasets.images import looks_like_photo, unread_pictures
-from utils.errors import UserError
+from datasets.images import looks_like_photo, size_of, unread_pictures
+from utils.errors import UserError, printable
+from utils.files import read_text
 from utils.metrics import IGNORE_INDEX
 
 SPLIT_OF = {  # names of folders and lists, in lower case
@@ -18,7 +20,8 @@ SPLIT_OF = {  # names of folders and lists, in lower case
 }
 BACKGROUND = ("background", "_background_", "__background__")  # what tools call class 0
 IGNORED = ("__ignore__", "ignore", "void")  # what they call pixels that nobody knows
-MASK_SUFFIXES = ("", "_mask", "_label", "_labels", "_seg", "_segmentation")  # behind the stem of its photo
+# behind the stem of its photo
+MASK_SUFFIXES = ("", "_mask", "_label", "_labels", "_seg", "_segmentation", "-mask", ".mask")
 COMPANIONS = re.compile(  # of photos and masks, in lower case: not worth a word
     r"\..*|classes\.json|readme.*|licen[cs]e.*|landmarks|.*_ldmks\.txt|thumbs\.db|desktop\.ini|__macosx"
 )
@@ -92,14 +95,14 @@ def pair(photos, labels, folder):
     have what the other lacks: a label misplaced or misspelt must not turn into less data without a word.
     Overlays, which predict.py writes beside its masks, are no labels."""
     labels = {s: p for s, p in labels.items() if s in photos or not s.endswith("_overlay")}
-    folded = {stem.casefold() for stem in labels}
-    suffix = max(MASK_SUFFIXES, key=lambda end: sum(stem.casefold() + end in folded for stem in photos))
+    folded = {_folded(stem) for stem in labels}
+    suffix = max(MASK_SUFFIXES, key=lambda end: sum(_folded(stem) + end in folded for stem in photos))
     if suffix:
         ends = {stem: len(suffix) * stem.casefold().endswith(suffix) for stem in labels}
         labels = {stem[: len(stem) - ends[stem]]: path for stem, path in labels.items()}
     if labels.keys() != photos.keys():  # cameras and Windows write F1.JPG for f1.png
-        names = {stem.casefold(): stem for stem in photos}
-        renamed = {names.get(stem.casefold(), stem): path for stem, path in labels.items()}
+        names = {_folded(stem): stem for stem in photos}
+        renamed = {names.get(_folded(stem), stem): path for stem, path in labels.items()}
         labels = renamed if len(names) == len(photos) and len(renamed) == len(labels) else labels
     lone = {
         "photos without a label": [stem for stem in photos if stem not in labels],
@@ -112,6 +115,11 @@ def pair(photos, labels, folder):
         do = f"add, move or rename them (a mask is called as its photo, or {ends} follows)"
         raise UserError(f"{folder}: {said}; {some(unread, 3) or do}")
     return [(stem, photos[stem], labels[stem]) for stem in photos]
+
+
+def _folded(stem):
+    """A name that is equal where only capitals differ, or how an accent is written: macOS writes é as two."""
+    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def split_folders(root):
@@ -162,6 +170,43 @@ def files_of(sample):
     return [path for path in (sample.image, *labels) if path]
 
 
+def check_classes(names, where):
+    """A UserError that begins with `where`, unless `names` are texts that can be shown and told apart."""
+    for name in names:
+        if not isinstance(name, str) or printable(name).splitlines() != [name] or name != name.strip():
+            raise UserError(f"{where}: class {name!r}: need a name in one line, without spaces around it")
+    seen = {}
+    for name in names:
+        if (first := seen.setdefault(name.casefold(), name)) != name:
+            raise UserError(f"{where}: classes {first} and {name} differ in capitals alone: call both alike")
+
+
+def check_points(values, size):
+    """A ValueError, unless `values` are x, y, x, y, ... of a shape on a picture of size (width, height)."""
+    found = np.asarray(values)
+    if found.ndim != 1 or found.dtype.kind not in "iuf" or len(found) % 2:
+        raise ValueError("its points are no pairs of numbers")
+    reach = max(size)  # outside of the picture by as much as it is large
+    if not ((found >= -reach) & (found <= 2 * reach)).all():  # nor NaN
+        raise ValueError(f"it has points far outside of {size[0]}x{size[1]} pixels")
+
+
+def check_drawn_on(size, photo, label):
+    """A UserError that begins with `label`, where shapes were drawn on a picture of another `size`, (width,
+    height), than the photo has. Of a photo that is turned upright afterwards the scan speaks."""
+    found = size_of(photo)
+    if sorted(found) != sorted(size):
+        raise UserError(
+            f"{label}: drawn on {size[0]}x{size[1]} pixels, but {photo} has {found[0]}x{found[1]}; put the "
+            "photo there that was annotated"
+        )
+
+
+def counted(n, noun):
+    """ "1 photo", "8 photos"."""
+    return f"{n} {noun}" + "s" * (n != 1)
+
+
 def class_id(name, classes):
     """The id of a labelling tool's class, 0 or 255 where it is called as in `BACKGROUND` or `IGNORED`."""
     if name.lower() in IGNORED:
@@ -191,11 +236,7 @@ def some(names, n=10):
 
 def read_lines(path):
     """Lines of a small text file that a data set comes with."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_text(path).splitlines()
 
 
 def split_by_group(samples, fraction, seed=0):
@@ -215,7 +256,7 @@ def limit(samples, n, seed):
     chosen least so far; ties are broken by a hash of (seed, id).
     """
     if n > len(samples):
-        raise UserError(f"limit {n}: there are {len(samples)} labelled training images")
+        raise UserError(f"limit {n}: there are only {counted(len(samples), 'photo')} to train on")
     left = sorted(samples, key=lambda s: _rank(seed, s.id))
     people = [s.group for s in left]
     angle = np.array([15 * round((s.yaw or 0) / 15) for s in left])

@@ -21,6 +21,7 @@ in another order. Where it does not say flip_pairs, classes whose names differ i
 Without classes.json the classes are counted from the masks and nothing is known of left and right.
 """
 
+import difflib
 import functools
 import json
 import os
@@ -32,6 +33,8 @@ from datasets.faces import (
     MASK_SUFFIXES,
     Faces,
     Sample,
+    check_classes,
+    counted,
     not_read,
     pair,
     palette,
@@ -41,6 +44,7 @@ from datasets.faces import (
 )
 from datasets.images import SUFFIXES, pictures, read_mask, why_absent
 from utils.errors import UserError
+from utils.files import read_json
 from utils.metrics import IGNORE_INDEX
 
 LOOKS_FOR = "your own: images/ and labels/, in the folder itself or in its train/, val/, test/"
@@ -106,11 +110,31 @@ def _pairs(folder):
     if inner[0] and inner[1] and not (photos or masks):
         splits = inner[0] | inner[1]
         both = {s: [pictures(side[s]) if s in side else {} for side in inner] for s in splits}
+        if not any(found for _, found in both.values()):
+            raise UserError(unread.advice(folder) or f"{labels}: no masks in it, nor in its folders")
         return {split: pair(*sides, folder) for split, sides in both.items()}
+    photos = photos or pictures(folder)
     if photos and not masks:
-        lacks = f"{images}: {len(photos)} photos, and no masks in a labels/ or masks/ beside the folder"
-        raise UserError(unread.advice(folder) or lacks)
-    return {"train": pair(photos or pictures(folder), masks, folder)}
+        lacks = f"{images or folder}: {counted(len(photos), 'photo')}, and no masks in labels/ or masks/"
+        raise UserError(unread.advice(folder) or lacks + _beside(folder, images, "labels"))
+    if masks and not photos:
+        lacks = f"{labels}: {counted(len(masks), 'mask')}, and no photos in images/"
+        raise UserError(lacks + _beside(folder, labels, "images"))
+    return {"train": pair(photos, masks, folder)}
+
+
+def _beside(folder, read, wanted):
+    """What lies in `folder` beside its folder `read`, in words, and which of it may be what is `wanted`."""
+    names = [name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+    paths = {name: os.path.join(folder, name) for name in names if os.path.join(folder, name) != read}
+    held = {name: sorted(os.listdir(path)) for name, path in paths.items() if os.path.isdir(path)}
+    if not held:
+        return " beside it"
+    there = some((f"{name}/ ({some(inside, 2) or 'empty'})" for name, inside in held.items()), 4)
+    full = [name for name in held if pictures(paths[name])]
+    like = difflib.get_close_matches(wanted, full, 1, 0)
+    do = f"call {like[0]}/ {wanted}/ if it is meant" if like else "masks are PNG files of class ids"
+    return f" beside it; there is {there}: {do}"
 
 
 def _one_of(folder, kinds):
@@ -167,36 +191,55 @@ def _read_info(path):
     """classes.json, checked: {key: value} for all of `KEYS`, all empty without the file, and `notes`. Where
     it does not say flip_pairs, classes whose names differ in the side alone are paired."""
     empty = {"classes": [], "colors": [], "flip_pairs": [], "groups": {}, "yaw": {}}
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return empty | {"notes": []}
-    try:
-        with open(path, encoding="utf-8") as file:
-            given = json.load(file)
-        info = empty | given
-        names = [str(name) for name in info["classes"]]
-        ids = {name: i for i, name in enumerate(names)}
-        colors = [tuple(int(v) for v in color) for color in info["colors"]]
-        pairs = [tuple(ids.get(c, c) for c in pair) for pair in info["flip_pairs"]]
-        yaw = {stem: float(degrees) for stem, degrees in info["yaw"].items()}
-        groups = {stem: str(person) for stem, person in info["groups"].items()}
-    except (OSError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); datasets/folder.py shows one") from None
-    swapped = [c for pair in pairs for c in pair]
-    if strange := info.keys() - KEYS:
+    given = read_json(path)
+    if not isinstance(given, dict):
+        raise UserError(f'{path}: need {{"classes": ["background", ...], ...}}; datasets/folder.py shows one')
+    if strange := given.keys() - KEYS:
         raise UserError(f"{path}: {some(sorted(strange))}: not among {', '.join(KEYS)}")
-    if not 2 <= len(ids) == len(names) <= IGNORE_INDEX:
-        raise UserError(f"{path}: classes: need 2 to {IGNORE_INDEX} different names")
-    if colors and not (
-        len(set(colors)) == len(colors) == len(names)
-        and all(len(c) == 3 and 0 <= min(c) <= max(c) <= 255 for c in colors)
-    ):
-        raise UserError(f"{path}: colors: need {len(names)} different [r, g, b] of 0..255")
-    if (
-        any(len(pair) != 2 for pair in pairs)
-        or len(set(swapped)) < len(swapped)
-        or not set(swapped) <= set(ids.values())
-    ):
-        raise UserError(f"{path}: flip_pairs: need pairs of classes, each class once")
+    names, colors, pairs, groups, yaw = (empty | given).values()
+
+    def check(right, key, value, need):
+        if not right:
+            raise UserError(f"{path}: {key}: {json.dumps(value)[:100]}: need {need}")
+
+    check(isinstance(names, list), "classes", names, 'a list of names, by id: ["background", "skin", ...]')
+    check_classes(names, path)
+    ids = {name: i for i, name in enumerate(names)}
+    need = f"2 to {IGNORE_INDEX} different names"
+    check(2 <= len(ids) == len(names) <= IGNORE_INDEX, "classes", names, need)
+
+    check(isinstance(colors, list), "colors", colors, f"{len(names)} different [r, g, b] of 0..255")
+    for color in colors:
+        right = isinstance(color, list) and len(color) == 3 and all(type(v) is int for v in color)
+        check(right and 0 <= min(color) <= max(color) <= 255, "colors", color, "[r, g, b] of 0..255")
+    colors = [tuple(color) for color in colors]
+    right = not colors or len(set(colors)) == len(colors) == len(names)
+    check(right, "colors", colors, f"{len(names)} different [r, g, b] of 0..255")
+
+    need = '[["left eye", "right eye"], ...]: pairs of classes, each class once; [] for none'
+    check(isinstance(pairs, list), "flip_pairs", pairs, need)
+    known = {**ids, **{i: i for i in ids.values()}}
+    for two in pairs:
+        right = isinstance(two, list) and len(two) == 2 and all(type(c) in (str, int) for c in two)
+        check(right and known.keys() >= set(two), "flip_pairs", two, need)
+    pairs = [tuple(known[c] for c in two) for two in pairs]
+    swapped = [c for two in pairs for c in two]
+    check(len(set(swapped)) == len(swapped), "flip_pairs", given.get("flip_pairs"), need)
+
+    check(isinstance(groups, dict), "groups", groups, '{"ann_1": "ann", ...}')
+    for stem, person in groups.items():
+        right = type(person) is int or isinstance(person, str) and person.strip()
+        check(right, f"groups of {stem}", person, "the name of a person")
+    groups = {stem: str(person) for stem, person in groups.items()}
+
+    check(isinstance(yaw, dict), "yaw", yaw, '{"ann_1": -30, ...}')
+    for stem, degrees in yaw.items():
+        right = type(degrees) in (int, float) and -180 <= degrees <= 180
+        check(right, f"yaw of {stem}", degrees, "degrees, a number from -180 to 180")
+    yaw = {stem: float(degrees) for stem, degrees in yaw.items()}
+
     notes = []
     if "flip_pairs" not in given and (pairs := side_pairs(names)):
         swapped = some(f"{names[a]} with {names[b]}" for a, b in pairs)

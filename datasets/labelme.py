@@ -14,6 +14,7 @@ import base64
 import binascii
 import functools
 import io
+import json
 import math
 import os
 
@@ -24,7 +25,10 @@ from datasets.faces import (
     Faces,
     Sample,
     after_background,
+    check_drawn_on,
+    check_points,
     class_id,
+    counted,
     not_read,
     palette,
     read_lines,
@@ -78,6 +82,7 @@ def recognise(root):
 def read_label(sample, classes):
     """The shapes of one file, painted in their order."""
     shapes, size, _ = _read(sample.label)
+    check_drawn_on(size, sample.image, sample.label)
     canvas = Image.new("L", size)
     draw = ImageDraw.Draw(canvas)
     for label, points, kind, mask in shapes:
@@ -111,22 +116,38 @@ def _files(folder):
 
 
 def _read(path):
-    """([(label, points, kind, mask)], (width, height), photo) of one file."""
+    """([(label, points, kind, mask)], (width, height), photo) of one file. Raises UserError, which names the
+    shape by its number, from 1 on."""
     held = read_json(path)
-    try:
-        shapes = [
-            (
-                s["label"],
-                [tuple(map(float, p)) for p in s["points"]],
-                s.get("shape_type") or "polygon",
-                s.get("mask"),
-            )
-            for s in held["shapes"]
-        ]
-        photo = os.path.join(os.path.dirname(path), held["imagePath"].replace("\\", "/"))
-        return shapes, (int(held["imageWidth"]), int(held["imageHeight"])), os.path.normpath(photo)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not as labelme writes it ({type(error).__name__}: {error})") from None
+    if not isinstance(held, dict):
+        raise UserError(f"{path}: not as labelme writes it: need an object")
+    kinds = {"shapes": list, "imagePath": str, "imageWidth": int, "imageHeight": int}
+    if wrong := [key for key, kind in kinds.items() if type(held.get(key)) is not kind]:
+        said = f"{wrong[0]} is {json.dumps(held.get(wrong[0]))[:60]}"
+        raise UserError(f"{path}: not as labelme writes it: {said}")
+    size = held["imageWidth"], held["imageHeight"]
+    shapes = []
+    for n, shape in enumerate(held["shapes"], 1):
+        try:
+            shapes.append(_shape(shape, size))
+        except ValueError as error:
+            raise UserError(f"{path}: shape {n}: {error}") from None
+    photo = os.path.join(os.path.dirname(path), held["imagePath"].replace("\\", "/"))
+    return shapes, size, os.path.normpath(photo)
+
+
+def _shape(shape, size):
+    """(label, points, kind, mask). Raises ValueError."""
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+        raise ValueError("need a label that is a text")
+    label, kind, points = shape["label"], shape.get("shape_type") or "polygon", shape.get("points")
+    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        raise ValueError(f"{label}: need points, each [x, y]")
+    check_points([value for point in points for value in point], size)
+    need = {"polygon": max(3, len(points)), "rectangle": 2, "circle": 2}.get(kind, max(1, len(points)))
+    if len(points) != need:
+        raise ValueError(f"{label}: a {kind} of {counted(len(points), 'point')}; need {need}")
+    return label, [tuple(map(float, point)) for point in points], kind, shape.get("mask")
 
 
 def _classes(root, labels):

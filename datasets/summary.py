@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from datasets.cache import contents
 from datasets.faces import some
 from datasets.images import why_absent
 from utils.errors import UserError
@@ -21,7 +22,20 @@ def inspect(splits, classes, key="semantic"):
     largest width / height; `ids` and `digests` of the photos, and `digest` of all that training would notice;
     `notes` for the user.
     """
-    return {split: _facts(data, classes, key) for split, data in splits.items() if data is not None}
+    found = {split: _facts(data, classes, key) for split, data in splits.items() if data is not None}
+    read = [data for split in ("train", "val") if hasattr(data := splits.get(split), "paths")]
+    if len(read) == 2 and (copies := _copies(*read)):
+        said = f"{len(copies)} of its photos are in train, too, byte for byte: its figures flatter"
+        found["val"]["notes"].append(f"{said} ({some(copies, 3)})")
+    return found
+
+
+def _copies(train, val):
+    """["val/b = train/a", ...] of photos with the same content in two data sets."""
+    digests = contents([*train.paths, *val.paths])
+    first = {digests[path]: name for path, name in zip(train.paths, train.ids, strict=True)}
+    pairs = [(name, first.get(digests[path])) for path, name in zip(val.paths, val.ids, strict=True)]
+    return [f"{one} = {other}" for one, other in pairs if other]
 
 
 def _facts(data, classes, key):

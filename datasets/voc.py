@@ -3,6 +3,7 @@
     JPEGImages/{name}.jpg    SegmentationClass/{name}.png    ImageSets/Segmentation/{train,val,test}.txt
 
 - Pascal VOC: palette masks of 20 classes, 255 along their borders. `VOCdevkit` or what is above it will do.
+  It is known by the folder's name, VOC2012, or by its Annotations/ and ImageSets/.
 - labelme2voc: class_names.txt, and no lists; older versions write masks into SegmentationClassPNG/. What was
   `__ignore__` is 255.
 - CVAT, "Segmentation mask 1.1" with images saved: labelmap.txt, lines `name:r,g,b:parts:actions`; masks in
@@ -14,6 +15,7 @@ github.com/wkentaro/labelme, examples/semantic_segmentation; docs.cvat.ai, forma
 
 import functools
 import os
+import re
 
 from datasets import folder
 from datasets.faces import (
@@ -130,6 +132,13 @@ def _classes(root):
         return "labelme2voc", names, palette(len(names))
     path = os.path.join(root, "labelmap.txt")
     if not os.path.exists(path):
+        folders = ("Annotations", "ImageSets/Segmentation")
+        named = re.fullmatch(r"VOC20\d\d", os.path.basename(os.path.abspath(root)))
+        if not named and not all(os.path.isdir(os.path.join(root, folder)) for folder in folders):
+            raise UserError(
+                f"{root}: no labelmap.txt (CVAT) or class_names.txt (labelme2voc) says what the masks mean; "
+                "put the tool's file back, or write a classes.json"
+            )
         return "voc", CLASSES, palette(len(CLASSES))
     rows = [line.split(":") for line in read_lines(path) if line.strip() and not line.startswith("#")]
     names = [row[0].strip() for row in rows]

@@ -48,15 +48,33 @@ def write_whole(path, content):
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def read_json(path):
-    """What a JSON file holds. Raises UserError: not there, not readable, no JSON."""
+def read_text(path, what="text"):
+    """What a file in UTF-8 holds, without the mark that Windows puts before it. Raises UserError."""
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a named pipe would wait for ever
+        raise UserError(f"{path}: a folder, pipe or device, not a file")
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not {what} in UTF-8; save it as UTF-8") from None
+
+
+def read_json(path):
+    """What a JSON file holds. Raises UserError: not there, not readable, no JSON, a key twice."""
+    try:
+        return json.loads(read_text(path, "JSON"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def _object(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
 
 
 def check_folder(folder):

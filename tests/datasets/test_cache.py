@@ -235,6 +235,13 @@ def test_photos_that_change_while_they_are_read(root):
         CachedFaces(faces, faces.splits["train"], 16)
 
 
+def test_masks_of_another_size_than_their_photos_are_told(root):
+    for i in range(2):
+        Image.open(root / f"labels/{i}.png").resize((12, 16), Image.NEAREST).save(root / f"labels/{i}.png")
+    note = "2 of 4 masks are not of their photos' size (train/0, train/1): resized, nearest"
+    assert load(root).notes == [note] and load(root).notes == [note]
+
+
 def save_turned(root, orientation):
     for i in range(2):
         exif = Image.Exif()

@@ -1,6 +1,7 @@
 """Data sets in their downloaded layouts, in miniature: real files, a few pixels each."""
 
 import json
+import os
 import pathlib
 import pickle
 import struct
@@ -394,12 +395,56 @@ def test_folder_orphans(tmp_path, orphan):
         ({"flip_pairs": [[2, 9]]}, "flip_pairs"),
         ({"flip_pair": []}, "flip_pair: not among"),
         ({"groups": {"nobody": "x"}}, "groups of no photo here: nobody"),
-        ({"yaw": {"a": "left"}}, "left"),
+        ({"yaw": {"a": "left"}}, 'yaw of a: "left": need degrees'),
+        *(
+            ({"yaw": {"a": v}}, f"yaw of a: {json.dumps(v)}: need")
+            for v in (float("nan"), "30", True, None, 1e9)
+        ),
+        ({"yaw": [1]}, "yaw: [1]: need {"),
+        *(({"groups": {"a": v}}, f"groups of a: {json.dumps(v)}: need") for v in (["b"], {}, None, " ", 1.5)),
+        ({"groups": []}, "groups: []: need {"),
+        *(({"classes": v}, "need a list of names") for v in ({"skin": 1, "background": 0}, "abcd", None)),
+        *(({"classes": v}, "need a name in one line") for v in ([{"name": "skin"}], [1, 2], ["a", ""])),
+        *(({"classes": ["a", v]}, "without spaces") for v in ("skin ", "left\neye", "a\ud800", "\x07")),
+        ({"classes": ["bg", "skin", "Skin", "x"]}, "skin and Skin differ in capitals alone"),
+        ({"classes": ["a"]}, 'classes: ["a"]: need 2 to 255 different names'),
+        ({"colors": ["#000000", "#ff0000"]}, 'colors: "#000000": need [r, g, b] of 0..255'),
+        ({"colors": [[0, 0, 0], [0.5, 0, 0]]}, "colors: [0.5, 0, 0]: need"),
+        ({"colors": [[0, 0, 0], [256, 0, 0]]}, "colors: [256, 0, 0]: need"),
+        ({"colors": 3}, "colors: 3: need 4 different"),
+        ({"flip_pairs": None}, "flip_pairs: null: need [["),
+        ({"flip_pairs": ["left eye", "right eye"]}, 'flip_pairs: "left eye": need [['),
+        ({"flip_pairs": [["skin", "left eye", "right eye"]]}, "flip_pairs: ["),
     ],
 )
 def test_folder_faulty_classes_json(tmp_path, change, said):
     line = refusal(open_faces, own(tmp_path, INFO | change))
     assert said in line and "classes.json" in line
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (json.dumps(["background", "skin"]), 'need {"classes": ['),
+        ("null", 'need {"classes": ['),
+        ('{"classes": ["a", "b"], "classes": ["background", "skin"]}', "the key 'classes' twice"),
+        (json.dumps(INFO).encode("utf-16"), "save it as UTF-8"),
+        (None, "a folder, pipe or device"),  # to open a named pipe would wait for ever
+    ],
+)
+def test_classes_json_that_is_none(tmp_path, content, said):
+    path = own(tmp_path) / "classes.json"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    line = refusal(open_faces, tmp_path)
+    assert said in line and "classes.json" in line
+
+
+def test_classes_json_as_windows_saves_it(tmp_path):
+    (own(tmp_path) / "classes.json").write_text(json.dumps(INFO), encoding="utf-8-sig")
+    assert open_faces(tmp_path).classes == INFO["classes"]
 
 
 LAYOUTS = {  # where a photo and its mask lie, for each split that they are then in
@@ -459,6 +504,39 @@ def test_the_case_of_names_does_not_matter(tmp_path):
     assert ids_of(faces) == ["train/F1", "train/f2"]
     save(tmp_path / "labels/F1_mask.png", [[0, 1]])  # now either could be meant
     assert "2 labels without a photo" in refusal(open_faces, tmp_path)
+
+
+def test_accents_of_names_may_be_written_in_either_way(tmp_path):
+    """macOS writes é as two characters."""
+    photo(tmp_path / "images/é.jpg")
+    save(tmp_path / "labels/e\u0301-mask.png", [[0, 1]])
+    assert ids_of(open_faces(tmp_path)) == ["train/é"]
+
+
+@pytest.mark.parametrize(
+    "image, mask, said",
+    [
+        (
+            "images/a.jpg",
+            "gt/a.png",
+            "1 photo, and no masks in labels/ or masks/ beside it; there is gt/ (a.png)",
+        ),
+        ("images/a.jpg", "labels_png/a.png", "call labels_png/ labels/"),
+        ("imagess/a.jpg", "labels/a.png", "1 mask, and no photos in images/ beside it"),
+        ("imagess/a.jpg", "labels/a.png", "call imagess/ images/"),
+        ("images/a.jpg", "labels/a.npy", "labels/ (a.npy): masks are PNG files"),
+        ("images/a.jpg", "json/a.json", "json/ (a.json): masks are PNG files"),
+    ],
+)
+def test_what_lies_beside_is_named(tmp_path, image, mask, said):
+    for name in (image, mask):
+        photo(tmp_path / name) if name.endswith("g") else touch(tmp_path / name)
+    assert said in refusal(open_faces, tmp_path)
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def test_a_mask_whose_photo_is_of_a_kind_that_is_not_read(tmp_path):
@@ -641,7 +719,7 @@ def test_limit_is_nested_and_spread():
     assert {abs(s.yaw) for s in largest[:3]} == {0, 30, 90}
     assert {s.yaw for s in largest[:6]} == {-90, -30, 0, 30, 90}
     assert limit(samples, 6, seed=2) != largest[:6]
-    assert "there are 60 labelled" in refusal(limit, samples, 61, 0)
+    assert "there are only 60 photos" in refusal(limit, samples, 61, 0)
 
 
 def test_split_by_group():

@@ -79,6 +79,18 @@ def test_voc(tmp_path):
     assert "VOC2007" in refusal(open_faces, root.parent)
 
 
+def test_masks_of_a_tool_without_their_list_of_classes_are_not_pascals(tmp_path):
+    photo(tmp_path / "JPEGImages/a.jpg")
+    save(tmp_path / "SegmentationClass/a.png", [[0, 1]])
+    text(tmp_path / "ImageSets/Segmentation/default.txt", "a")
+    assert "no labelmap.txt (CVAT) or class_names.txt (labelme2voc) says" in refusal(open_faces, tmp_path)
+    as_json(tmp_path / "classes.json", {"classes": ["background", "skin"]})
+    assert open_faces(tmp_path).classes == ["background", "skin"]
+    (tmp_path / "classes.json").unlink()
+    (tmp_path / "Annotations").mkdir()
+    assert open_faces(tmp_path).name == "voc"
+
+
 @pytest.mark.parametrize("folder", ["SegmentationClass", "SegmentationClassPNG"])
 def test_labelme2voc(tmp_path, folder):
     for name in ("a", "b"):
@@ -296,12 +308,37 @@ def test_coco_categories(tmp_path):
     "content, said",
     [
         ("{", "not JSON"),
-        (coco_json("gone.jpg"), "1 photos of the annotations are not there: gone.jpg"),
-        (coco_json(regions=[region(4, [square(0, 0, 2)], 4)]), "not COCO's format (KeyError: 4)"),
-        (coco_json(regions=[region(3, [square(0, 0, 2)], 4, image=8)]), "images that it does not list: 8"),
+        (coco_json("gone.jpg"), "1 photo of the annotations, gone.jpg; export with 'Save images' on"),
+        (coco_json(regions=[region(4, [square(0, 0, 2)], 4, id=7)]), "annotation 7: no category of this"),
+        (coco_json(regions=[region(3, [square(0, 0, 2)], 4, image=8)]), "no image of this file has the id 8"),
+        (coco_json(regions=[region(3, [square(0, 0, 2)], 4, image="1")]), 'has the id "1"'),
+        (coco_json(regions=[region("3", [square(0, 0, 2)], 4)]), "category_id: need a whole number"),
+        (coco_json(regions={}), "annotations: need a list, not {}"),
+        (coco_json() | {"images": {}}, "images: need a list, not {}"),
+        (coco_json() | {"images": coco_json()["images"] * 2}, "images: the id 1 is there twice"),
+        (
+            coco_json(categories=[*CATEGORIES, {"id": 3, "name": "hat"}]),
+            "categories: the id 3 is there twice",
+        ),
+        (
+            coco_json(categories=[*CATEGORIES, {"id": 9, "name": 5}]),
+            '{"id": 9, "name": 5}: name: need a text',
+        ),
+        *(
+            (coco_json(regions=[region(3, wrong, 4, id=7)]), "annotation 7: " + why)
+            for wrong, why in (
+                ("x", "segmentation: need polygons or run lengths"),
+                ([[1, 2, 3]], "a polygon cannot be painted: its points are no pairs of numbers"),
+                ([["1", "2", "3", "4", "5", "6"]], "a polygon cannot be painted: its points are no pairs"),
+                ([1, 2, 3, 4, 5, 6], "a polygon cannot be painted: its points are no pairs of numbers"),
+                ([[float("nan")] * 8], "a polygon cannot be painted: it has points far outside of 6x4"),
+                ([[1e30, 1, 2, 2, 3, 3]], "a polygon cannot be painted: it has points far outside of 6x4"),
+            )
+        ),
+        (coco_json(regions=[region(3, [square(0, 0, 2)], None)]), "need a number as area, or a bbox"),
         (coco_json(categories=CATEGORIES + [{"id": 9, "name": "skin"}]), "two categories of one name"),
         (coco_json(regions=[region(3, {"size": [4, 6], "counts": [6, 4]}, 4)]), "10 pixels for 6x4"),
-        (coco_json(regions=[region(3, [[1, 2, 3, 4, 5, 6, 7]], 4)]), "train/a cannot be painted"),
+        (coco_json(regions=[region(3, [[1, 2, 3, 4, 5, 6, 7]], 4)]), "annotation number 1: a polygon"),
     ],
 )
 def test_coco_with_a_fault(tmp_path, content, said):
@@ -312,6 +349,23 @@ def test_coco_with_a_fault(tmp_path, content, said):
     as_json(tmp_path / "annotations/instances_train.json", coco_json())
     as_json(path, coco_json())
     assert "are both train" in refusal(open_faces, tmp_path)
+
+
+def test_coco_with_photos_elsewhere_or_of_another_size(tmp_path):
+    """Label Studio writes paths on its server. Polygons with two points have no area."""
+    photo(tmp_path / "images/a.jpg")
+    regions = [*REGIONS, region(3, [[0, 0, 5, 3]], 9)]
+    content = coco_json("/data/upload/1/a.jpg", regions)
+    as_json(tmp_path / "result.json", content)
+    faces = open_faces(tmp_path)
+    assert ids_of(faces) == ["train/a"] and label(faces) == PAINTED
+    assert "1 polygons of fewer than three points have no area, and are not painted" in faces.notes
+    other = dict(content["images"][0], id=2, file_name="/data/upload/2/a.jpg")
+    as_json(tmp_path / "result.json", content | {"images": [*content["images"], other]})
+    assert "two photos are called a" in refusal(open_faces, tmp_path)
+    as_json(tmp_path / "result.json", content)
+    photo(tmp_path / "images/a.jpg", 60, 40)
+    assert "result.json: train/a: drawn on 6x4 pixels, but" in refusal(label, open_faces(tmp_path))
 
 
 def test_rle():
@@ -389,14 +443,37 @@ def test_labelme_in_splits_and_away_from_its_photos(tmp_path):
     assert np.unique(label(faces, "val")).tolist() == [0, 1]
     (tmp_path / "photos of valid/b.jpg").unlink()
     assert "b.json: its photo is not there" in refusal(open_faces, tmp_path)
-    text(tmp_path / "valid/b.json", json.dumps({"shapes": [{"label": "skin"}], "imagePath": "b.jpg"}))
-    assert "b.json: not as labelme writes it (KeyError: 'points')" in refusal(open_faces, tmp_path)
+    as_json(tmp_path / "valid/b.json", {"shapes": [], "imagePath": "b.jpg"})
+    assert "b.json: not as labelme writes it: imageWidth is null" in refusal(open_faces, tmp_path)
 
 
-def test_labelme_shape_that_cannot_be_drawn(tmp_path):
+@pytest.mark.parametrize(
+    "shapes, said",
+    [
+        ({}, "not as labelme writes it: shapes is {}"),
+        ([shape("skin", [[1, 1]], "circle")], "shape 1: skin: a circle of 1 point; need 2"),
+        ([shape("skin", [[1, 1], [2, 2]])], "shape 1: skin: a polygon of 2 points; need 3"),
+        ([shape(3, [[1, 1], [2, 2], [3, 1]])], "shape 1: need a label that is a text"),
+        ([shape("skin", [[0, 0], [4, 4]], "rectangle"), {"label": "skin"}], "shape 2: skin: need points"),
+        ([shape("skin", [[float("nan"), 1], [2, 2], [3, 1]])], "shape 1: it has points far outside of 9x9"),
+        ([shape("skin", [[1e30, 1], [2, 2], [3, 1]])], "shape 1: it has points far outside of 9x9"),
+        ([shape("skin", [["1", 1], [2, 2], [3, 1]])], "shape 1: its points are no pairs of numbers"),
+        ([shape("skin", [[1, 1], [2, 2]], "mask", mask="!")], "a mask of skin cannot be drawn"),
+    ],
+)
+def test_labelme_shape_that_cannot_be_drawn(tmp_path, shapes, said):
     photo(tmp_path / "a.jpg", 9, 9)
-    labelme_file(tmp_path / "a.json", [shape("skin", [[1, 1]], "circle")], "a.jpg")
-    assert "a.json: a circle of skin cannot be drawn" in refusal(label, open_faces(tmp_path))
+    labelme_file(tmp_path / "a.json", shapes, "a.jpg")
+    line = refusal(lambda: label(open_faces(tmp_path)))
+    assert "a.json: " in line and said in line
+
+
+def test_labelme_on_a_photo_of_another_size(tmp_path):
+    photo(tmp_path / "a.jpg", 18, 18)
+    labelme_file(tmp_path / "a.json", [shape("skin", [[0, 0], [4, 4]], "rectangle")], "a.jpg")
+    assert "a.json: drawn on 9x9 pixels, but " in refusal(label, open_faces(tmp_path))
+    labelme_file(tmp_path / "b.json", [shape("Skin", [[0, 0], [4, 4]], "rectangle")], "a.jpg")
+    assert "skin and Skin differ" in (said := refusal(open_faces, tmp_path)) or "Skin and skin" in said
 
 
 # ---- FaceSynthetics
@@ -478,6 +555,7 @@ def test_training_on_an_export(call, tmp_path):
     [
         ("YOLO", ["data.yaml", "train/images/a.jpg", "train/labels/a.txt"]),
         ("YOLO", ["images/a.jpg", "labels/a.txt", "notes.json"]),
+        ("YOLO", ["images/train/a.jpg", "images/val/b.jpg", "labels/train/a.txt", "labels/val/b.txt"]),
         ("YOLO", ["obj.data", "obj.names", "obj_train_data/a.jpg", "obj_train_data/a.txt", "train.txt"]),
         ("Supervisely", ["meta.json", "ds0/ann/a.jpg.json", "ds0/img/a.jpg"]),
         ("Label Studio", ["project-1-at-2025-01-31-10-20-ab12cd34.json"]),

@@ -8,13 +8,21 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import refusal, write
+from conftest import FASSEG, refusal, write
 from PIL import Image
 
-from datasets import open_faces
+from datasets import fasseg, open_faces
 from datasets.cache import CachedFaces
 from datasets.faces import Faces, Sample, side_pairs
-from datasets.images import pictures, read_image, read_mask, read_photo, unread_pictures, why_absent
+from datasets.images import (
+    interpolated,
+    pictures,
+    read_image,
+    read_mask,
+    read_photo,
+    unread_pictures,
+    why_absent,
+)
 from datasets.splits import open_any
 from utils.errors import UserError
 
@@ -336,7 +344,7 @@ def test_interpolated_and_grey_masks_are_named(tmp_path):
     assert "looks interpolated" in refusal(open_faces, tmp_path)
     info = write(tmp_path / "classes.json", {"classes": ["background", "skin", "eyes"]})
     faces = open_faces(tmp_path)
-    with pytest.raises(UserError, match="(?s)a.png: ids .* looks interpolated.*b.png: .*interpolated"):
+    with pytest.raises(UserError, match="(?s)a.png: looks interpolated.*b.png: .*interpolated"):
         CachedFaces(faces, faces.splits["train"], 16)
     for name in "ab":
         Image.fromarray(ids).save(tmp_path / f"labels/{name}.png")
@@ -348,6 +356,56 @@ def test_interpolated_and_grey_masks_are_named(tmp_path):
     assert "no classes.json, and as class ids the masks make no sense: ids 0, 100" in refusal(
         open_faces, tmp_path
     )
+
+
+def test_masks_that_are_interpolated_between_classes_that_there_are(tmp_path):
+    """Every id is one of a class; ten of them show on the borders alone."""
+    face = np.where(np.hypot(*np.mgrid[-20:20, -20:20]) < 13, 11, 0).astype(np.uint8)
+    for kind in (Image.BILINEAR, Image.BICUBIC):
+        assert interpolated(np.asarray(Image.fromarray(face).resize((100, 100), kind)))
+    assert not interpolated(np.asarray(Image.fromarray(face).resize((100, 100), Image.NEAREST)))
+    rings = np.uint8(np.hypot(*np.mgrid[-60:60, -60:60]) // 6)  # of ten classes, each 6 pixels wide
+    rings[rings > 9] = 255
+    assert not interpolated(rings) and not interpolated(face + np.uint8(255 - 11))
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (100, 100)).save(tmp_path / "images/a.png")
+    Image.fromarray(face).resize((100, 100), Image.BILINEAR).save(tmp_path / "labels/a.png")
+    write(tmp_path / "classes.json", {"classes": [f"class {i}" for i in range(12)]})
+    faces = open_faces(tmp_path)
+    with pytest.raises(UserError, match="a.png: looks interpolated"):
+        CachedFaces(faces, faces.splits["train"], 16)
+
+
+@pytest.mark.parametrize("name", ["fasseg/V2", "fasseg/V3", "facesynthetics", "coco128_voc", "voc2007mini"])
+def test_no_real_mask_looks_interpolated(name):
+    if not (FASSEG.parent / name).is_dir():
+        pytest.skip(f"no {name} in {FASSEG.parent}; FACES_DATA")
+    faces = open_faces(FASSEG.parent / name)
+    labelled = [s for samples in faces.splits.values() for s in samples if s.label]
+    for sample in labelled[:: 1 + len(labelled) // 50]:
+        assert not interpolated(faces.read_label(sample)), sample.id
+        if name.startswith("fasseg"):  # coloured, and anti-aliased
+            assert (read_mask(sample.label, fasseg.COLORS) < 6).mean() > 0.9
+
+
+def test_an_area_of_a_colour_that_no_class_has(tmp_path):
+    path = tmp_path / "a.png"
+    mask = np.zeros((40, 40, 3), np.uint8)
+    mask[8:32, 10:30] = COLORS[1]
+    mask[20, :, 2] = 90  # a border
+    mask[0:3, 0:30] = 255
+    Image.fromarray(mask).save(path)
+    ids = read_mask(path, COLORS)
+    assert (ids[:3, :30] == 255).all() and ids[10, 12] == 1, "white is what nobody knows"
+    mask[14:17, 14:17] = 0, 250, 250
+    Image.fromarray(mask).save(path)
+    assert "0.6 % of it has the colour [0, 250, 250], which no class has" in refusal(read_mask, path, COLORS)
+    assert (read_mask(path, [*COLORS, (0, 250, 250)])[14:17, 14:17] == len(COLORS)).all()
+    clear = np.dstack([mask, np.full((40, 40), 255, np.uint8)])
+    clear[12:20, 12:20, 3] = 0
+    Image.fromarray(clear).save(path)
+    assert (read_mask(path, COLORS[1:] + [(0, 0, 0)])[12:20, 12:20] == 255).all(), "transparent"
 
 
 # ---- sides, folders

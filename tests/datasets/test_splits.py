@@ -101,8 +101,13 @@ def test_a_limit_takes_so_many(named, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "ROOT", tmp_path / "cache")
     faces = splits.open_data(named)
     assert len({i[6] for i in batches.load(faces, "train", 4, 0, 3).ids}) == 3  # one photo of each person
-    assert "limit 7: there are 6 labelled" in refusal(batches.load, faces, "train", 4, 0, 7)
+    assert "limit 7: there are only 6 photos" in refusal(batches.load, faces, "train", 4, 0, 7)
     assert "no split dev; it has train (6)" in refusal(batches.load, faces, "dev", 4)
+    del faces.splits["val"]
+    assert "nobody is held out" in refusal(batches.load, faces, "val", 4)
+    faces.splits["train"] = [s for s in faces.splits["train"] if s.group == "a"]
+    said = refusal(batches.load, faces, "val", 4)
+    assert "all photos of train (2) are of one person" in said and "--val-fraction 0" in said
 
 
 def test_a_parser_was_trained_on_the_people_of_its_ids(named, tmp_path):

@@ -78,6 +78,17 @@ def test_a_split_without_a_labelled_pixel_is_refused():
     assert refusal(summary.refuse_empty, found) == "val: no labelled pixel in 2 masks, all are 255"
 
 
+def test_photos_that_are_in_train_and_in_val_are_told(tmp_path):
+    for name, content in {"a": b"1", "b": b"2", "c": b"1", "d": b"3"}.items():
+        (tmp_path / name).write_bytes(content)
+    train, val = (with_(paths=[str(tmp_path / n) for n in two], ids=two) for two in ("ab", "cd"))
+    found = found_in(train=train, val=val)
+    said = "1 of its photos are in train, too, byte for byte: its figures flatter (c = a)"
+    assert found["val"]["notes"] == [said] and said in summary.table(found)
+    assert not found_in(train=train, val=Data())["val"]["notes"]
+    assert not found_in(train=val, val=None)["train"]["notes"]
+
+
 CHANGES = [
     ({"ids": ["a", "c"], "digest": "x"}, ["1 gone (b)", "1 new (c)"]),
     ({"digests": ["11", "33"], "digest": "x"}, ["1 with another photo or mask (b)"]),

@@ -26,7 +26,7 @@ MISTAKES = [
     (train_finetune, [*DATA, "--model", "unett"], "unet"),
     (train_finetune, [*DATA, "--loss", "cee=1"], "dice"),
     (train_finetune, [*DATA, "--augment", "trivail"], "trivial"),
-    (train_finetune, [*DATA, "--limit", "999"], "20 labelled"),
+    (train_finetune, [*DATA, "--limit", "999"], "20 photos"),
     (train_finetune, [*DATA, "--device", "cuda"], "no GPU"),
     (train_finetune, [*DATA, "--freeze", "9"], "stages"),
     (train_finetune, ["--stpes", "3"], "did you mean --steps?"),
