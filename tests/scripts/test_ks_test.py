@@ -86,7 +86,10 @@ def test_copies_are_refused_by_name_or_left_out_on_request(call, complaint, halv
     """G3: the same photos on both sides; one photo twice, resaved under another name."""
     one, two = halves
     said = complaint(ks_test, "--real", one, "--other", one, *QUICK, "--out", tmp_path / "a")
-    assert said.startswith("error: 30 photos are on both sides: ") and said.count("\n") == 1
+    assert (
+        said.startswith("error: 30 photos look like another one of the other side: ")
+        and said.count("\n") == 1
+    )
     more = tmp_path / "more"
     more.mkdir()
     for path in two.glob("*.png"):
@@ -94,9 +97,20 @@ def test_copies_are_refused_by_name_or_left_out_on_request(call, complaint, halv
     Image.open(two / "3.png").save(more / "other_name.jpg", quality=60)
     flags = ["--real", more, "--augment", "none", *QUICK, "--out", tmp_path / "a"]
     said = complaint(ks_test, *flags)
-    assert "1 photos show twice, under two names" in said and "other_name" in said and "--drop-copies" in said
+    assert "1 photos look like another one: " in said and "other_name" in said and "--drop-copies" in said
     call("ks_test.py", *flags, "--drop-copies", status=UNKNOWN)
-    assert report(tmp_path / "a")["notes"][0].startswith("1 copies left out")
+    assert report(tmp_path / "a")["notes"][0].startswith("1 photos left out that look like another one: ")
+
+
+def test_photos_that_look_alike_are_counted_and_not_their_pairs(complaint, photos, tmp_path):
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes((photos / "0.png").read_bytes())
+    for two, said in (
+        (["--augment", "none"], "7 photos look like another one: "),
+        (["--other", tmp_path], "15"),
+    ):
+        found = complaint(ks_test, "--real", tmp_path, *two, *QUICK, "--out", tmp_path / "out")
+        assert found.startswith(f"error: {said}") and " 4 more" not in found.split(";")[1]
 
 
 def test_eight_people_are_too_few(call, photos, tmp_path):
@@ -222,7 +236,9 @@ def test_a_report_is_never_overwritten(complaint, photos, tmp_path):
 def test_fasseg_train_and_test_share_six_photos_and_are_otherwise_alike(call, complaint, tmp_path):
     v2 = FASSEG / "V2"
     flags = ["--real", v2, "--real-split", "train", "--other", v2, "--other-split", "test", *QUICK]
-    assert "6 photos are on both sides" in complaint(ks_test, *flags, "--out", tmp_path / "a")
+    assert "6 photos look like another one of the other side" in complaint(
+        ks_test, *flags, "--out", tmp_path / "a"
+    )
     call("ks_test.py", *flags, "--drop-copies", "--out", tmp_path / "b", status=PASS)
     assert report(tmp_path / "b")["n"] == 20
 

@@ -87,6 +87,7 @@ def test_one_number_a_class(scorer):
 BAD = {
     "return [float('nan')]": "got nan",
     "return [float('inf')]": "got inf",
+    "return [1e300]": "got 1e+300; need numbers of at most 1e+09 in size",
     "return [[float('nan')] * 3]": "got nan",
     "return None": "got None",
     "return ['good']": "got 'good'",
@@ -101,12 +102,16 @@ BAD = {
     "return [1, 1, 1]": "got 3 numbers, and 1 before",
     "time.sleep(99)": "no answer in 0.1 s",
     "while True:\n            try: time.sleep(99)\n            except Exception: pass": "no answer in 0.1 s",
+    "try: time.sleep(99)\n        except: pass\n        return [1]": "no answer in 0.1 s",
+    "try: time.sleep(99)\n        except: 1 / 0": "no answer in 0.1 s",
+    "while True:\n            try: time.sleep(99)\n            except: time.sleep(99)": "no answer in 0.1 s",
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_answer_costs_that_call_alone(scorer, bad):
+def test_a_bad_answer_costs_that_call_alone(scorer, monkeypatch, bad):
     """The third mask's; then the scorer is mended."""
+    monkeypatch.setattr(rewards_scorer, "AGAIN", 0.1)
     good = "yield from [masks[0].mean(), masks[1].mean()]" if "yield" in bad else "return masks.mean((1, 2))"
     test = "True" if "yield" in bad else "masks.mean() < 2"
     broken = scorer(f"    if {test}:\n        {good}\n    if True:\n        {bad}\n", timeout=0.1)
