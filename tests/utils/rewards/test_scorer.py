@@ -66,6 +66,15 @@ def test_each_answer_is_on_disk_before_the_next_is_asked_for(scorer, how):
     assert found.tolist() == [[0.0], [1.0], [2.0]]
 
 
+def test_answers_are_kept_where_they_were_meant_to_be_kept(tmp_path, monkeypatch):
+    """By a scorer that leaves the working directory, at import and in each call."""
+    monkeypatch.chdir(tmp_path)
+    lines = "import os\nos.chdir('/')\ndef score(masks, photos):\n    os.chdir('/')\n    return [1]\n"
+    (tmp_path / "mine.py").write_text(lines)
+    Scorer(["mine.py:score"], NAMES, "scores.jsonl")(MASKS, ["a", "b", "c"])
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 3
+
+
 def test_damaged_lines_are_left_out_and_what_follows_a_torn_one_is_kept(scorer, capsys):
     first = scorer(MEAN)
     values = first(MASKS, ["a", "b", "c"])
