@@ -74,7 +74,7 @@ def get_parser():
     arms = f"beside none: policy files, or some of {' '.join(ARMS)}; by default {' '.join(DEFAULT)}"
     g.add_argument("--arms", nargs="+", metavar="ARM", help=arms)
     g.add_argument("--steps", type=cli.positive, default=600, help="optimiser steps")
-    g.add_argument("--folds", type=cli.positive, default=3, help="of the people")
+    g.add_argument("--folds", type=cli.positive, help="of the people; by default 3, 2 of two people")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--no-gate", action="store_true", help="search without asking how far operations may go")
     g.add_argument("--no-allocation", action="store_true", help="stop before the allocation")
@@ -121,6 +121,8 @@ def make_arms(gated, synthetic, names):
     limited = {name: policy for name, policy in limited.items() if policy["ops"]}  # the gate may pass none
     files = {name: policies.load_policy(name) for name in names or [] if name.endswith(".json")}
     every = published | limited | files
+    if twice := [name for name in names or [] if names.count(name) > 1]:
+        raise UserError(f"--arms {' '.join(names)}: {twice[0]} is named twice")
     if unknown := set(names or []) - every.keys():
         raise UserError(f"--arms {' '.join(sorted(unknown))}: there is {' '.join(every)}, or FILE.json")
     chosen = {"none", *(names or every.keys() & {*DEFAULT, "synthetic"})}
@@ -212,7 +214,7 @@ def main(args):
     if bool(args.policy) != bool(args.preview or args.materialise):
         raise UserError("--policy FILE: with --preview or --materialise N DIR, which need it")
     search = "beside --policy, which is there already" if args.policy else None
-    names = ("arms", "gate_on", "no_gate", "no_allocation")
+    names = ("arms", "folds", "gate_on", "no_gate", "no_allocation")
     cli.refuse_without_effect(args, dict.fromkeys(names, search))
     cli.refuse_without_effect(args, {"gate_on": "beside --no-gate" if args.no_gate else None})
     num_jobs = args.jobs or (1 if device.type == "cuda" else min(8, os.cpu_count() or 1))
@@ -233,6 +235,7 @@ def main(args):
     summary.refuse_empty(held, args.allow_empty)
     print(summary.table(held), *faces.notes, sep="\n  ")
     folds, people = decisions.folds_of(labelled, args.folds)
+    args.folds = len(folds)
     asked_for = make_arms(None, args.synthetic, args.arms)  # mistakes in names show now
     files = {name: arm["policy"] for name, arm in asked_for.items() if name not in ARMS}
     runs.begin(out, vars(args), {"photos": list(row_of), "files": files})

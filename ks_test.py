@@ -59,7 +59,7 @@ def get_parser():
     what.add_argument("--ops", action="store_true", help="test every operation alone, then all of them")
     g.add_argument("--other-split", nargs="+", metavar="SPLIT", help="of --other; all but test by default")
     g.add_argument("--other-yaw", type=float, nargs=2, metavar=("FROM", "TO"), help="|yaw| in degrees")
-    g.add_argument("--drop-copies", action="store_true", help="leave photos out that show twice")
+    g.add_argument("--drop-copies", action="store_true", help="leave photos out that look like another one")
     size = "side that photos are stretched to, pixels; as --init was trained, else 128"
     g.add_argument("--size", type=cli.positive, help=size)
     g = p.add_argument_group("model")

@@ -31,7 +31,7 @@ from utils import checkpoint, cli, dist, draw, losses, metrics, rng
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.rewards.policy_gradient import credit, divergence, entropy, gradient_cosine, policy_loss, sample
-from utils.rewards.rewards import REWARDS, Reward, build
+from utils.rewards.rewards import REWARDS, Reward, build, describe
 
 WARMUP = 0.05  # share of the steps
 COLLAPSE = 0.02  # a fall of the greedy validation reward below the start that ends the run
@@ -291,7 +291,8 @@ def main(args):
     if rank == 0:
         print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val")
         print(summary.table(found), *faces.notes, sep="\n  ")
-        print(f"{cli.describe(args, first, world, device)}; {args.estimator} on {' + '.join(args.reward)}")
+        rewards = describe(args.reward, faces.classes)
+        print(f"{cli.describe(args, first, world, device)}; {args.estimator} on {rewards}")
         if not validates:
             print("nobody is held out: the training photos are watched")
         print(f"start: greedy val reward {before['reward']:.4f}, mean F1 {before['mean_f1']:.4f}")

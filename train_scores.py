@@ -7,7 +7,7 @@ Run:    python train_scores.py --init runs/finetune/best.pt --unlabelled FOLDER 
 Needs:  a checkpoint of train_finetune.py, photos, and a function that judges masks (utils/rewards/scorer.py)
 Writes: best.pt (by the score of held-out photos), last.pt, scores.jsonl (every answer, never asked for
         again), fields.pt (what they said), args.json, metrics.jsonl, TensorBoard events, val.png into --out
-Expect: docs/scores.md   -> evaluate.py --init runs/scores/best.pt --data LABELLED
+Expect: docs/scores.md   -> predict.py --init runs/scores/best.pt FOLDER; with labels, evaluate.py
 
 The currency is the number of scores asked for. Masks are drawn and judged on the photo as it is. What the
 scores say becomes weights of each pixel and class, which go through the augmentation with the photo.
@@ -15,6 +15,8 @@ scores say becomes weights of each pixel and class, which go through the augment
 
 import functools
 import math
+import os
+import shlex
 import time
 
 import torch
@@ -28,9 +30,10 @@ from datasets.policies import at_step, load_policy
 from models import restore
 from utils import checkpoint, cli, dist, draw, rng
 from utils.errors import UserError
+from utils.files import file_of
 from utils.log import RunLog
 from utils.rewards.policy_gradient import credit_each, divergence, entropy, leave_one_out, sample
-from utils.rewards.rewards import LABEL_FREE
+from utils.rewards.rewards import LABEL_FREE, describe
 from utils.rewards.scorer import Scorer
 
 WARMUP = 0.05  # share of the steps
@@ -276,9 +279,9 @@ def main(args):
     args.preprocess = init["args"].get("preprocess", "none")
     policy = load_policy(args.augment)
     label_info = init["data"]
-    inputs = cli.input_files(args, last)
-    for name in args.reward:  # `Scorer` keeps the code with the answers
-        inputs.pop(name.partition(".py:")[0] + ".py", None)
+    idle = None if any(map(file_of, args.reward)) else f"on --reward {' '.join(args.reward)}"
+    cli.refuse_without_effect(args, {"score_timeout": idle, "same_scorer": idle})
+    inputs = cli.input_files(args, last, but=["reward"])  # `Scorer` keeps the code with the answers
     stop = dist.Stop()
 
     # ---- data ----
@@ -349,7 +352,8 @@ def main(args):
     print(f"{faces.name} ({args.unlabelled}): {counts}")
     print(summary.table(found), *faces.notes, sep="\n  ")
     masks = f"{args.estimator}, {args.samples} masks a photo{'' if use_field else ' and step'}"
-    print(f"{cli.describe(args, first, world, device)}; {masks}, judged by {' + '.join(args.reward)}")
+    print(f"{cli.describe(args, first, world, device)}; {masks}")
+    print(f"judged by {describe(args.reward, label_info['classes'])}")
     if not last:
         save(0)  # the start is the best so far: a run that only loses ground ends with it
 
@@ -475,7 +479,10 @@ def main(args):
         print(f"nothing gained: best.pt is the start; try more scores, or another --lr than {args.lr}")
     best_line = f"step {best['step']}, val score {before:.4f} -> {best['score']:.4f}" if val else "last.pt"
     print(f"{scorer.asked} scores asked for; best.pt: {best_line}")
-    print(f"next:    python evaluate.py --init {out / 'best.pt'} --data LABELLED_FOLDER --split test")
+    folders = sorted({os.path.dirname(path) for path in train.paths})
+    command = ["python", "predict.py", "--init", str(out / "best.pt"), *folders, "--out", f"{out}_predict"]
+    print(f"next:    {shlex.join(command)}")
+    print(f"labels:  python evaluate.py --init {out / 'best.pt'} --data LABELLED_FOLDER --split test")
 
 
 # >>> shared: start

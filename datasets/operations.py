@@ -151,4 +151,15 @@ UNITS = {  # of each operation's magnitude, for people
     "posterise": "bits dropped, rounded",
     "solarise": "inverted from white down to 1 minus this",
 }
+RANGES = {  # most of each magnitude, to either side: beyond, another does the same, or nothing is left to see
+    "rotate": (180, 180),
+    **dict.fromkeys(("shear_x", "shear_y"), (2, 2)),
+    **dict.fromkeys(("translate_x", "translate_y"), (1, 1)),
+    **dict.fromkeys(("zoom", "stretch", "gamma"), (4, 4)),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), (1, 10)),
+    "hue": (0.5, 0.5),
+    "blur": (0, 50),
+    "posterise": (0, 7),
+    **dict.fromkeys(("noise", "solarise", *SWITCHES, *REGULARISERS), (0, 1)),
+}
 OPERATIONS = sorted({*GEOMETRY, *COLOUR, *REGULARISERS, "noise"})

@@ -1,5 +1,8 @@
 """Augmentation policies as plain data: a baseline, a search result and a `policy.json` are the same thing.
 
+A file needs `flip` or `ops`, and of each operation `name` and `m_pos`. What it leaves out is as in `FLIP`,
+but `num_ops` 1 where there are operations; of an operation, `m_neg` 0 and `weight` 1.
+
 {"flip": 0.5,            # probability of a horizontal flip, which swaps left and right classes
  "num_ops": 1,           # operations drawn for each sample, with replacement
  "p_identity": 0.07,     # probability that a drawn operation is none
@@ -12,7 +15,7 @@
 import math
 import os
 
-from datasets.operations import OPERATIONS, REGULARISERS
+from datasets.operations import OPERATIONS, RANGES, REGULARISERS, UNITS
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -121,8 +124,8 @@ def load_policy(name):
     found = read_json(name)
     if fault := fault_of(found):
         raise UserError(f"policy {name}: {fault}")
-    ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in found["ops"]]
-    return {**FLIP, "num_ops": 1, **found, "ops": ops}
+    ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in found.get("ops", [])]
+    return {**FLIP, "num_ops": int(bool(ops)), **found, "ops": ops}
 
 
 NOTES = {"schema", "kind", "seed", "suspects", "gate", "search"}  # of ks_test.py and augment.py, for people
@@ -130,8 +133,9 @@ NOTES = {"schema", "kind", "seed", "suspects", "gate", "search"}  # of ks_test.p
 
 def fault_of(found):
     """What is wrong with a policy as a file has it, in words; None if it can be applied."""
-    if not isinstance(found, dict) or not isinstance(found.get("ops"), list):
-        return 'not a policy, which has at least {"ops": [...]}; docs/finetune.md shows one'
+    is_policy = isinstance(found, dict) and {"flip", "ops"} & found.keys()
+    if not is_policy or not isinstance(ops := found.get("ops", []), list):
+        return 'not a policy, which has at least {"ops": [...]} or {"flip": 0.5}; docs/finetune.md shows one'
     if "allocation" in found:
         return "holds an allocation, which is read no more; a file of ids says who trains"
     if unknown := found.keys() - FLIP.keys() - {"schedule"} - NOTES:
@@ -148,7 +152,7 @@ def fault_of(found):
         return f"levels {levels}: need two whole numbers"
     if not 0 <= levels[0] <= levels[1] <= 30:
         return f"levels {levels}: need 0 <= first <= second <= 30"
-    for op in found["ops"]:
+    for op in ops:
         if not isinstance(op, dict) or op.get("name") not in OPERATIONS or "m_pos" not in op:
             return f"operation {op}: unknown, or without m_pos; known: {', '.join(OPERATIONS)}"
         if unknown := op.keys() - {"name", "m_neg", "m_pos", "weight"}:
@@ -156,9 +160,29 @@ def fault_of(found):
         for key in ("m_neg", "m_pos", "weight"):
             if not number(op.get(key, 0)):
                 return f"operation {op['name']}, {key} {op[key]}: need a number, 0 or more"
-    if found["ops"] and not any(op.get("weight", 1) for op in found["ops"]):
+    if ops and not any(op.get("weight", 1) for op in ops):
         return "every operation has weight 0"
-    return fault_of_schedule(found["schedule"]) if found.get("schedule") is not None else None
+    names = [op["name"] for op in ops]
+    if twice := [name for name in names if names.count(name) > 1]:
+        return f"operation {twice[0]}: named twice"
+    if "num_ops" in found and bool(found["num_ops"]) != bool(ops):
+        return f"num_ops {found['num_ops']}: of {len(ops)} operations in ops"
+    if found.get("schedule") is not None and (fault := fault_of_schedule(found["schedule"])):
+        return fault
+    return fault_of_strength(ops, levels[1] / 30, found)
+
+
+def fault_of_strength(ops, level, found):
+    """The same of how far operations go: bound x level x scale, the largest one of a schedule."""
+    scale = max((scale for _, scale in found.get("schedule") or []), default=found.get("scale", 1))
+    for op in ops:
+        for key, most in zip(("m_neg", "m_pos"), RANGES[op["name"]], strict=True):
+            strength = op.get(key, 0) * level * scale
+            if strength > most * 1.0001:  # a product of roundings
+                unit = UNITS[op["name"]]
+                times = "" if level * scale == 1 else f" (times level / 30 and scale: {strength:g})"
+                return f"operation {op['name']}, {key} {op[key]:g}{times}: need at most {most} ({unit})"
+    return None
 
 
 def fault_of_schedule(schedule):

@@ -135,23 +135,27 @@ def training_photos(folder, flags):
 
 
 def refuse_copies(one, two, drop):
-    """The sides without photos that show twice, or a UserError that names them."""
+    """The sides without photos that look like another one, which are taken for copies; or a UserError that
+    names them."""
     thumbs = [thumbnails(side.images).numpy() for side in (one, two) if side]
     both = copies(thumbs[0], one.people, thumbs[1], two.people) if two else []
-    lines = [f"{one.ids[i]} = {two.ids[j]}" for i, j in both]
-    gone = [set(), {j for _, j in both}]
+    like = {}  # {(side, row): "its name and that of one that it looks like"}
+    for i, j in both:
+        like.setdefault((1, j), f"{two.ids[j]} and {one.ids[i]}")
+    across = f" ({len(like)} of the other side)" if like else ""
     for k, side in enumerate((one, two)[: len(thumbs)]):
         for i, j in copies(thumbs[k], side.people):
-            lines.append(f"{side.ids[i]} = {side.ids[j]}")
-            gone[k].add(j)
-    if lines and not drop:
-        where = "are on both sides" if both else "show twice, under two names"
+            like.setdefault((k, j), f"{side.ids[j]} and {side.ids[i]}")
+    names = some(like.values(), 4)
+    if like and not drop:
         raise UserError(
-            f"{len(lines)} photos {where}: {some(lines, 4)}; copies are no evidence: remove "
-            "them, or have them dropped"
+            f"{len(like)} photos look like another one{across}: {names}; a copy is no evidence: "
+            "remove them, or have them dropped"
         )
-    pairs = zip((one, two), gone, strict=True)
-    kept = [side and side.keep([i for i in range(len(side.ids)) if i not in out]) for side, out in pairs]
+    kept = [
+        side and side.keep([i for i in range(len(side.ids)) if (k, i) not in like])
+        for k, side in enumerate((one, two))
+    ]
     if two and not kept[1].ids:
-        raise UserError("one side is nothing but copies of the other")
-    return *kept, [f"{len(lines)} copies left out: {some(lines, 4)}"] if lines else []
+        raise UserError("every photo of one side looks like one of the other")
+    return *kept, [f"{len(like)} photos left out that look like another one: {names}"] if like else []

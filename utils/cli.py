@@ -129,8 +129,8 @@ def named_weights(words, what, known=None, negative=True):
         weights = {name: float(weight) for name, _, weight in pairs}
     except ValueError:
         raise UserError(f"{given}: write NAME or NAME=WEIGHT") from None
-    if not all(map(math.isfinite, weights.values())):
-        raise UserError(f"{given}: weights need to be finite numbers")
+    if not all(abs(weight) <= 1e9 for weight in weights.values()):
+        raise UserError(f"{given}: weights need to be finite numbers, of at most 1e9 in size")
     if not negative and (min(weights.values()) < 0 or not any(weights.values())):
         raise UserError(f"{given}: need weights of at least zero, one of them above")
     if len(weights) < len(words):
@@ -272,11 +272,12 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
     return out, args, last
 
 
-def input_files(args, last=None):
+def input_files(args, last=None, but=()):
     """{path: sha256} of the files that flags name, so that a resumed run can tell that one was replaced; with
-    those that its checkpoint `last` knows and that are gone by now."""
-    words = [w for value in vars(args).values() for w in (value if isinstance(value, list) else [value])]
-    paths = {w.partition(".py:")[0] + ".py" if ".py:" in w else w for w in words if isinstance(w, str)}
+    those that its checkpoint `last` knows and that are gone by now. but: names of flags that are left out."""
+    values = [value for name, value in vars(args).items() if name not in but]
+    words = [word for value in values for word in (value if isinstance(value, list) else [value])]
+    paths = {files.file_of(word) or word for word in words if isinstance(word, str)}
     found = {path: files.sha256(path) for path in sorted(paths) if os.path.isfile(path)}
     return (last or {}).get("inputs", {}) | found
 

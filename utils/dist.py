@@ -3,7 +3,6 @@
 import datetime
 import os
 import signal
-import sys
 
 import torch
 import torch.distributed as torch_dist
@@ -87,6 +86,10 @@ def ignore_signals(worker):
         signal.signal(number, signal.SIG_IGN)
 
 
+class Stopped(SystemExit):
+    """Ends the process for a second signal: not to be taken for a `sys.exit` of somebody else's code."""
+
+
 class Stop:
     """Asks a loop to save and leave: SIGTERM or Ctrl-C, once. A second one ends the process."""
 
@@ -97,7 +100,7 @@ class Stop:
 
     def _ask(self, number, frame):
         if self.signal:
-            sys.exit(128 + number)
+            raise Stopped(128 + number)
         self.signal = number
 
     def asked(self, device):

@@ -113,6 +113,12 @@ def cannot_use(error):
     return f"{error.filename}: {error.strerror}"
 
 
+def file_of(word):
+    """The file of FILE.py:FUNCTION, with or without =WEIGHT; None of any other word."""
+    file = word.rpartition(":")[0]
+    return file if file.endswith(".py") else None
+
+
 def sha256(path):
     """Of a file's content, as hexadecimal digits."""
     with open(path, "rb") as file:

@@ -343,7 +343,14 @@ def test_load_policy(tmp_path):
     path.write_text(json.dumps({**EVERYTHING, "flip": 0.25}))
     assert load_policy(str(path)) == {**EVERYTHING, "flip": 0.25}
     path.write_text(json.dumps({"ops": []}))
-    assert load_policy(str(path)) == {**FLIP, "num_ops": 1}
+    assert load_policy(str(path)) == FLIP
+    path.write_text(json.dumps({"flip": 0.25}))
+    assert load_policy(str(path)) == {**FLIP, "flip": 0.25}
+    path.write_text(json.dumps({"ops": [{"name": "rotate", "m_pos": 180}]}))
+    assert load_policy(str(path)) == {**FLIP, "num_ops": 1, "ops": [op("rotate", 0.0, 180)]}
+    for name, policy in POLICIES.items():
+        path.write_text(json.dumps(policy))
+        assert load_policy(str(path)) == policy, name
     assert load_policy("trivial") is POLICIES["trivial"]
 
 
@@ -354,6 +361,7 @@ def test_load_policy(tmp_path):
         (b"{", "not JSON"),
         (b"\x80\x02", "not JSON"),
         (json.dumps({"ops": [op("rotate"), op("spin")]}).encode(), "spin"),
+        (b"{}", "not a policy, which has at least"),
         *[
             (json.dumps({"ops": [], **wrong}).encode(), says)
             for wrong, says in [
@@ -384,6 +392,14 @@ def test_load_policy(tmp_path):
                 ({"ops": [op("rotate", "3")]}, "operation rotate, m_neg 3: need a number"),
                 ({"ops": [{**op("rotate"), "weight": -1}]}, "operation rotate, weight -1: need a number"),
                 ({"ops": [{**op("rotate"), "weight": 0}]}, "every operation has weight 0"),
+                ({"ops": [op("rotate"), op("hue", 0.1, 0.1), op("rotate")]}, "operation rotate: named twice"),
+                ({"num_ops": 1}, "num_ops 1: of 0 operations in ops"),
+                ({"num_ops": 0, "ops": [op("rotate")]}, "num_ops 0: of 1 operations in ops"),
+                ({"ops": [op("rotate", 0, 1e9)]}, r"rotate, m_pos 1e\+09: need at most 180 \(degrees\)"),
+                ({"ops": [op("posterise", 1)]}, "posterise, m_neg 1: need at most 0"),
+                ({"ops": [op("brightness", 2, 2)]}, "brightness, m_neg 2: need at most 1"),
+                ({"scale": 9, "ops": [op("rotate", 30, 0)]}, r"m_neg 30 \(times .*: 270\): need at most 180"),
+                ({"schedule": [[0, 1], [5, 9]], "ops": [op("rotate", 30)]}, r"m_neg 30 \(times .*: 270\)"),
             ]
         ],
     ],

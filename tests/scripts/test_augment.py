@@ -218,6 +218,9 @@ def test_a_gate_found_before_is_taken_as_it_is(tmp_path):
             ["--data", "FACES", "--no-gate", "--arms", "luck"],
             "--arms luck: there is none randaugment trivial",
         ),
+        (["--data", "FACES", "--no-gate", "--arms", "none", "none"], "--arms none none: none is named twice"),
+        (["--data", "FACES", "--no-gate", "--folds", "99"], "99 folds of 4 people: need 2 at least, and a"),
+        (["--data", "FACES", "--no-gate", "--folds", "1"], "1 folds of 4 people: need 2 at least"),
         (
             ["--data", "FACES", "--policy", "trivial", "--materialise", "many", "x"],
             "need a number and a folder",

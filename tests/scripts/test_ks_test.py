@@ -86,7 +86,8 @@ def test_copies_are_refused_by_name_or_left_out_on_request(call, complaint, halv
     """G3: the same photos on both sides; one photo twice, resaved under another name."""
     one, two = halves
     said = complaint(ks_test, "--real", one, "--other", one, *QUICK, "--out", tmp_path / "a")
-    assert said.startswith("error: 30 photos are on both sides: ") and said.count("\n") == 1
+    assert said.startswith("error: 30 photos look like another one (30 of the other side): ")
+    assert said.count("\n") == 1
     more = tmp_path / "more"
     more.mkdir()
     for path in two.glob("*.png"):
@@ -94,9 +95,19 @@ def test_copies_are_refused_by_name_or_left_out_on_request(call, complaint, halv
     Image.open(two / "3.png").save(more / "other_name.jpg", quality=60)
     flags = ["--real", more, "--augment", "none", *QUICK, "--out", tmp_path / "a"]
     said = complaint(ks_test, *flags)
-    assert "1 photos show twice, under two names" in said and "other_name" in said and "--drop-copies" in said
+    assert "1 photos look like another one: " in said and "other_name" in said and "--drop-copies" in said
     call("ks_test.py", *flags, "--drop-copies", status=UNKNOWN)
-    assert report(tmp_path / "a")["notes"][0].startswith("1 copies left out")
+    assert report(tmp_path / "a")["notes"][0].startswith("1 photos left out that look like another one: ")
+
+
+def test_photos_that_look_alike_are_counted_and_not_their_pairs(complaint, photos, tmp_path):
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes((photos / "0.png").read_bytes())
+    flags = ["--real", tmp_path, *QUICK, "--out", tmp_path / "out"]
+    said = complaint(ks_test, *flags, "--augment", "none")
+    assert said.startswith("error: 7 photos look like another one: ")
+    said = complaint(ks_test, *flags, "--other", tmp_path)
+    assert said.startswith("error: 15 photos look like another one (8 of the other side): ")
 
 
 def test_eight_people_are_too_few(call, photos, tmp_path):
@@ -222,7 +233,7 @@ def test_a_report_is_never_overwritten(complaint, photos, tmp_path):
 def test_fasseg_train_and_test_share_six_photos_and_are_otherwise_alike(call, complaint, tmp_path):
     v2 = FASSEG / "V2"
     flags = ["--real", v2, "--real-split", "train", "--other", v2, "--other-split", "test", *QUICK]
-    assert "6 photos are on both sides" in complaint(ks_test, *flags, "--out", tmp_path / "a")
+    assert "6 photos look like another one (6 of" in complaint(ks_test, *flags, "--out", tmp_path / "a")
     call("ks_test.py", *flags, "--drop-copies", "--out", tmp_path / "b", status=PASS)
     assert report(tmp_path / "b")["n"] == 20
 

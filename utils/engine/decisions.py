@@ -9,6 +9,7 @@ from utils import metrics, rng
 from utils.errors import UserError
 from utils.rewards.policy_gradient import sample
 
+FOLDS = 3  # of the people, or as many as there are
 ETA = 3  # a rung keeps a third of the arms
 CONFIDENT = 0.9  # probability from which a prediction that contradicts its label counts against the label
 SUSPECT = 3.5, 0.05  # robust deviations above the others (Iglewicz and Hoaglin, 1993), and at least so much
@@ -36,15 +37,16 @@ def scaled(ops, scale, flip=0.5):
     }
 
 
-def folds_of(samples, count):
+def folds_of(samples, count=None):
     """([(train ids, held-out ids)], {person: ids}): whole people, dealt out so that folds hold about as many
-    photos."""
+    photos. count: of the folds, 2 to the number of people; `FOLDS` at most where it is None."""
     people = {}
     for s in samples:
         people.setdefault(s.group, []).append(s.id)
-    if len(people) < 2 or count < 2:
-        raise UserError(f"{count} folds of {len(people)} people: need two of each at the least")
-    held = [[] for _ in range(min(count, len(people)))]
+    count = min(FOLDS, len(people)) if count is None else count
+    if not 2 <= count <= len(people):
+        raise UserError(f"{count} folds of {len(people)} people: need 2 at least, and a person for each")
+    held = [[] for _ in range(count)]
     for person in sorted(people, key=lambda p: (-len(people[p]), p)):
         min(held, key=len).extend(people[person])
     return [([s.id for s in samples if s.id not in fold], fold) for fold in held], people

@@ -6,6 +6,7 @@ never count. A class that neither mask has is not scored, as in utils/metrics.py
 scored class is worth 0 (`accuracy`: right pixels, whatever their class).
 """
 
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -23,8 +24,12 @@ import torch.nn.functional as F
 
 from utils import metrics
 from utils.cli import named_weights
+from utils.dist import Stopped
 from utils.errors import UserError
-from utils.rewards.anatomy import anatomy
+from utils.files import file_of
+from utils.rewards.anatomy import anatomy, parts
+
+LARGEST = 1e9  # a score beyond it is a mistake, and leaves no digits for the others
 
 
 class Reward:
@@ -202,23 +207,55 @@ def build(words, classes, class_weights=(), tolerance=1):
 
     classes: names. class_weights: ["nose=3"], 1 for the others, in the means over classes; `f1`,
     `worst_f1` and `boundary_f1` leave background (class 0) out, `dice`, `miou` and `accuracy` have it.
-    tolerance: of `boundary_f1`, pixels.
+    tolerance: of `boundary_f1`, pixels. Raises UserError, of a class weight without effect too.
     """
     weight_of = named_weights(class_weights, "class weights", classes)
     if any(weight < 0 for weight in weight_of.values()):
         raise UserError(f"class weights {' '.join(class_weights)}: weights are 0 or more")
-    wanted = named_weights(words, "reward")
-    parts = {}
+    wanted = weights_of(words)
+    built = {}
     k = len(classes)
     for name in wanted:
         if name not in REWARDS:
-            parts[name] = label_free(name, classes) if name in LABEL_FREE else checked(name)
+            built[name] = label_free(name, classes) if name in LABEL_FREE else checked(name)
             continue
         builder, background = REWARDS[name]
         weights = torch.tensor([weight_of.get(c, 1.0) for c in classes], dtype=torch.double)
         weights[0] *= background
-        parts[name] = Reward(*builder(weights, tolerance), k)
-    return combine(list(parts.values()), list(wanted.values())), parts
+        if not weights.any():
+            raise UserError(f"class weights {' '.join(class_weights)}: leave no class to reward {name}")
+        built[name] = Reward(*builder(weights, tolerance), k)
+    for name, weight in weight_of.items():
+        if weight != 1 and not any(hears(reward, classes.index(name), weight) for reward in wanted):
+            raise UserError(f"class weight {name}={weight:g}: has no effect on reward {' '.join(wanted)}")
+    return combine(list(built.values()), list(wanted.values())), built
+
+
+def hears(reward, label, weight):
+    """Whether a class id `label` that weighs `weight`, not 1, makes a difference to a reward, by its name."""
+    if reward not in REWARDS or label == 0 and not REWARDS[reward][1]:
+        return False
+    return reward != "worst_f1" or weight == 0  # which leaves classes out, and weighs no other
+
+
+def weights_of(words):
+    """["f1=1", "my.py:reward=-1"] -> {"f1": 1.0, "my.py:reward": -1.0}. Raises UserError: below zero, but of
+    a function of one's own, or all zero."""
+    weights = named_weights(words, "reward")
+    if not any(weights.values()) or any(w < 0 and not file_of(name) for name, w in weights.items()):
+        raise UserError(
+            f"reward {' '.join(words)}: need weights of at least zero, one of them above; FILE.py:FUNCTION "
+            "alone may weigh less"
+        )
+    return weights
+
+
+def describe(words, classes):
+    """["anatomy=1", "my.py:score"] -> "anatomy=1 (of skin, eyes, nose) + my.py:score"."""
+    seen = ", ".join(part for part, ids in parts(classes).items() if ids and part != "outside")
+    names = named_weights(words, "reward")
+    pairs = zip(words, names, strict=True)
+    return " + ".join(f"{word} (of {seen})" if name in LABEL_FREE else word for word, name in pairs)
 
 
 def label_free(name, classes):
@@ -233,16 +270,20 @@ def label_free(name, classes):
 def load(source, known, takes):
     """The function of `FILE.py:FUNCTION`. For the message, known: names that could have been given; takes:
     the names of its two arguments. Raises UserError."""
-    file, _, name = source.rpartition(":")
-    if not file.endswith(".py"):
+    file = file_of(source)
+    if not file:
         why = "needs labels" if source in REWARDS else f"is not known{nearest(source, known)}"
         raise UserError(f"reward {source} {why}; here: {', '.join(known)}, or FILE.py:FUNCTION")
+    name = source.rpartition(":")[2]
     if not pathlib.Path(file).is_file():
         raise UserError(f"reward {source}: there is no file {file}")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with contextlib.chdir("."):  # it may leave it
+            spec.loader.exec_module(module)
+    except Stopped:
+        raise
     except (Exception, SystemExit) as error:  # whatever a user's file may do
         raise UserError(f"reward {source}: {file} cannot be imported: {fault(file, error)}") from None
     function = getattr(module, name, None)
@@ -265,13 +306,15 @@ def nearest(name, names):
 
 
 def ask(source, function, *inputs):
-    """What a user's function returns. Raises UserError, one line, for whatever else it may do."""
+    """What a user's function returns; the working directory is as before. Raises UserError, one line, for
+    whatever else it may do."""
     try:
-        return function(*inputs)
-    except UserError:
+        with contextlib.chdir("."):
+            return function(*inputs)
+    except (UserError, Stopped):
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"reward {source}: {fault(source.rpartition(':')[0], error)}") from None
+        raise UserError(f"reward {source}: {fault(file_of(source), error)}") from None
 
 
 def fault(file, error):
@@ -287,7 +330,8 @@ def fault(file, error):
 
 
 def numbers(source, answer):
-    """What a user's function returned as a float64 array. Raises UserError where it holds anything else."""
+    """What a user's function returned as a float64 array, NaN included. Raises UserError where it holds
+    anything else, or more than `LARGEST`."""
     given = answer
     if torch.is_tensor(answer):
         given = answer.detach().cpu()
@@ -300,7 +344,10 @@ def numbers(source, answer):
         one = isinstance(answer, list | tuple) and len(answer) == 1
         shown = reprlib.repr(answer[0] if one else answer)
         raise UserError(f"reward {source}: got {' '.join(shown.split())}")
-    return array.astype(np.float64)
+    array = array.astype(np.float64)
+    if (large := array[abs(array) > LARGEST]).size:
+        raise UserError(f"reward {source}: got {large[0]:g}; need numbers of at most {LARGEST:g} in size")
+    return array
 
 
 def checked(source):
@@ -312,8 +359,8 @@ def checked(source):
         need = f"need one finite number for each of {len(preds)} masks"
         if values.shape != (len(preds),):
             raise UserError(f"reward {source}: {need}, got shape {values.shape}")
-        if not np.isfinite(values).all():
-            raise UserError(f"reward {source}: {need}, got {values[~np.isfinite(values)][0]}")
+        if np.isnan(values).any():
+            raise UserError(f"reward {source}: {need}, got nan")
         return torch.from_numpy(values).to(preds.device)
 
     return reward

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from utils import jsonl
-from utils.cli import named_weights
 from utils.errors import UserError
-from utils.rewards.rewards import LABEL_FREE, ask, label_free, load, numbers
+from utils.files import file_of
+from utils.rewards.rewards import LABEL_FREE, ask, label_free, load, numbers, weights_of
 
 SYNC_EVERY = 1.0  # seconds: so much of the answers may a power cut take, a kill takes none
 MOMENT = 2.0  # seconds that a scorer has left after SIGTERM or Ctrl-C
+AGAIN = 1.0  # seconds until a scorer that has caught `NoAnswer`, by a bare `except`, gets it again
 
 
 class NoAnswer(BaseException):
@@ -32,7 +33,7 @@ class NoAnswer(BaseException):
 def judge(words, classes):
     """["my.py:score=1", "anatomy=0.1"] -> function(masks, photos), which yields for each mask the weighted
     sum of what they say, (C,) float64: C is 1, or the number of classes. Raises UserError. classes: names."""
-    weights = named_weights(words, "reward")
+    weights = weights_of(words)
     parts = {name: stream_of(name, classes) for name in weights}
 
     def answer(name, stream):
@@ -40,8 +41,8 @@ def judge(words, classes):
         if len(array) not in (1, len(classes)):
             need = f"one for a mask, or one for each of the {len(classes)} classes"
             raise UserError(f"reward {name}: got {len(array)} numbers; need {need}")
-        if np.isinf(array).any() or np.isnan(array).all():
-            raise UserError(f"reward {name}: got {array[~np.isfinite(array)][0]}")
+        if np.isnan(array).all():
+            raise UserError(f"reward {name}: got nan")
         return array
 
     def function(masks, photos):
@@ -65,7 +66,7 @@ def stream_of(name, classes):
 
 def code_of(words):
     """Digest of the files behind ["my.py:score=1", "anatomy=0.1"]; None where there are none."""
-    files = [name.rpartition(":")[0] for name in named_weights(words, "reward") if name not in LABEL_FREE]
+    files = [file for file in map(file_of, words) if file]
     code = b"".join(pathlib.Path(file).read_bytes() for file in files)
     return hashlib.sha256(code).hexdigest()[:16] if files else None
 
@@ -155,16 +156,18 @@ class Scorer:
         Python runs or waits, so not within code in C that does not look at signals."""
 
         answered = []  # no answer is given up that is there
+        late = []  # and none is taken that comes when it was given up
 
         def give_up(number, frame):
             if not answered:
+                late.append(True)
                 raise NoAnswer
 
         def hurry(number, frame):
             if self.stop.signal:  # the second one
                 give_up(number, frame)
             before[number](number, frame)  # `stop` takes note
-            signal.setitimer(signal.ITIMER_REAL, MOMENT)
+            signal.setitimer(signal.ITIMER_REAL, MOMENT, AGAIN)
             self.until = time.monotonic() + MOMENT
 
         handlers = {signal.SIGALRM: give_up}
@@ -175,13 +178,15 @@ class Scorer:
             self.until = self.until or time.monotonic() + MOMENT
             seconds = max(self.until - time.monotonic(), 0.001)
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
         try:
             yield answered
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if late:
+                raise NoAnswer  # whatever the scorer made of the one that it got
 
     def kept(self):
         """How a run that ends here goes on, for people."""

@@ -66,6 +66,15 @@ def test_each_answer_is_on_disk_before_the_next_is_asked_for(scorer, how):
     assert found.tolist() == [[0.0], [1.0], [2.0]]
 
 
+def test_answers_are_kept_where_they_were_meant_to_be_kept(tmp_path, monkeypatch):
+    """By a scorer that leaves the working directory, at import and in each call."""
+    monkeypatch.chdir(tmp_path)
+    lines = "import os\nos.chdir('/')\ndef score(masks, photos):\n    os.chdir('/')\n    return [1]\n"
+    (tmp_path / "mine.py").write_text(lines)
+    Scorer(["mine.py:score"], NAMES, "scores.jsonl")(MASKS, ["a", "b", "c"])
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 3
+
+
 def test_damaged_lines_are_left_out_and_what_follows_a_torn_one_is_kept(scorer, capsys):
     first = scorer(MEAN)
     values = first(MASKS, ["a", "b", "c"])
@@ -87,6 +96,7 @@ def test_one_number_a_class(scorer):
 BAD = {
     "return [float('nan')]": "got nan",
     "return [float('inf')]": "got inf",
+    "return [1e300]": "got 1e+300; need numbers of at most 1e+09 in size",
     "return [[float('nan')] * 3]": "got nan",
     "return None": "got None",
     "return ['good']": "got 'good'",
@@ -101,12 +111,16 @@ BAD = {
     "return [1, 1, 1]": "got 3 numbers, and 1 before",
     "time.sleep(99)": "no answer in 0.1 s",
     "while True:\n            try: time.sleep(99)\n            except Exception: pass": "no answer in 0.1 s",
+    "try: time.sleep(99)\n        except: pass\n        return [1]": "no answer in 0.1 s",
+    "try: time.sleep(99)\n        except: 1 / 0": "no answer in 0.1 s",
+    "while True:\n            try: time.sleep(99)\n            except: time.sleep(99)": "no answer in 0.1 s",
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_answer_costs_that_call_alone(scorer, bad):
+def test_a_bad_answer_costs_that_call_alone(scorer, monkeypatch, bad):
     """The third mask's; then the scorer is mended."""
+    monkeypatch.setattr(rewards_scorer, "AGAIN", 0.1)
     good = "yield from [masks[0].mean(), masks[1].mean()]" if "yield" in bad else "return masks.mean((1, 2))"
     test = "True" if "yield" in bad else "masks.mean() < 2"
     broken = scorer(f"    if {test}:\n        {good}\n    if True:\n        {bad}\n", timeout=0.1)
