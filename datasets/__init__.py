@@ -17,7 +17,7 @@ from datasets import (
     unread,
     voc,
 )
-from datasets.faces import COMPANIONS, check_classes, some
+from datasets.faces import BACKGROUND, COMPANIONS, check_classes, some
 from datasets.images import SUFFIXES, unread_pictures
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
@@ -61,6 +61,9 @@ def open_faces(root, part_order="canonical"):
     check_classes(faces.classes, f"{root} ({faces.name})")
     if not any(faces.splits.values()):
         raise UserError(f"{root}: laid out like {faces.name}, but without a single photo")
+    if later := [name for name in faces.classes[1:] if name.lower() in BACKGROUND]:
+        first = faces.classes[0]
+        faces.notes.append(f"class 0 is {first}, not {later[0]}: mean F1 leaves {first} out, as background")
     groups = {split: {s.group for s in samples} for split, samples in faces.splits.items()}
     for held in ("val", "test"):
         if shared := groups.get("train", set()) & groups.get(held, set()):

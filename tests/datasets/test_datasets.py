@@ -493,6 +493,12 @@ def test_masks_that_predict_wrote_into_the_folder_of_photos(tmp_path):
     assert ids_of(faces) == ["train/a"] and faces.notes == ["not read: a_overlay.png"]
 
 
+def test_background_that_is_not_the_first_class(tmp_path):
+    own(tmp_path, {**INFO, "classes": ["skin", "Background", *INFO["classes"][2:]]})
+    said = "class 0 is skin, not Background: mean F1 leaves skin out, as background"
+    assert said in open_faces(tmp_path).notes
+
+
 def test_the_case_of_names_does_not_matter(tmp_path):
     for name in ("F1.JPG", "f2.jpg"):
         photo(tmp_path / "images" / name)

@@ -40,6 +40,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # that a trap is one is known
 @pytest.mark.parametrize("wrapped", ["by torch", "by torch before 1.6", "by pickle"])
 def test_no_script_runs_what_a_file_holds(wrapped, complaint, folder, times, record_property, tmp_path):
     times(1, 1)
