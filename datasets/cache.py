@@ -18,7 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.faces import label_info, some
-from datasets.images import interpolated, read_photo, why_absent
+from datasets.images import read_photo
+from datasets.masks import interpolated, why_absent
 from utils.errors import UserError
 from utils.files import FULL, sha256, whole, write_whole
 from utils.metrics import IGNORE_INDEX

@@ -12,7 +12,7 @@ import os
 import re
 
 from datasets.faces import Faces, Sample, not_read, pair, palette, side_pairs
-from datasets.images import read_mask
+from datasets.masks import read_mask
 
 LOOKS_FOR = "FaceSynthetics: 000000.png, 000000_seg.png, 000000_ldmks.txt"
 CLASSES = (

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.faces import Faces, Sample
-from datasets.images import decode, nearest_class, open_image, pictures, size_of
+from datasets.images import decode, open_image, pictures, size_of
+from datasets.masks import nearest_class
 
 LOOKS_FOR = "FASSEG: Train_RGB/ with Train_Labels/ (V1, V2) or Train_labels/<yaw>/ (V3)"
 CLASSES = ["background", "skin", "hair", "eyes", "nose", "mouth"]

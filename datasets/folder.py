@@ -42,7 +42,8 @@ from datasets.faces import (
     some,
     split_folders,
 )
-from datasets.images import SUFFIXES, pictures, read_mask, why_absent
+from datasets.images import SUFFIXES, pictures
+from datasets.masks import read_mask, why_absent
 from utils.errors import UserError
 from utils.files import read_json
 from utils.metrics import IGNORE_INDEX
@@ -95,7 +96,7 @@ def recognise(root):
 
 
 def read_label(sample, colors=()):
-    """Ids as they are, or, where the mask shows them, those of `colors`; see `images.read_mask`."""
+    """Ids as they are, or, where the mask shows them, those of `colors`; see `masks.read_mask`."""
     return read_mask(sample.label, colors)
 
 

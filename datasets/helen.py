@@ -20,8 +20,9 @@ import os
 import numpy as np
 
 from datasets.faces import Faces, Sample, pair, read_lines, some
-from datasets.images import decode, open_image, pictures, read_mask
+from datasets.images import decode, open_image, pictures
 from datasets.lapa import CLASSES, COLORS, FLIP_PAIRS
+from datasets.masks import read_mask
 from utils.errors import UserError
 
 LOOKS_FOR = (

@@ -12,7 +12,8 @@ import os
 import re
 
 from datasets.faces import Faces, Sample, pair
-from datasets.images import pictures, read_mask
+from datasets.images import pictures
+from datasets.masks import read_mask
 
 LOOKS_FOR = "LaPa: {train,val,test}/ each with images/, labels/ and landmarks/"
 CLASSES = (

@@ -16,7 +16,8 @@ import re
 import numpy as np
 
 from datasets.faces import Faces, Sample, not_read, pair, palette, read_lines, side_pairs, some, split_folders
-from datasets.images import pictures, read_mask
+from datasets.images import pictures
+from datasets.masks import read_mask
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 

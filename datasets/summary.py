@@ -7,7 +7,7 @@ import numpy as np
 
 from datasets.cache import contents
 from datasets.faces import some
-from datasets.images import why_absent
+from datasets.masks import why_absent
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from datasets import UnknownFolder, celebamask, fasseg, folder, lapa, open_faces
 from datasets.faces import MASK_SUFFIXES, Sample, label_info, limit, palette, split_by_group
-from datasets.images import read_image, read_mask
+from datasets.images import read_image
+from datasets.masks import read_mask
 from datasets.splits import open_any
 
 BG, SKIN, HAIR, EYES, NOSE, MOUTH = fasseg.COLORS

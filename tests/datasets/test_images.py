@@ -14,15 +14,8 @@ from PIL import Image
 from datasets import fasseg, open_faces
 from datasets.cache import CachedFaces
 from datasets.faces import Faces, Sample, side_pairs
-from datasets.images import (
-    interpolated,
-    pictures,
-    read_image,
-    read_mask,
-    read_photo,
-    unread_pictures,
-    why_absent,
-)
+from datasets.images import pictures, read_image, read_photo, unread_pictures
+from datasets.masks import interpolated, read_mask, why_absent
 from datasets.splits import open_any
 from utils.errors import UserError
 

@@ -23,7 +23,7 @@ import predict
 import train_finetune
 import train_reward
 import train_scores
-from datasets.images import read_mask
+from datasets.masks import read_mask
 from utils import checkpoint
 from utils.errors import UserError
 
