@@ -76,6 +76,14 @@ GUARDS = [  # (experiment, guard, file, text, what takes its place, test)
         INPUTS + "test_no_script_runs_what_a_file_holds",
     ),
     (
+        "R10",
+        "the checksums of a PNG are compared",
+        "datasets/images.py",
+        'if image.format == "PNG":',
+        "if False:",
+        INPUTS + "test_a_flipped_bit_of_a_png_is_no_other_picture",
+    ),
+    (
         "R12",
         "weights that are not finite end a run",
         "utils/metrics.py",
@@ -167,8 +175,8 @@ GUARDS = [  # (experiment, guard, file, text, what takes its place, test)
         "R29",
         "rows of steps that are done again are dropped",
         "utils/log.py",
-        'if row and row["step"] <= resumed]',
-        "if row]",
+        'if row["step"] <= resumed]',
+        "]",
         RESUMING + "test_killed_many_times[train_finetune.py]",
     ),
 ]

@@ -2,6 +2,7 @@
 
 import json
 
+from break_guards import GUARDS
 from run import EXPERIMENTS, PAGE, RESULTS, ROOT, table
 
 
@@ -14,6 +15,14 @@ def test_every_experiment_is_there():
                 name,
                 test,
             )
+
+
+def test_every_guard_is_where_it_is_broken():
+    for _, guard, file, text, _, test in GUARDS:
+        assert (ROOT / file).read_text().count(text) == 1, f"{guard}: {file} has another text by now"
+        assert f"| {guard} | [{file}](../{file}) | yes |" in PAGE.read_text(), f"{guard}: not seen to fail"
+        file, _, function = test.partition("::")
+        assert f"def {function.partition('[')[0]}(" in (ROOT / file).read_text() or not function
 
 
 def test_the_page_shows_the_rows_and_all_passed():
