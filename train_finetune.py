@@ -114,10 +114,13 @@ def main(args):
     faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     if not last:
         cli.refuse_idle_data_flags(given, args, faces)
-        beside = "beside --init, which has weights" if init and args.weights != "none" else None
-        frozen = "on a backbone that is frozen" if args.freeze == "backbone" else None
-        scale = frozen if args.backbone_lr_scale != 1 else None
-        cli.refuse_without_effect(given, {"weights": beside, "backbone_lr_scale": scale})
+        loaded_twice = init and args.weights != "none"
+        scaled_in_vain = args.freeze == "backbone" and args.backbone_lr_scale != 1
+        reasons = {
+            "weights": "beside --init, which has weights" if loaded_twice else None,
+            "backbone_lr_scale": "on a backbone that is frozen" if scaled_in_vain else None,
+        }
+        cli.refuse_without_effect(given, reasons)
     render_on = "cpu" if args.workers else device  # where synthetic faces are made
     train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
     validates = "val" in faces.splits if args.ids else args.val_fraction
