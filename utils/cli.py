@@ -21,8 +21,9 @@ COLLAPSED = 3  # exit status of a training run that stopped itself, since its sc
 CLASS_LISTS = ["full", "fasseg", "celebamask", "lapa"]
 PART_ORDERS = ["canonical", "farl"]
 IDS = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
-# flags that may change when a run is resumed; of data that has moved, contents are compared
-RESUMABLE = ("resume", "out", "device", "workers", "data", "unlabelled")
+# flags that may change when a run is resumed; of data that has moved, contents are compared (but scores are
+# kept by the path of a photo, so photos to ask about stay where they are)
+RESUMABLE = ("resume", "out", "device", "workers", "data")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
