@@ -232,7 +232,8 @@ def main(args):
     if args.policy:
         return show_policy(args, policies.load_policy(args.policy), faces, data, out)
     held = summary.inspect({"train": data}, faces.classes)
-    summary.refuse_empty(held, args.allow_empty)
+    cli.check_allowed(args.allow_empty, faces.classes)
+    summary.refuse_empty(held, args.allow_empty or [])
     print(summary.table(held), *faces.notes, sep="\n  ")
     folds, people = decisions.folds_of(labelled, args.folds)
     args.folds = len(folds)
@@ -380,6 +381,7 @@ def main(args):
         log.image(0, f"engine/{name}", picture, f"{name}.png")
     log.close()
     same += ["--augment", out / "policy.json"]
+    same += ["--allow-empty", *args.allow_empty] if args.allow_empty else []
     start = [*model, "--steps", args.steps, *flags, "--out", f"{out}_finetune"]
     commands = [[FINETUNE, *same, "--ids", finetune_ids, *start]]
     if not args.no_allocation:  # what won there

@@ -10,7 +10,9 @@ come from one confusion matrix over the split; intervals are bootstrapped over p
 """
 
 import json
+import os
 import pathlib
+import shlex
 
 import torch
 
@@ -142,8 +144,9 @@ def main(args):
         )
     if args.json:
         files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
-    out = f"{pathlib.Path(args.init).parent}_predict"
-    print(f"next:    python predict.py --init {args.init} PHOTO_OR_FOLDER --out {out}")
+    out = f"{os.path.relpath(pathlib.Path(args.init).resolve().parent)}_predict"
+    command = ["python", "predict.py", "--init", args.init, "PHOTO_OR_FOLDER", "--out", out]
+    print("next:   ", shlex.join(command))
 
 
 # >>> shared: start

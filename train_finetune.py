@@ -41,6 +41,7 @@ INHERITED = {
     "size": None,
     "model": "unet",
     "preprocess": "none",
+    "allow_empty": [],
 }
 ON_SYNTHETIC = {"size": 96, "steps": 800, "augment": "flip", "loss": ["ce=1", "dice=1"]}
 ON_PHOTOS = {"size": 128, "steps": 1000, "augment": "cutmix", "loss": ["ce=1"]}

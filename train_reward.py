@@ -38,6 +38,7 @@ COLLAPSE = 0.02  # a fall of the greedy validation reward below the start that e
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
 DEFAULTS = {"samples": 8, "tolerance": 1}
 INHERITED = dict.fromkeys(["data", "classes", "part_order", "val_fraction", "size"])  # from --init
+INHERITED["allow_empty"] = []
 
 
 def get_parser():

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import stat
 import time
+import typing
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from tqdm import tqdm
 
 from datasets.faces import label_info, some
 from datasets.images import read_photo
-from datasets.masks import interpolated, why_absent
+from datasets.masks import interpolated, on_borders, why_absent
 from utils.errors import UserError
 from utils.files import FULL, sha256, whole, write_whole
 from utils.metrics import IGNORE_INDEX
 
-VERSION = 3  # raise it when the pixels that this file writes change, or what the scan refuses
+VERSION = 4  # raise it when the pixels that this file writes change, or what the scan refuses
 ROOT = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reinforce-face"
 SETTLED = 2  # seconds after which a file cannot change any more under the same time stamps
 STRAY = 60  # seconds after which a temporary file that nobody has locked is swept
@@ -87,11 +88,7 @@ def build(faces, samples, size, path, digests):
 
     Every file is read, so this is also the scan: all faults are listed at once, then refused.
     """
-    try:
-        ROOT.mkdir(parents=True, exist_ok=True)
-        _sweep()
-    except OSError as error:
-        raise UserError(f"{ROOT}: no cache can be made ({error.strerror}); XDG_CACHE_HOME moves it") from None
+    _sweep()
     if not os.access(ROOT, os.W_OK):
         raise UserError(f"{ROOT}: no cache can be written there; XDG_CACHE_HOME moves it")
     shape = (len(samples), 4, size, size)
@@ -99,6 +96,7 @@ def build(faces, samples, size, path, digests):
     np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
     counts = np.zeros((len(samples), len(faces.classes) + 1), np.int64)
     sizes = np.zeros((len(samples), 2), np.int64)
+    borders = np.zeros((2, 256), np.int64)
     faults, turned, resized = [], [], []
     with whole(path) as file:
         with contextlib.suppress(OSError):  # some network file systems have no locks
@@ -108,19 +106,26 @@ def build(faces, samples, size, path, digests):
         checksum = hashlib.sha256(header.getvalue())
         for i, sample in enumerate(tqdm(samples, "reading faces", disable=None)):
             try:
-                row, counts[i], sizes[i], orientation, other_size = read(faces, sample, size)
+                found = read(faces, sample, size)
             except UserError as error:
                 faults.append(str(error))
                 continue
-            if orientation > 1 and sample.label is not None:
+            counts[i], sizes[i] = found.counts, found.size
+            borders += found.borders
+            if found.orientation > 1 and sample.label is not None:
                 turned.append(sample.id)
-            if other_size:
+            if found.resized:
                 resized.append(sample.id)
-            file.write(row)
-            checksum.update(row)
+            file.write(found.row)
+            checksum.update(found.row)
         if faults:
             shown = "\n  ".join(faults[:20]) + ("\n  ..." if len(faults) > 20 else "")
             raise UserError(f"{len(faults)} of {len(samples)} samples are faulty:\n  {shown}")
+        if interpolated(borders):
+            raise UserError(
+                f"{faces.name}: masks look interpolated: six ids or more show on borders alone, in all of "
+                f"{len(samples)} masks; resize masks with nearest"
+            )
         if digests_of(samples) != digests:
             raise UserError(f"{faces.name}: photos or masks changed while they were read; start again")
         notes = []
@@ -140,23 +145,33 @@ def build(faces, samples, size, path, digests):
     return np.load(path, mmap_mode="r"), counts, sizes, notes
 
 
+class Scanned(typing.NamedTuple):
+    """What one sample holds."""
+
+    row: np.ndarray  # (4, size, size) uint8, photo and mask
+    counts: np.ndarray  # (K + 1,) pixels of each class and of 255 in the mask as it is
+    borders: np.ndarray  # `on_borders` of the mask
+    size: tuple[int, int]  # width and height of the photo, upright
+    orientation: int  # of its EXIF
+    resized: bool  # whether the mask has another size
+
+
 def read(faces, sample, size):
-    """One sample: (4, size, size) uint8, photo and mask; (K + 1,) pixels of each class and of 255 in the mask
-    as it is; (width, height) of the photo; its EXIF orientation; whether the mask has another size. UserError
-    names the file and its fault."""
+    """One sample, `Scanned`. UserError names the file and its fault."""
     image, orientation = read_photo(sample.image)
     row = np.full((4, size, size), IGNORE_INDEX, np.uint8)
     row[:3] = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
     k = len(faces.classes)
     if sample.label is None:
-        return row, np.zeros(k + 1, np.int64), image.size, orientation, False
+        nothing = np.zeros(k + 1, np.int64), np.zeros((2, 256), np.int64)
+        return Scanned(row, *nothing, image.size, orientation, False)
     label = faces.read_label(sample)
     name = sample.label if isinstance(sample.label, str) else sample.id
     counts = np.bincount(label.ravel(), minlength=256)
-    if interpolated(label):
-        raise UserError(f"{name}: looks interpolated: ids that show on borders alone; resize it with nearest")
+    borders = on_borders(label)
     if unknown := [i for i in range(k, IGNORE_INDEX) if counts[i]]:
-        reason = why_absent(counts, faces.classes)
+        blended = "looks interpolated; resize masks with nearest" if interpolated(borders) else ""
+        reason = blended or why_absent(counts, faces.classes)
         raise UserError(
             f"{name}: ids {some(map(str, unknown))} are outside 0..{k - 1}; "
             + (reason or f"give them a class, or mark the pixels {IGNORE_INDEX}")
@@ -170,7 +185,8 @@ def read(faces, sample, size):
             raise UserError(f"{sizes}{turned}: turn the mask too (or strip EXIF)")
         raise UserError(f"{sizes}sizes must match")
     row[3] = np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
-    return row, counts[[*range(k), IGNORE_INDEX]], image.size, orientation, (width, height) != image.size
+    counts = counts[[*range(k), IGNORE_INDEX]]
+    return Scanned(row, counts, borders, image.size, orientation, (width, height) != image.size)
 
 
 @contextlib.contextmanager
@@ -184,8 +200,10 @@ def _turn(path):
     with file:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        path.with_suffix(".lock").unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _beside(path):

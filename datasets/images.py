@@ -122,7 +122,8 @@ def read_photo(path):
     nothing exceeds 1, else for 0..255. Whatever else does not fit 8 bits a channel is refused.
     """
     image = open_image(path)
-    deep = bool(image.tile) and "16" in str(image.tile[0][3])  # of colour, Pillow keeps the upper 8 bits
+    how = image.tile[0][3] if image.tile else ""  # a raw mode, or a tuple that begins with one
+    deep = ";16" in str(how if isinstance(how, str) else how[0])  # of colour, Pillow keeps the upper 8 bits
     with named(path, "cannot be decoded", "; replace or remove it"):
         _check_sums(image, path)
         orientation = image.getexif().get(ORIENTATION, 1)

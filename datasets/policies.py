@@ -162,11 +162,8 @@ def fault_of(found):
                 return f"operation {op['name']}, {key} {op[key]}: need a number, 0 or more"
     if ops and not any(op.get("weight", 1) for op in ops):
         return "every operation has weight 0"
-    names = [op["name"] for op in ops]
-    if twice := [name for name in names if names.count(name) > 1]:
-        return f"operation {twice[0]}: named twice"
-    if "num_ops" in found and bool(found["num_ops"]) != bool(ops):
-        return f"num_ops {found['num_ops']}: of {len(ops)} operations in ops"
+    if found.get("num_ops", 1) == 0 and ops:
+        return f"num_ops 0: none of the {len(ops)} operations in ops would be done; leave them out"
     if found.get("schedule") is not None and (fault := fault_of_schedule(found["schedule"])):
         return fault
     return fault_of_strength(ops, levels[1] / 30, found)

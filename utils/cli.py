@@ -23,7 +23,7 @@ PART_ORDERS = ["canonical", "farl"]
 IDS = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
 # flags that may change when a run is resumed; of data that has moved, contents are compared (but scores are
 # kept by the path of a photo, so photos to ask about stay where they are)
-RESUMABLE = ("resume", "out", "device", "workers", "data")
+RESUMABLE = ("resume", "out", "device", "workers", "data", "ids")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         found = super().parse_args(args, namespace)
         for name, value in vars(found).items():
-            if value == "":
+            if value == "" or isinstance(value, list) and "" in value:
                 self.error(f"argument --{name.replace('_', '-')}: is empty")
         return found
 
@@ -85,15 +85,15 @@ seed = between(0, 2**32 - 1)
 def above_zero(text):
     """A number above zero that float32 holds with room to spare: a rate of 1e38 overflows."""
     if not 0 < (value := _number(text)) <= 1e30:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero, or beyond 1e30")
     return value
 
 
 def at_least_zero(text):
-    """A finite number, zero or above."""
+    """A number from 0 to 1e9."""
     value = _number(text)
     if not 0 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1e9")
     return value
 
 
@@ -164,7 +164,7 @@ def add_who_trains(g):
     g.add_argument("--limit", type=positive, metavar="N", help=limit)
     g.add_argument("--ids", metavar="FILE", help=IDS)
     empty = "classes that may be in no training mask"
-    g.add_argument("--allow-empty", nargs="+", default=[], metavar="CLASS", help=empty)
+    g.add_argument("--allow-empty", nargs="+", metavar="CLASS", help=empty)
 
 
 def add_device_flags(g):
@@ -260,12 +260,12 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
         return out, args, None
     last = checkpoint.load(out / "last.pt", script)
     args = resume_flags(parser, last["args"], free=free)
+    if last["best"]["step"] or "before" in last:
+        checkpoint.load(out / "best.pt")
     if last["step"] >= args.steps:  # no mistake: a queue may start what has just ended
         if os.environ.get("RANK", "0") == "0":
             print(f"--resume: the run in {out} has done all of its {args.steps} steps")
         sys.exit(0)
-    if last["best"]["step"] or "before" in last:
-        checkpoint.load(out / "best.pt")
     now = input_files(args)
     for path, digest in last.get("inputs", {}).items():
         if now.get(path, digest) != digest:
@@ -289,11 +289,12 @@ def refuse_idle_data_flags(given, args, faces):
     given: the flags of the command line. args: those with what was not given filled in. faces: the data.
     """
     synthetic = args.data == "synthetic"
+    rendered = synthetic or getattr(args, "synthetic", 0)
     own = "val" in faces.splits and not faces.holds_out
     reasons = {
         "classes": None if synthetic else f"on {args.data}, which says its own classes",
-        "part_order": None if "part_order" in faces.options else "but on CelebAMask-HQ",
-        "allow_empty": "on synthetic faces" if synthetic else None,
+        "part_order": None if "part_order" in faces.options else "on other data than CelebAMask-HQ",
+        "allow_empty": "on synthetic faces, which have every class" if rendered else None,
         "val_fraction": f"on {args.data}, which has a validation split" if own and not given.ids else None,
     }
     if given.ids:
@@ -301,6 +302,13 @@ def refuse_idle_data_flags(given, args, faces):
     if given.val_fraction == 0 and not given.ids:
         reasons["val_fraction"] = None  # nobody validates, whatever there is
     refuse_without_effect(given, reasons)
+    check_allowed(given.allow_empty, faces.classes)
+
+
+def check_allowed(names, classes):
+    """A UserError where --allow-empty names what is no class."""
+    if unknown := [name for name in names or [] if name not in classes]:
+        raise UserError(f"--allow-empty {' '.join(unknown)}: the classes are {', '.join(classes)}")
 
 
 def refuse_without_effect(args, reasons):

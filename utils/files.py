@@ -138,7 +138,9 @@ def lock(folder):
     try:  # a record lock: a forked worker that outlives this process does not inherit it
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):
-            return lock(folder)  # `release` has just removed this file
+            raise FileNotFoundError
+    except FileNotFoundError:  # `release` has just removed this file
+        return lock(folder)
     except BlockingIOError:
         file.seek(0)
         who = file.read().strip() or "another process"

@@ -88,9 +88,10 @@ def open_run(out, resume):
     out = pathlib.Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file")
-    found = [name for name in ("last.pt", "best.pt") if (out / name).is_file()]
-    if found and not resume:
-        raise UserError(f"--out {out}: holds a {found[0]} already; --resume goes on, or name another folder")
+    if not resume and (out / "best.pt").is_file() and not (out / "last.pt").is_file():
+        raise UserError(f"--out {out}: holds a best.pt already; name another folder (--resume replaces it)")
+    if not resume and (out / "last.pt").is_file():
+        raise UserError(f"--out {out}: holds a last.pt already; --resume goes on, or name another folder")
     if os.environ.get("RANK", "0") != "0":  # of torchrun; one process holds the folder for all
         return out
     try:

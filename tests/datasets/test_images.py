@@ -15,7 +15,7 @@ from datasets import fasseg, open_faces
 from datasets.cache import CachedFaces
 from datasets.faces import Faces, Sample, side_pairs
 from datasets.images import pictures, read_image, read_photo, unread_pictures
-from datasets.masks import interpolated, read_mask, why_absent
+from datasets.masks import interpolated, on_borders, read_mask, why_absent
 from datasets.splits import open_any
 from utils.errors import UserError
 
@@ -337,7 +337,7 @@ def test_interpolated_and_grey_masks_are_named(tmp_path):
     assert "looks interpolated" in refusal(open_faces, tmp_path)
     info = write(tmp_path / "classes.json", {"classes": ["background", "skin", "eyes"]})
     faces = open_faces(tmp_path)
-    with pytest.raises(UserError, match="(?s)a.png: looks interpolated.*b.png: .*interpolated"):
+    with pytest.raises(UserError, match="(?s)a.png: ids .*looks interpolated.*b.png: ids .*interpolated"):
         CachedFaces(faces, faces.splits["train"], 16)
     for name in "ab":
         Image.fromarray(ids).save(tmp_path / f"labels/{name}.png")
@@ -355,18 +355,18 @@ def test_masks_that_are_interpolated_between_classes_that_there_are(tmp_path):
     """Every id is one of a class; ten of them show on the borders alone."""
     face = np.where(np.hypot(*np.mgrid[-20:20, -20:20]) < 13, 11, 0).astype(np.uint8)
     for kind in (Image.BILINEAR, Image.BICUBIC):
-        assert interpolated(np.asarray(Image.fromarray(face).resize((100, 100), kind)))
-    assert not interpolated(np.asarray(Image.fromarray(face).resize((100, 100), Image.NEAREST)))
+        assert interpolated(on_borders(np.asarray(Image.fromarray(face).resize((100, 100), kind))))
+    assert not interpolated(on_borders(np.asarray(Image.fromarray(face).resize((100, 100), Image.NEAREST))))
     rings = np.uint8(np.hypot(*np.mgrid[-60:60, -60:60]) // 6)  # of ten classes, each 6 pixels wide
     rings[rings > 9] = 255
-    assert not interpolated(rings) and not interpolated(face + np.uint8(255 - 11))
+    assert not interpolated(on_borders(rings)) and not interpolated(on_borders(face + np.uint8(255 - 11)))
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     Image.new("RGB", (100, 100)).save(tmp_path / "images/a.png")
     Image.fromarray(face).resize((100, 100), Image.BILINEAR).save(tmp_path / "labels/a.png")
     write(tmp_path / "classes.json", {"classes": [f"class {i}" for i in range(12)]})
     faces = open_faces(tmp_path)
-    with pytest.raises(UserError, match="a.png: looks interpolated"):
+    with pytest.raises(UserError, match="masks look interpolated"):
         CachedFaces(faces, faces.splits["train"], 16)
 
 
@@ -377,7 +377,7 @@ def test_no_real_mask_looks_interpolated(name):
     faces = open_faces(FASSEG.parent / name)
     labelled = [s for samples in faces.splits.values() for s in samples if s.label]
     for sample in labelled[:: 1 + len(labelled) // 50]:
-        assert not interpolated(faces.read_label(sample)), sample.id
+        assert not interpolated(on_borders(faces.read_label(sample))), sample.id
         if name.startswith("fasseg"):  # coloured, and anti-aliased
             assert (read_mask(sample.label, fasseg.COLORS) < 6).mean() > 0.9
 

@@ -106,6 +106,13 @@ def trained(calls, tmp_path_factory):
     return dict(zip(READ, zip(kept, said, strict=True), strict=True))
 
 
+def test_the_next_script_allows_what_this_one_was_allowed(call, trained, tmp_path):
+    said = trained["a class that is meant to be in no mask"][1]
+    init = said.split("--init ")[-1].split()[0]
+    flags = ["--init", init, "--steps", 1, "--batch-size", 2, "--device", "cpu", "--out", tmp_path / "run"]
+    assert "greedy reward" in call("train_reward.py", *flags).stdout
+
+
 @pytest.mark.parametrize("case", READ)
 def test_what_is_meant_is_read(case, trained):
     facts, said = trained[case]

@@ -90,10 +90,10 @@ def test_resume_flags():
     free = {"out": "runs/b", "device": "cpu"}
     assert resume("--out runs/b --device cpu") == saved | free
     assert resume("--lr 0.3 --data faces --out runs/b --device cpu") == saved | free
-    parser.add_argument("--ids")  # a flag younger than the run
-    assert resume("--out runs/b --device cpu") == saved | free | {"ids": None}
+    parser.add_argument("--limit")  # a flag younger than the run
+    assert resume("--out runs/b --device cpu") == saved | free | {"limit": None}
     for line, flag in (
-        ("--ids a.json", "--ids"),
+        ("--limit 4", "--limit"),
         ("--lr 0.2", "--lr"),
         ("--batch-size 4", "--batch-size"),
         ("--lr 0.1", "--lr"),

@@ -52,6 +52,23 @@ def test_what_was_made_for_nothing_is_taken_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["used"]
 
 
+def test_a_lock_that_was_just_taken_back(tmp_path, monkeypatch):
+    """Another process ends, and removes its folder, between our opening of the lock and our hold of it."""
+    real, first = files.fcntl.lockf, []
+
+    def lockf(file, how):
+        if not first:
+            first.append(file)
+            (tmp_path / "run/.lock").unlink()
+            (tmp_path / "run").rmdir()
+        return real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    files.lock(tmp_path / "run")
+    assert (tmp_path / "run/.lock").is_file() and files.held[-1][1] is not first[0]
+    files.release()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="no folder that can be written into"):

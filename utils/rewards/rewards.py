@@ -280,7 +280,7 @@ def load(source, known, takes):
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
     try:
-        with contextlib.chdir("."):  # it may leave it
+        with contextlib.chdir("."):  # the file may change the working directory: come back
             spec.loader.exec_module(module)
     except Stopped:
         raise
