@@ -144,7 +144,7 @@ def main(args):
         )
     if args.json:
         files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
-    out = f"{os.path.relpath(pathlib.Path(args.init).resolve().parent)}_predict"
+    out = os.path.relpath(f"{pathlib.Path(args.init).resolve().parent}_predict")
     command = ["python", "predict.py", "--init", args.init, "PHOTO_OR_FOLDER", "--out", out]
     print("next:   ", shlex.join(command))
 
