@@ -226,7 +226,7 @@ def main(args):
         f"{out}/*_mask.png (ids 0 to {len(classes) - 1}: {' '.join(classes)})",
         *notes,
     ]
-    print("\n  ".join(said).encode(errors="backslashreplace").decode())  # names may have no encoding
+    print("\n  ".join(said))
 
     if faults:
         more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""

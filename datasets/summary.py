@@ -74,10 +74,9 @@ def kept(found):
 def table(found):
     """Facts of the splits as lines of text: people, photos and, where there are masks, how many pixels each
     class has, and on how many photos it is."""
-    rows = {"photos": "photos", "people": "people"}
     lines = ["  " + " " * 18 + "".join(f"{split:>10}" + " " * 8 for split in found)]
-    for name, key in rows.items():
-        lines.append(f"  {name:<18}" + "".join(f"{facts[key]:>18,}" for facts in found.values()))
+    for name in ("photos", "people"):
+        lines.append(f"  {name:<18}" + "".join(f"{facts[name]:>18,}" for facts in found.values()))
     if any(sum(facts["pixels"].values()) for facts in found.values()):
         lines.append("  " + " " * 18 + "".join(f"{'pixels':>10}{'photos':>8}" for _ in found))
         for name in next(iter(found.values()))["pixels"]:

@@ -255,7 +255,7 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
             raise UserError(f"--out {args.out}: is the folder of --{name}; name another one")
     out = open_run(args.out, args.resume)
     if begins:
-        if args.resume and os.environ.get("RANK", "0") == "0":
+        if args.resume and dist.is_first():
             print(f"--resume: {out} holds no last.pt yet, so the run begins")
         return out, args, None
     last = checkpoint.load(out / "last.pt", script)
@@ -263,7 +263,7 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
     if last["best"]["step"] or "before" in last:
         checkpoint.load(out / "best.pt")
     if last["step"] >= args.steps:  # no mistake: a queue may start what has just ended
-        if os.environ.get("RANK", "0") == "0":
+        if dist.is_first():
             print(f"--resume: the run in {out} has done all of its {args.steps} steps")
         sys.exit(0)
     now = input_files(args)
@@ -290,17 +290,17 @@ def refuse_idle_data_flags(given, args, faces):
     """
     synthetic = args.data == "synthetic"
     rendered = synthetic or getattr(args, "synthetic", 0)
-    own = "val" in faces.splits and not faces.holds_out
+    validates = None  # --val-fraction 0, nobody, has an effect whatever there is
+    if given.ids:
+        validates = f"beside {given.ids}, which says who validates"
+    elif "val" in faces.splits and not faces.holds_out:
+        validates = f"on {args.data}, which has a validation split"
     reasons = {
         "classes": None if synthetic else f"on {args.data}, which says its own classes",
         "part_order": None if "part_order" in faces.options else "on other data than CelebAMask-HQ",
         "allow_empty": "on synthetic faces, which have every class" if rendered else None,
-        "val_fraction": f"on {args.data}, which has a validation split" if own and not given.ids else None,
+        "val_fraction": validates if given.val_fraction else None,
     }
-    if given.ids:
-        reasons["val_fraction"] = f"beside {given.ids}, which says who validates"
-    if given.val_fraction == 0 and not given.ids:
-        reasons["val_fraction"] = None  # nobody validates, whatever there is
     refuse_without_effect(given, reasons)
     check_allowed(given.allow_empty, faces.classes)
 

@@ -36,6 +36,11 @@ def init(device=None):
     return torch_dist.get_rank(), torch_dist.get_world_size(), torch.device(device)
 
 
+def is_first():
+    """Whether this process is the one that writes, before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def default_amp(device):
     """The precision of the forward pass where none is asked for."""
     return "bf16" if device.type == "cuda" else "off"

@@ -12,7 +12,7 @@ import threading
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from utils import draw, jsonl
+from utils import dist, draw, jsonl
 from utils.errors import UserError
 from utils.files import lock, write_whole
 
@@ -92,7 +92,7 @@ def open_run(out, resume):
         raise UserError(f"--out {out}: holds a best.pt already; name another folder (--resume replaces it)")
     if not resume and (out / "last.pt").is_file():
         raise UserError(f"--out {out}: holds a last.pt already; --resume goes on, or name another folder")
-    if os.environ.get("RANK", "0") != "0":  # of torchrun; one process holds the folder for all
+    if not dist.is_first():  # one process holds the folder for all
         return out
     try:
         lock(out)
