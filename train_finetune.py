@@ -56,9 +56,8 @@ def get_parser():
     share = "share of every batch that is synthetic faces"
     g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=share)
     g = p.add_argument_group("model", "where a flag is not given: as --init was trained; else unet, none")
-    g.add_argument(
-        "--model", help="unet, unet_gn, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large"
-    )
+    names = "unet, unet_gn, unet_BACKBONE, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large"
+    g.add_argument("--model", help=names)
     g.add_argument(
         "--preprocess", choices=PREPROCESS, help="what the model does to every photo before all else"
     )

@@ -10,6 +10,7 @@ import difflib
 import torch
 
 from models.unet import UNet
+from models.unet_backbone import BackboneUNet
 from models.weights import load_pretrained
 from utils.errors import UserError
 
@@ -17,11 +18,13 @@ from utils.errors import UserError
 def build_model(name, num_classes, weights="none", preprocess="none"):
     """The model called `name`, on the CPU and in training mode.
 
-    name: `unet`, `unet_gn` (GroupNorm), `fpn_` and a torchvision backbone, or one of torchvision's
-    three segmentation networks. weights: `none`, or see `load_pretrained`. preprocess: see `Normalise`.
+    name: `unet`, `unet_gn` (GroupNorm), `unet_` or `fpn_` and a backbone, or one of torchvision's three
+    segmentation networks. weights: `none`, or see `load_pretrained`. preprocess: see `Normalise`.
     """
     if name in ("unet", "unet_gn"):
         model = UNet(num_classes, "group" if name == "unet_gn" else "batch", preprocess)
+    elif name == "unet_efficientnet_lite0":
+        model = BackboneUNet(num_classes, "efficientnet_lite0", preprocess)
     else:
         model = from_torchvision(name, num_classes, preprocess)
     if weights != "none":
@@ -30,23 +33,26 @@ def build_model(name, num_classes, weights="none", preprocess="none"):
 
 
 def from_torchvision(name, num_classes, preprocess):
-    """A model with a torchvision backbone. Imported here, since it takes a second that `unet` can spare."""
+    """A model with parts of torchvision. Imported here, since it takes a second that the others can spare."""
     import torchvision
 
     from models.fpn import FPN
     from models.torchvision_seg import STAGE_ENDS, TorchvisionSegmenter
 
-    backbones = torchvision.models.list_models(module=torchvision.models)
     if name in STAGE_ENDS:
         return TorchvisionSegmenter(name, num_classes, preprocess)
-    if name.startswith("fpn_") and name.removeprefix("fpn_") in backbones:
-        return FPN(num_classes, name.removeprefix("fpn_"), preprocess)
+    backbones = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
+    for prefix, model in (("fpn_", FPN), ("unet_", BackboneUNet)):
+        if name.startswith(prefix) and name.removeprefix(prefix) in backbones:
+            return model(num_classes, name.removeprefix(prefix), preprocess)
     names = ["unet", "unet_gn", *STAGE_ENDS]
-    near = difflib.get_close_matches(name, [*names, *(f"fpn_{b}" for b in backbones)])
+    near = difflib.get_close_matches(
+        name, [*names, *(f"{p}{b}" for b in backbones for p in ("fpn_", "unet_"))]
+    )
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
-        f"no model is called {name}: choose {', '.join(names)}, or fpn_BACKBONE with a "
-        f"torchvision backbone, such as fpn_resnet18.{hint}"
+        f"no model is called {name}: choose {', '.join(names)}, or unet_BACKBONE or fpn_BACKBONE with "
+        f"efficientnet_lite0 or a torchvision backbone, such as unet_resnet18.{hint}"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from models import efficientnet_lite
 from utils.errors import UserError
 
 HEADS = ("fc.", "classifier.", "head.")  # may be absent from a file, or of other classes
@@ -15,14 +16,19 @@ HEADS = ("fc.", "classifier.", "head.")  # may be absent from a file, or of othe
 def load_pretrained(model, name, weights):
     """Fill `model`, called `name`, in place.
 
-    weights: `imagenet` (the backbone's, by torchvision); `coco` (a segmentation network's, by torchvision);
-    or a file with a state dict of the whole model or of its backbone.
+    weights: `imagenet` (the backbone's, by torchvision, or of efficientnet_lite0 by its pip package); `coco`
+    (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
+    backbone.
     """
-    ours = name.startswith("unet")
-    if weights == "imagenet" and not ours:
-        backbone = name.split("_", 1)[1]  # fpn_resnet18, deeplabv3_resnet50, lraspp_mobilenet_...
-        fill_backbone(model, torchvision_weights(backbone), f"imagenet weights of {backbone}")
-    elif weights == "coco" and not ours and not name.startswith("fpn_"):
+    scratch = name in ("unet", "unet_gn")
+    if weights == "imagenet" and not scratch:
+        backbone = name.split("_", 1)[1]  # unet_resnet18, deeplabv3_resnet50, lraspp_mobilenet_...
+        if backbone == "efficientnet_lite0":
+            state = efficientnet_lite.convert(read_state(efficientnet_lite.published_file()))
+        else:
+            state = torchvision_weights(backbone)
+        fill_backbone(model, state, f"imagenet weights of {backbone}")
+    elif weights == "coco" and not scratch and not name.startswith(("fpn_", "unet_")):
         fill(model, torchvision_weights(name), f"coco weights of {name}")
     elif weights in ("imagenet", "coco"):
         raise UserError(f"{name} has no {weights} weights: choose none or a file")

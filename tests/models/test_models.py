@@ -108,7 +108,7 @@ def test_fpn_pads_to_its_coarsest_stride():
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(UserError, match="unet, unet_gn, .*lraspp.*fpn_resnet18"):
+    with pytest.raises(UserError, match="unet, unet_gn, .*lraspp.*unet_BACKBONE or fpn_BACKBONE"):
         build_model("segformer", 5)
     with pytest.raises(UserError, match="Did you mean .*fpn_convnext_tiny"):
         build_model("fpn_convnext_tny", 5)
