@@ -6,6 +6,7 @@ github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite; a pip p
 holds them.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -43,6 +44,10 @@ class SameConv(nn.Conv2d):
                 total = max(0, (-(-n // self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - n)
                 sides += [total // 2, total - total // 2]
             x = F.pad(x, sides)
+        if self.groups > 1 and x.device.type == "cpu":
+            # gradients of a bf16 depthwise convolution are slow there: a step in float32 takes two thirds
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
         return super().forward(x)
 
 
