@@ -100,7 +100,7 @@ def fill(model, state, source, only=""):
 
     only: the beginning of the names that the file is to hold. Raises UserError with names as in the file.
     """
-    own = {k: v for k, v in model.state_dict().items() if k.startswith(only)}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith((only, "normalise."))}
     # Older files of torchvision: densenet's "norm.1"
     state = {re.sub(r"(\.denselayer\d+\.\w+)\.(\d\.)", r"\1\2", k): v for k, v in state.items()}
     names = {own_name(model, key): key for key in state}
