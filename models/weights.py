@@ -18,7 +18,7 @@ def load_pretrained(model, name, weights):
 
     weights: `imagenet` (the backbone's, by torchvision, or of efficientnet_lite0 by its pip package); `coco`
     (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
-    backbone.
+    backbone, with the names that torchvision or those who published it give to its parts.
     """
     scratch = name in ("unet", "unet_gn")
     lite = name.endswith("_efficientnet_lite0")
