@@ -22,7 +22,7 @@ def load_backbone(name):
     """(`Stages`, {stride: channels of the last map of each stage}, (mean, std) that it expects).
 
     name: `efficientnet_lite0`, or of a model of `torchvision.models` with maps at `STRIDES`. Random weights;
-    `models.weights` fills them.
+    `models.weights` fills them. Raises UserError where maps are missing.
     """
     if name == "efficientnet_lite0":
         net = efficientnet_lite.EfficientNetLite0()

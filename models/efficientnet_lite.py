@@ -60,7 +60,8 @@ def convolution(inputs, outputs, kernel, stride=1, groups=1):
 
 
 class InvertedResidual(nn.Module):
-    """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride): expand, filter each channel, project."""
+    """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride), rounded up: expand, filter each channel,
+    project."""
 
     def __init__(self, inputs, outputs, kernel, stride, expansion):
         super().__init__()
@@ -77,7 +78,8 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite0(nn.Module):
     """(B, 3, H, W), normalised with `MEAN` and `STD` -> (B, num_classes) logits.
 
-    `features`: stem and 16 blocks, to (B, 320, H / 32, W / 32). 4,652,008 parameters with 1000 classes.
+    `features`: stem and 16 blocks, to (B, 320, H / 32, W / 32), rounded up; `head`: from there to 1280
+    channels. 4,652,008 parameters with 1000 classes.
     """
 
     def __init__(self, num_classes=1000, dropout=0.2):
@@ -111,10 +113,16 @@ def published_file():
     return path
 
 
-def convert(state):
-    """The published state dict with the names of `EfficientNetLite0`. Both list their layers from the image
-    to the logits, so the n-th tensor is the n-th tensor; a ValueError where their shapes differ."""
+def convert(state, source):
+    """A state dict with the published names -> the same tensors with the names of `EfficientNetLite0`; one
+    with other names stays as it is.
+
+    Both list their layers from the image to the logits, so the n-th name is the n-th tensor's. source: the
+    file, for the UserError where the shapes differ.
+    """
+    if "_conv_stem.weight" not in state:
+        return state
     own = EfficientNetLite0().state_dict()
     if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in own.values()]:
-        raise ValueError("these tensors are not those of EfficientNet-Lite0")
+        raise UserError(f"{source} does not fit efficientnet_lite0: its tensors have other shapes")
     return dict(zip(own, state.values(), strict=True))

@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from models.backbones import load_backbone
+from models.backbones import STRIDES, load_backbone
 from models.normalise import Normalise
 from models.stages import read_torchvision_names
-
-STRIDES = (4, 8, 16, 32)
 
 
 class FPN(nn.Module):

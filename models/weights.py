@@ -18,22 +18,24 @@ def load_pretrained(model, name, weights):
 
     weights: `imagenet` (the backbone's, by torchvision, or of efficientnet_lite0 by its pip package); `coco`
     (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
-    backbone.
+    backbone, with the names that torchvision or those who published it give to its parts.
     """
     scratch = name in ("unet", "unet_gn")
+    lite = name.endswith("_efficientnet_lite0")
+    if weights == "imagenet" and lite:
+        weights = efficientnet_lite.published_file()
     if weights == "imagenet" and not scratch:
         backbone = name.split("_", 1)[1]  # unet_resnet18, deeplabv3_resnet50, lraspp_mobilenet_...
-        if backbone == "efficientnet_lite0":
-            state = efficientnet_lite.convert(read_state(efficientnet_lite.published_file()))
-        else:
-            state = torchvision_weights(backbone)
-        fill_backbone(model, state, f"imagenet weights of {backbone}")
+        fill_backbone(model, torchvision_weights(backbone), f"imagenet weights of {backbone}")
     elif weights == "coco" and not scratch and not name.startswith(("fpn_", "unet_")):
         fill(model, torchvision_weights(name), f"coco weights of {name}")
     elif weights in ("imagenet", "coco"):
-        raise UserError(f"{name} has no {weights} weights: choose none or a file")
+        choice = "none or" if scratch else "none, imagenet or"
+        raise UserError(f"{name} has no {weights} weights: choose {choice} a file")
     else:
         state = read_state(weights)
+        if lite:
+            state = efficientnet_lite.convert(state, weights)
         whole = any(key.startswith(("backbone.", "stages.")) for key in state)
         (fill if whole else fill_backbone)(model, state, weights)
 
@@ -100,7 +102,7 @@ def fill(model, state, source, only=""):
 
     only: the beginning of the names that the file is to hold. Raises UserError with names as in the file.
     """
-    own = {k: v for k, v in model.state_dict().items() if k.startswith(only)}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith((only, "normalise."))}
     # Older files of torchvision: densenet's "norm.1"
     state = {re.sub(r"(\.denselayer\d+\.\w+)\.(\d\.)", r"\1\2", k): v for k, v in state.items()}
     names = {own_name(model, key): key for key in state}

@@ -27,6 +27,10 @@ PARAMETERS = {  # with 19 classes
     "fpn_mobilenet_v3_large": 3_858_371,
     "fpn_efficientnet_v2_s": 21_117_155,
     "fpn_convnext_tiny": 28_743_923,
+    "fpn_efficientnet_lite0": 3_763_347,
+    "unet_efficientnet_lite0": 3_627_820,
+    "unet_resnet18": 11_912_684,
+    "unet_convnext_tiny": 28_638_700,
     "deeplabv3_resnet50": 39_638_355,
     "deeplabv3_resnet101": 58_630_483,
     "lraspp_mobilenet_v3_large": 3_221_198,
@@ -67,7 +71,16 @@ def test_output_has_the_size_of_the_input(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["unet", "unet_gn", "fpn_resnet18", "fpn_regnet_y_400mf", "lraspp_mobilenet_v3_large"]
+    "name",
+    [
+        "unet",
+        "unet_gn",
+        "unet_efficientnet_lite0",
+        "unet_convnext_tiny",
+        "fpn_resnet18",
+        "fpn_regnet_y_400mf",
+        "lraspp_mobilenet_v3_large",
+    ],
 )
 def test_forward_and_backward(name):
     torch.manual_seed(0)
@@ -90,15 +103,35 @@ def test_fpn_finds_the_levels_of_other_backbones(backbone):
     assert sizes == [32, 16, 8, 4, 2]
 
 
-@pytest.mark.parametrize("backbone", ["vit_b_16", "swin_t", "alexnet", "mnasnet0_5"])
-def test_fpn_refuses_a_backbone_without_the_strides(backbone):
+@pytest.mark.parametrize(
+    "name", ["fpn_vit_b_16", "fpn_swin_t", "fpn_alexnet", "fpn_mnasnet0_5", "unet_swin_t", "unet_alexnet"]
+)
+def test_a_backbone_without_the_strides_is_refused(name):
+    backbone = name.split("_", 1)[1]
     with torch.device("meta"), pytest.raises(UserError, match=f"{backbone} .*strides 4, 8, 16"):
-        build_model(f"fpn_{backbone}", 5)
+        build_model(name, 5)
 
 
-def test_fpn_pads_to_its_coarsest_stride():
-    model = build_model("fpn_resnet18", 3)
-    assert model.training and model.stages[0][1].num_batches_tracked == 0  # measured, not trained
+def test_a_decoder_reaches_stride_2():
+    """With the backbone's own map; with a block on the image where the backbone begins at stride 4; with no
+    use for one of stride 1."""
+    with torch.device("meta"):
+        models = {name: build_model(f"unet_{name}", 5) for name in ("resnet18", "convnext_tiny", "vgg11")}
+        sizes = {}
+        for name, model in models.items():
+            keep = lambda module, inputs, output, name=name: sizes.update({name: output.shape[2:]})
+            model.decoder[-1].register_forward_hook(keep)
+            model(torch.zeros(1, 3, 70, 90))
+    assert sizes == dict.fromkeys(models, (48, 48))
+    assert [model.strides[0] for model in models.values()] == [2, 4, 1]
+    assert [model.stem is None for model in models.values()] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["fpn_resnet18", "unet_efficientnet_lite0"])
+def test_a_backbone_gets_whole_strides(name):
+    model = build_model(name, 3)
+    assert model.training
+    assert not any(v for k, v in model.state_dict().items() if "num_batches" in k)  # measured, not trained
     model.eval()
     images = torch.randn(1, 3, 33, 50)
     padded = F.pad(images, (0, 14, 0, 31), mode="replicate")  # to 64 x 64
@@ -110,8 +143,14 @@ def test_fpn_pads_to_its_coarsest_stride():
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(UserError, match="unet, unet_gn, .*lraspp.*unet_BACKBONE or fpn_BACKBONE"):
         build_model("segformer", 5)
-    with pytest.raises(UserError, match="Did you mean .*fpn_convnext_tiny"):
-        build_model("fpn_convnext_tny", 5)
+    for typed, meant in (
+        ("fpn_convnext_tny", "fpn_convnext_tiny"),
+        ("unet_resnet19", "unet_resnet18"),
+        ("unet_efficientnet_lite", "unet_efficientnet_lite0"),
+        ("efficientnet_lite0", "unet_efficientnet_lite0"),
+    ):
+        with pytest.raises(UserError, match=f"Did you mean .*{meant}"):
+            build_model(typed, 5)
 
 
 def test_loss_falls_on_one_batch():
@@ -196,7 +235,9 @@ def test_a_hook_on_a_stage_or_on_the_backbone_fires(name):
 
 
 @pytest.mark.parametrize("what", [2, "backbone"])
-@pytest.mark.parametrize("name", ["unet", "fpn_resnet18", "lraspp_mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name", ["unet", "unet_efficientnet_lite0", "fpn_resnet18", "lraspp_mobilenet_v3_large"]
+)
 def test_frozen_modules_do_not_change(name, what):
     torch.manual_seed(0)
     model = build_model(name, 3)
@@ -224,7 +265,7 @@ def test_the_stages_make_up_the_backbone(name):
     with torch.device("meta"):
         model = build_model(name, 3)
     stages = [{id(p) for p in stage.parameters()} for stage in model.stages]
-    assert len(stages) == (4 if name == "fpn_convnext_tiny" else 5) and all(stages)
+    assert len(stages) == (4 if name.endswith("convnext_tiny") else 5) and all(stages)
     assert sum(map(len, stages)) == len(set().union(*stages))
     assert set().union(*stages) == {id(p) for p in model.backbone.parameters()}
 
@@ -242,11 +283,14 @@ def test_freeze_nothing_and_too_much():
 # ---- weights ----
 
 
-@pytest.mark.parametrize("prefix", ["", "module._orig_mod."])
-def test_a_file_fills_the_backbone(tmp_path, capsys, prefix):
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("fpn_resnet18", ""), ("fpn_resnet18", "module._orig_mod."), ("unet_resnet18", "")],
+)
+def test_a_file_fills_the_backbone(tmp_path, capsys, name, prefix):
     state = state_of("resnet18")
     torch.save({prefix + k: v for k, v in state.items()}, tmp_path / "resnet18.pt")
-    model = build_model("fpn_resnet18", 3, weights=str(tmp_path / "resnet18.pt"))
+    model = build_model(name, 3, weights=str(tmp_path / "resnet18.pt"))
     loaded = {model.stages.torchvision_name(k): v for k, v in model.stages.state_dict().items()}
     assert loaded.keys() == {k for k in state if not k.startswith("fc.")}
     assert all(torch.equal(v, state[k]) for k, v in loaded.items())
@@ -292,7 +336,9 @@ def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
         build_model("unet", 3, weights=file)
 
 
-@pytest.mark.parametrize("name", ["unet", "fpn_resnet18", "lraspp_mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name", ["unet", "unet_efficientnet_lite0", "fpn_resnet18", "lraspp_mobilenet_v3_large"]
+)
 def test_a_whole_model_with_other_classes(tmp_path, capsys, name):
     torch.manual_seed(0)
     saved = build_model(name, 3).state_dict()
@@ -312,6 +358,7 @@ def test_a_whole_model_with_other_classes(tmp_path, capsys, name):
     "name, backbone",
     [
         ("fpn_resnet18", "resnet18"),
+        ("unet_resnet18", "resnet18"),
         ("lraspp_mobilenet_v3_large", "mobilenet_v3_large"),
         ("deeplabv3_resnet50", "resnet50"),
     ],
@@ -351,8 +398,13 @@ def test_coco_weights_but_for_the_last_layers(hub, capsys):
 
 
 def test_weights_that_do_not_exist():
-    for name, weights in (("unet", "imagenet"), ("unet", "coco"), ("fpn_resnet18", "coco")):
-        with pytest.raises(UserError, match=f"{name} has no {weights} weights"):
+    for name, weights, instead in (
+        ("unet", "imagenet", "none or a file"),
+        ("unet_gn", "coco", "none or a file"),
+        ("fpn_resnet18", "coco", "none, imagenet or a file"),
+        ("unet_efficientnet_lite0", "coco", "none, imagenet or a file"),
+    ):
+        with pytest.raises(UserError, match=f"{name} has no {weights} weights: choose {instead}"):
             build_model(name, 3, weights=weights)
 
 
@@ -376,7 +428,7 @@ run(lambda _: build_model("fpn_resnet18", 3, weights="imagenet"), None)
 # ---- heads
 
 
-@pytest.mark.parametrize("name", ["unet", "unet_gn"])
+@pytest.mark.parametrize("name", ["unet", "unet_gn", "unet_efficientnet_lite0"])
 def test_carry_over_by_class_name(name):
     old, new = ["background", "skin", "hair", "nose"], ["background", "hat", "hair", "skin"]
     torch.manual_seed(0)

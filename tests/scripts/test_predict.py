@@ -329,7 +329,13 @@ def test_a_mistake_gets_one_line(flags, named, complaint, photos, finetuned, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), [("unet", "none"), ("unet_gn", "grey-world"), ("fpn_resnet18", "standardise")]
+    ("name", "how"),
+    [
+        ("unet", "none"),
+        ("unet_gn", "grey-world"),
+        ("fpn_resnet18", "standardise"),
+        ("unet_efficientnet_lite0", "none"),
+    ],
 )
 def test_onnx_gives_the_same(name, how, finetuned, tmp_path):
     reason = "pip install -r requirements-extra.txt"
