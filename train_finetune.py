@@ -256,11 +256,14 @@ def main(args):
         signal = stop.asked(device) if log_now else 0
         # <<< shared: optimiser step
         losses.append(loss.detach())
+        # >>> shared: average
         if average:
+            decay = min(1 - 1 / done, args.ema)  # at first the mean of all weights so far
             averages = average.state_dict()
             for key, value in model.state_dict().items():
                 kept = averages[key]
-                kept.lerp_(value, 1 - args.ema) if kept.is_floating_point() else kept.copy_(value)
+                kept.lerp_(value, 1 - decay) if kept.is_floating_point() else kept.copy_(value)
+        # <<< shared: average
         if log_now:
             mean_loss = dist.total(torch.stack(losses).mean()).item() / world
             cli.check_finite(mean_loss, grad_norm, done, args)

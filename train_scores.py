@@ -286,7 +286,7 @@ def main(args):
 
     # ---- data ----
     faces = splits.open_photos(args.unlabelled, label_info["classes"], val_fraction=args.val_fraction)
-    train = batches.load(faces, "train", args.size, args.seed, args.limit)
+    train = batches.load(faces, "unlabelled", args.size, args.seed, args.limit)
     val = batches.load(faces, "val", args.size) if args.val_fraction else None
     num_val = len(val) if val else 0
     found = summary.inspect({"train": train, "val": val}, label_info["classes"])

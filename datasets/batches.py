@@ -9,8 +9,8 @@ from datasets.faces import limit
 from utils import dist, rng
 from utils.errors import UserError
 
-SYNTHETIC = {"train": 100_000, "val": 128, "test": 256}  # faces in each split
-HELD_OUT = {"train": 0, "val": 7_000_001, "test": 7_000_003}  # added to the seed, so none is shared
+SYNTHETIC = {"train": 100_000, "unlabelled": 1000, "val": 128, "test": 256}  # faces in each split
+APART = {"train": 0, "unlabelled": 7_000_005, "val": 7_000_001, "test": 7_000_003}  # added to the seed
 
 
 def load(faces, split, size, seed=0, count=None, device="cpu"):
@@ -23,8 +23,8 @@ def load(faces, split, size, seed=0, count=None, device="cpu"):
         scheme = synthetic.scheme_of(faces.classes)
         if split not in SYNTHETIC:
             raise UserError(f"synthetic faces have the splits {', '.join(SYNTHETIC)}; not {split}")
-        # held-out faces are the same for every seed, and are rendered once
-        seed = (seed if split == "train" else 0) + HELD_OUT[split]
+        # but those to train on, faces are the same for every seed, and are rendered once
+        seed = (seed if split == "train" else 0) + APART[split]
         data = synthetic.SyntheticFaces(count or SYNTHETIC[split], seed, size, scheme, device)
         return data if split == "train" else InMemory(data)
     samples = faces.splits.get(split, [])

@@ -128,7 +128,7 @@ def training_photos(folder, flags):
     """The samples that a run with these flags {name: value} trained on, before a limit."""
     held_out = flags.get("val_fraction", 0.0)
     if flags.get("unlabelled"):
-        return open_photos(folder, (), held_out).splits["train"]
+        return open_photos(folder, (), held_out).splits["unlabelled"]
     ids = flags.get("ids")
     faces = open_any(folder, (), 0.0 if ids else held_out)
     return (take_ids(faces, ids) if ids else faces).splits.get("train", [])

@@ -4,7 +4,8 @@ import collections
 import os
 
 from datasets import UnknownFolder, open_faces, synthetic
-from datasets.faces import Faces, Sample, some, split_by_group
+from datasets.cache import contents
+from datasets.faces import Faces, Sample, counted, some, split_by_group
 from datasets.images import pictures, unread_pictures
 from utils.errors import UserError
 from utils.files import read_json
@@ -95,7 +96,7 @@ def open_any(path, classes=(), val_fraction=0.0):
 
 
 def open_photos(path, classes, val_fraction=0.15):
-    """Photos without their masks: `Faces` with the splits `train` and `val`, where no sample has a label.
+    """Photos without their masks: `Faces` with the splits `unlabelled` and `val`; no sample has a label.
 
     path: a data set, of which the photos in unlabelled/ are taken where it is your own and has them, else
     those of `train`; or a folder of pictures, each taken for a person of its own. classes: names.
@@ -103,16 +104,56 @@ def open_photos(path, classes, val_fraction=0.15):
     if path == "synthetic":
         raise UserError("unlabelled synthetic: need photos in a folder; synthetic faces are labelled")
     faces = open_any(path, classes, val_fraction)
-    own = faces.name == "folder" and "unlabelled" in faces.splits
-    train = [s._replace(label=None) for s in faces.splits.get("unlabelled" if own else "train", [])]
-    if not train:
-        raise UserError(f"{path}: no photos to train on; it has the splits {', '.join(faces.splits)}")
+    photos = [s._replace(label=None) for s in _unlabelled(faces, path)]
     held = [s._replace(label=None) for s in faces.splits.get("val", [])]
     if not held and val_fraction > 0:
-        if len({s.group for s in train}) < 2:
+        if len({s.group for s in photos}) < 2:
             raise UserError(
                 f"{path}: one person alone cannot be held out; a validation share of 0 does without"
             )
-        train, held = split_by_group(train, val_fraction)
-    faces.splits = {"train": train, "val": held}
+        photos, held = split_by_group(photos, val_fraction)
+    faces.splits = {"unlabelled": photos, "val": held}
     return faces
+
+
+def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
+    """`Faces` with one split, `unlabelled`: photos as in `open_photos`, without people who validate in the data
+    set itself or in `labelled`, the `Faces` of the folder `labelled_path`.
+
+    A sample keeps its mask where the classes are the same, so that pseudo-labels can be measured by it. A
+    UserError where a photo is one of a test split, by content, whatever it is called.
+    """
+    if path == "synthetic":
+        return open_data("synthetic", synthetic.scheme_of(classes))
+    faces = open_any(path, classes, val_fraction)
+    photos = _unlabelled(faces, path)
+    if same_folder(path, labelled_path):
+        validate = {s.group for s in labelled.splits.get("val", [])}
+        photos = [s for s in photos if s.group not in validate]
+    if list(faces.classes) != list(classes):
+        photos = [s._replace(label=None) for s in photos]
+    tests = [s.image for s in _test(faces) + _test(labelled)]
+    digests = contents([*tests, *(s.image for s in photos)])
+    tested = {digests[image] for image in tests}
+    if seen := [s.image for s in photos if digests[s.image] in tested]:
+        raise UserError(
+            f"{path}: {counted(len(seen), 'photo')} of a test split, which train nothing, not without their "
+            f"masks either: {some(seen, 3)}"
+        )
+    faces.splits = {"unlabelled": photos}
+    return faces
+
+
+def _unlabelled(faces, path):
+    """The samples to use without masks."""
+    own = faces.name == "folder" and "unlabelled" in faces.splits
+    photos = faces.splits.get("unlabelled" if own else "train", [])
+    if not photos:
+        raise UserError(f"{path}: no photos to train on; it has the splits {', '.join(faces.splits)}")
+    return photos
+
+
+def _test(faces):
+    """Samples of the people who test, those that nobody labelled too."""
+    people = {s.group for s in faces.splits.get("test", [])}
+    return [s for split in ("test", "unlabelled") for s in faces.splits.get(split, []) if s.group in people]

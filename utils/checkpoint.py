@@ -36,15 +36,17 @@ def save_run(out, state, is_best, best_model):
                 f"{out} is as it was: start anew with a lower rate, or without half precision"
             )
     if is_best:
-        kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema")}
+        kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema", "teacher", "said")}
         save(out / "best.pt", **kept | {"model": best_model.state_dict()})
     save(out / "last.pt", **state)
 
 
 def load(path, script=None, holds="model"):
     """The dict that `save` wrote. Every byte is checked against the archive's checksums, since
-    `torch.load` does not notice a flipped one, and what it says against what scripts rely on. Raises
-    UserError: missing, damaged, foreign, without `holds`, weights that are not finite."""
+    `torch.load` does not notice a flipped one, and what it says against what scripts rely on. Its `model` is
+    what was validated, an average of the weights where the run kept one; where `script` goes on with it, the
+    weights themselves. Raises UserError: missing, damaged, foreign, without `holds`, weights that are not
+    finite."""
     path = pathlib.Path(path)
     if path.is_dir() and (path / "best.pt").is_file():
         raise UserError(f"{path}: is a folder; did you mean {path / 'best.pt'}?")
@@ -63,6 +65,8 @@ def load(path, script=None, holds="model"):
         raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
     if state["format"] == OLD and state["args"].pop("control", None) and script:
         raise UserError(f"{path}: began with --control, which is no more; start anew with --init {path}")
+    if not script and state.get("ema"):
+        state["model"] = state["ema"]
     return state
 
 

@@ -315,7 +315,7 @@ def refuse_without_effect(args, reasons):
     """A UserError for each flag given that does nothing. reasons: {flag name: why, or None where it has an
     effect}."""
     for name, why in reasons.items():
-        value = getattr(args, name)
+        value = getattr(args, name, None)  # a script need not have all of them
         if why and value not in (None, False, []):
             words = " ".join(map(str, value)) if isinstance(value, list) else value
             raise UserError(f"--{name.replace('_', '-')} {words}: has no effect {why}; leave it out")
@@ -323,7 +323,8 @@ def refuse_without_effect(args, reasons):
 
 def describe(args, first, world, device):
     """The run that begins or goes on, as a line of text."""
-    start = f" from {args.init}" if args.init else ""
+    init = getattr(args, "init", None)
+    start = f" from {init}" if init else ""
     images = f"{args.batch_size} images" + f" in each of {world} processes" * (world > 1)
     return (
         f"{args.model}{start} on {device}, {args.amp} precision; steps {first} to {args.steps} of {images} "

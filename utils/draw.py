@@ -165,6 +165,20 @@ def pairs(images, labels, colors, classes, columns=4):
     return grid(panels, colors, classes, more, columns)
 
 
+def taught(images, preds, pseudo, seen, labels, colors, classes):
+    """photo | what the teacher says | what of it is sure | what the student sees | what it is taught, for up to
+    eight photos. images, seen: (B, 3, H, W); the others (B, H, W) on the CPU, ids beyond the classes: unsure.
+    """
+    panels = {
+        "photo": photos_of(images),
+        "teacher": colorise(preds, colors),
+        "sure": colorise(pseudo, colors),
+    }
+    panels |= {"student sees": photos_of(seen), "is taught": colorise(labels, colors)}
+    panels = {heading: panel[:8] for heading, panel in panels.items()}
+    return grid(panels, colors, classes, [("nothing", VOID)], scale=max(1, 192 // preds.shape[-1]))
+
+
 def grid(panels, colors, classes, more=(), columns=2, scale=1):
     """Panels {heading: (B, H, W, 3) uint8} side by side for each sample, `columns` samples a row, under one
     legend. more: [(name, color)] of what the legend has beside the classes; scale: an integer zoom."""

@@ -1,0 +1,604 @@
+"""Train a student on labelled photos and on what a teacher says of others that nobody labelled.
+
+Run:    python train_student.py --teacher runs/mine/best.pt --unlabelled PHOTOS --out runs/student
+        python train_student.py --teacher a.pt b.pt --students unet --alpha 0.9 --out runs/small
+Needs:  one checkpoint or several of any script here, of the same classes and size; the labelled photos that
+        they were trained on, or others; photos
+Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
+        train_batch.png, pseudo.png and val.png into --out
+Expect: docs/student.md   -> evaluate.py, predict.py or train_scores.py --init runs/student/best.pt
+
+Who labels the photos, and how, is what methods differ in: a teacher that stays as it is (pseudo-labels,
+distillation, Noisy Student) or one that follows the student (--ema: Mean Teacher, FixMatch), with classes or
+with probabilities.
+"""
+
+import copy
+import math
+import time
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from datasets import batches, splits, summary
+from datasets.augmentation import augment, mirror
+from datasets.faces import label_info
+from datasets.images import to_float
+from datasets.policies import POLICIES, at_step, load_policy
+from models import build_model, freeze, keep_frozen_eval, load_weights, restore
+from utils import checkpoint, cli, dist, draw, metrics, rng
+from utils.errors import UserError
+from utils.log import RunLog
+from utils.losses import LOSSES
+from utils.metrics import IGNORE_INDEX
+from utils.teaching import (
+    UNSURE,
+    distillation,
+    hard_labels,
+    measure_statistics,
+    norms_of,
+    pseudo_scalars,
+    soften,
+    survey,
+    vanished,
+    yaw_bins,
+)
+
+WARMUP = 0.05  # share of the steps of a round
+RAMP = 0.1  # share of the steps of a round in which the weight of a following teacher's labels grows to 1
+WEIGHT_DECAY = 0.01
+LOG_EVERY = 10  # steps between two lines of metrics.jsonl
+RINGS = 6  # parts of --order
+TEACHING = {
+    "unlabelled_share": 0.5,
+    "unlabelled_weight": 1.0,
+    "order": "mixed",
+    "target": "hard",
+    "threshold": 0.9,
+    "keep": 0.5,
+    "temperature": 1.0,
+}
+# a student that goes on from its teacher, and one that begins anew
+WARM = {"ema": 0.99, "bn": "frozen", "steps": 400, "lr": 5e-4}
+FRESH = {"ema": 0.0, "bn": "batch", "steps": 1000, "lr": 3e-3}
+
+
+def get_parser():
+    p = cli.parser(__doc__)
+    g = p.add_argument_group("data", "where a flag is not given: as --teacher was trained")
+    g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
+    share = "of the people held out, where the data has no validation split; 0: nobody"
+    g.add_argument("--val-fraction", type=cli.below_one, metavar="SHARE", help=share)
+    cli.add_who_trains(g)
+    share = "share of every batch that is synthetic faces"
+    g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=share)
+    policy = f"of what the student sees: {', '.join(POLICIES)}, or a policy.json"
+    g.add_argument("--augment", default="cutmix", metavar="POLICY", help=policy)
+    g = p.add_argument_group("model")
+    g.add_argument("--teacher", nargs="+", metavar="FILE", help="checkpoints; of several the mean counts")
+    fresh = "begin anew, with this model; of several one each round; else the teacher goes on"
+    g.add_argument("--students", nargs="+", default=[], metavar="MODEL", help=fresh)
+    g.add_argument("--weights", default="none", help="none, imagenet, coco, or a file")
+    stages = "none, backbone, or how many of its first stages stay as they are"
+    g.add_argument("--freeze", default="none", metavar="WHAT", help=stages)
+    scale = "the backbone's rate, times --lr"
+    g.add_argument("--backbone-lr-scale", type=cli.at_least_zero, default=1.0, help=scale)
+    statistics = "BatchNorm: as the teacher's, of the batch, or at the end measured on --unlabelled"
+    g.add_argument("--bn", choices=["frozen", "batch", "unlabelled"], help=statistics)
+    g = p.add_argument_group(
+        "teaching", f"where a flag is not given: {cli.as_flags(TEACHING)}; --ema as below"
+    )
+    photos = "photos, or a data set, whose masks are left alone; or synthetic"
+    g.add_argument("--unlabelled", metavar="FOLDER", help=photos)
+    share = "share of every batch that is of --unlabelled"
+    g.add_argument("--unlabelled-share", type=cli.below_one, metavar="SHARE", help=share)
+    weight = "of the loss on --unlabelled, against 1"
+    g.add_argument("--unlabelled-weight", type=cli.above_zero, metavar="WEIGHT", help=weight)
+    order = "of --unlabelled: mixed, or opened in six parts: frontal first, sure first, or random ones"
+    g.add_argument("--order", choices=["mixed", "yaw", "confidence", "random"], help=order)
+    target = "classes where the teacher is sure, or its probabilities everywhere"
+    g.add_argument("--target", choices=["hard", "soft"], help=target)
+    sure = "probability from which a pixel is sure (hard)"
+    g.add_argument("--threshold", type=cli.share, metavar="P", help=sure)
+    keep = "share of each class, by |yaw|, that is sure in any case (hard)"
+    g.add_argument("--keep", type=cli.share, metavar="SHARE", help=keep)
+    average = "the teacher is an average of the student, which is kept, too; 0: it stays as it is"
+    g.add_argument("--ema", type=cli.below_one, metavar="DECAY", help=average)
+    alpha = "share of the loss on labelled photos that is distance from the teacher"
+    g.add_argument("--alpha", type=cli.share, default=0.0, metavar="SHARE", help=alpha)
+    heat = "divides logits where probabilities are compared; 2 with --alpha"
+    g.add_argument("--temperature", type=cli.above_zero, help=heat)
+    rounds = "parts of --steps; the student of one is the teacher of the next"
+    g.add_argument("--rounds", type=cli.positive, default=1, help=rounds)
+    defaults = f"{cli.as_flags(WARM)}; with --students {cli.as_flags(FRESH)}"
+    g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
+    g.add_argument("--steps", type=cli.positive, help="optimiser steps")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
+    g.add_argument("--lr", type=cli.above_zero, help="peak rate of AdamW")
+    g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
+    cli.add_runtime_flags(p)
+    cli.add_output_flags(p, out="runs/student", eval_every=100)
+    return p
+
+
+# >>> shared: schedule
+def lr_at(step, steps, peak):
+    """Linear warm-up, then half a cosine to zero. Pure in `step`, so there is no scheduler state."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+# <<< shared: schedule
+
+
+@torch.no_grad()
+def teach(predict, teachers, images, pairs):
+    """(B, 3, H, W) -> (B, K, H, W): the mean of the teachers' probabilities for photos as they are and for their
+    mirror images, turned back. pairs: class ids that a mirror swaps."""
+    probs = 0.0
+    for teacher in teachers:
+        straight = predict(images, teacher).softmax(1)
+        mirrored = predict(images.flip(-1), teacher).softmax(1)
+        probs = probs + (straight + mirror(mirrored, pairs)) / (2 * len(teachers))
+    return probs
+
+
+class Gradual(torch.utils.data.Sampler):
+    """Photos opened in `RINGS` parts of a round, from first to last; half of the draws are of the newest two.
+    A function of (seed, step).
+
+    ranked: all rows, in the order in which they are opened. steps: of the run from here on; per_round: of a
+    round.
+    """
+
+    def __init__(self, ranked, batch_size, seed, steps, per_round, rank=0, world=1):
+        self.ranked, self.batch_size, self.seed = ranked, batch_size, seed
+        self.steps, self.per_round, self.rank, self.world = steps, per_round, rank, world
+
+    def __len__(self):
+        return len(self.steps)
+
+    def __iter__(self):
+        n = len(self.ranked)
+        for step in self.steps:
+            ring = step % self.per_round * RINGS // self.per_round
+            end = max(1, n * (ring + 1) // RINGS)
+            positions = batches.positions(step, self.batch_size, self.rank, self.world)
+            newest, place = rng.uniform(self.seed, positions, 2, stream=5).T
+            begin = torch.where(newest < 0.5, n * max(0, ring - 1) // RINGS, 0)
+            rows = (begin + place * (end - begin)).long().clamp_max(end - 1)
+            yield [self.ranked[row] for row in rows.tolist()]
+
+
+def ranking(order, data, label, batch_size, seed):
+    """All rows of the unlabelled photos, in the order in which --order opens them."""
+    rows = list(range(len(data)))
+    if order == "random":
+        return rng.order(seed, 0, len(data)).tolist()
+    if order == "yaw":
+        yaws = getattr(data, "yaws", [None])
+        if None in yaws:
+            raise UserError(
+                f"--order yaw: of {yaws.count(None)} photos nobody knows the yaw; --order confidence"
+            )
+        return sorted(rows, key=lambda row: abs(yaws[row]))
+    means = [label(data[rows[i : i + batch_size]]["image"]) for i in range(0, len(rows), batch_size)]
+    means = torch.cat([probs.max(1).values.mean((1, 2)).cpu() for probs in means])
+    return means.argsort(descending=True, stable=True).tolist()
+
+
+def mean_inside(total, inside, world):
+    """A sum over pixels of this process -> what it adds to the mean over all pixels inside of photos. DDP
+    averages gradients over processes: that is undone."""
+    return world * total / dist.total(inside.sum()).clamp_min(1)
+
+
+def refuse_unlike(a, b, what, other):
+    """A UserError where two checkpoints differ in class list, size or preprocessing."""
+    for key, values in (
+        ("classes", [state["data"]["classes"] for state in (a, b)]),
+        ("size", [state["args"]["size"] for state in (a, b)]),
+        ("preprocess", [state["args"].get("preprocess", "none") for state in (a, b)]),
+    ):
+        if values[0] != values[1]:
+            words = [" ".join(v) if isinstance(v, list) else v for v in values]
+            raise UserError(f"{key} differs: {what} has {words[0]}, {other} has {words[1]}")
+
+
+def refuse_contradictions(given, args, num_unlabelled):
+    """Flags that exclude one another, or that nothing would come of."""
+    share = f"--unlabelled-share {args.unlabelled_share:g} of {args.batch_size} images"
+    if args.unlabelled and not 0 < num_unlabelled < args.batch_size:
+        raise UserError(f"{share}: needs at least one of --unlabelled and one labelled")
+    if args.synthetic * args.batch_size > args.batch_size - num_unlabelled:
+        raise UserError(f"{share}: leaves no room for --synthetic {args.synthetic:g}")
+    if args.steps % args.rounds:
+        raise UserError(f"--steps {args.steps}: is no multiple of --rounds {args.rounds}")
+    if args.ema and (args.students or len(args.teacher) > 1):
+        raise UserError(
+            f"--ema {args.ema:g}: a teacher that follows begins as its student's equal: give one --teacher, "
+            "and no --students"
+        )
+    if args.bn == "frozen" and args.students:
+        raise UserError("--bn frozen: a student that begins anew has no statistics yet; --bn batch")
+    if args.bn == "unlabelled" and not args.unlabelled:
+        raise UserError("--bn unlabelled: needs --unlabelled")
+    alone = None if args.unlabelled else "without --unlabelled"
+    reasons = dict.fromkeys(("unlabelled_share", "unlabelled_weight", "order", "target"), alone)
+    soft = args.target == "soft"
+    reasons |= dict.fromkeys(("threshold", "keep"), "on --target soft" if soft else alone)
+    reasons["temperature"] = None if args.alpha or soft else "without --alpha or --target soft"
+    reasons["weights"] = None if args.students or given.weights == "none" else "without --students"
+    cli.refuse_without_effect(given, reasons)
+
+
+def main(args):
+    # ---- setup ----
+    out, args, last = cli.start_run(args, get_parser(), "train_student.py", needs=["teacher"])
+    given = args
+    states = [checkpoint.load(file) for file in args.teacher]
+    init = states[0]
+    for file, state in zip(args.teacher, states, strict=True):
+        refuse_unlike(init, state, f"--teacher {args.teacher[0]}", file)
+    rank, world, device = dist.init(args.device)
+    ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
+    args = cli.inherit(args, init, data=None, val_fraction=None, allow_empty=[])
+    args.ids = ids
+    if len(args.teacher) > 1 or not args.unlabelled:
+        args = cli.fill(args, {"ema": 0.0})
+    args = cli.fill(args, FRESH if args.students else WARM)
+    args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
+    if not args.unlabelled:
+        args = cli.fill(args, {"unlabelled_share": 0.0})
+    if args.alpha:
+        args = cli.fill(args, {"temperature": 2.0})
+    args = cli.fill(args, TEACHING)
+    for key in ("model", "classes", "part_order", "size"):  # its checkpoints say what they hold
+        setattr(args, key, init["args"][key])
+    args.preprocess = init["args"].get("preprocess", "none")
+    num_unlabelled = round(args.unlabelled_share * args.batch_size)
+    num_labelled = args.batch_size - num_unlabelled
+    if not last:
+        refuse_contradictions(given, args, num_unlabelled)
+    per_round = args.steps // args.rounds
+    policy = load_policy(args.augment)
+    inputs = cli.input_files(args, last)
+    torch.manual_seed(args.seed)
+    stop = dist.Stop()
+
+    # ---- data ----
+    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
+    classes = init["data"]["classes"]
+    if list(faces.classes) != classes:
+        lists = f"the teacher's are {' '.join(classes)}, those of --data {' '.join(faces.classes)}"
+        raise UserError(f"--data {args.data}: other classes: {lists}")
+    if not last:
+        cli.refuse_idle_data_flags(given, args, faces)
+    render_on = "cpu" if args.workers else device  # where synthetic faces are made
+    train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
+    validates = "val" in faces.splits if args.ids else args.val_fraction
+    val = batches.load(faces, "val", args.size, device=device) if validates else None
+    unlabelled = None
+    if args.unlabelled:
+        photos = splits.open_unlabelled(args.unlabelled, classes, args.val_fraction, faces, args.data)
+        unlabelled = batches.load(photos, "unlabelled", args.size, device=render_on)
+    found = summary.inspect({"train": train, "val": val, "unlabelled": unlabelled}, classes)
+    rendered = args.synthetic or args.data == "synthetic"  # these have what may be on no photo
+    labelled = {split: facts for split, facts in found.items() if split != "unlabelled"}
+    summary.refuse_empty(labelled, classes if rendered else args.allow_empty)
+    summary.refuse_changed(found, last, out / "data.json")
+    num_classes = len(classes)
+    pairs = faces.flip_pairs
+    flip_pairs = {"semantic": pairs, "probs": pairs}
+    first = last["step"] if last else 0
+    share = args.synthetic * args.batch_size / num_labelled
+    order = batches.Order(len(train), num_labelled, args.seed, first, args.steps, rank, world, share)
+    source = batches.mix(train, args.synthetic, classes, args.size, args.seed, render_on)
+    loader = batches.loader(source, order, args.workers, device)
+
+    # ---- model ----
+    teachers = [restore(state, device, file) for state, file in zip(states, args.teacher, strict=True)]
+
+    # >>> shared: predict
+    def predict(images, by=None):
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
+        network = evaluated if by is None else by
+        images = to_float(images.to(device)).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
+            return network(images)["semantic"].float()
+
+    # <<< shared: predict
+
+    def label(images):
+        return teach(predict, teachers, images, pairs)
+
+    if unlabelled:
+        steps = range(first, args.steps)
+        photo_order = batches.Order(
+            len(unlabelled), num_unlabelled, args.seed, first, args.steps, rank, world
+        )
+        if args.order != "mixed":
+            ranked = ranking(args.order, unlabelled, label, args.batch_size, args.seed)
+            photo_order = Gradual(ranked, num_unlabelled, args.seed, steps, per_round, rank, world)
+        photo_loader = batches.loader(unlabelled, photo_order, args.workers, device)
+
+    def look(step):
+        """What the teacher says by now, and which class it has lost, in words or None."""
+        found = survey(label, unlabelled, num_classes, args.batch_size, args.threshold, args.keep)
+        log.scalars(step, **pseudo_scalars(found, classes))
+        first_shares = said.get("first", found["shares"])
+        kept = {"thresholds": found["thresholds"], "first": first_shares}
+        return kept, vanished(found["shares"], first_shares, classes)
+
+    def begin(round_):
+        """The student of a round: its name, itself, its average or None, what of it stays as it is, its
+        optimiser, and the module that is called."""
+        torch.manual_seed(args.seed + round_)
+        if args.students:
+            name = args.students[min(round_, len(args.students) - 1)]
+            model = build_model(name, num_classes, args.weights, args.preprocess)
+        else:
+            name = args.model
+            model = copy.deepcopy(teachers[0]).requires_grad_(True)
+        model.to(device, memory_format=torch.channels_last)
+        if device.type == "cuda" and world > 1:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        still = freeze(model, args.freeze)  # after the conversion, which replaces modules
+        if args.bn == "frozen":
+            still = still + norms_of(model)
+        average = copy.deepcopy(model).requires_grad_(False).eval() if args.ema else None
+        backbone = {id(p) for p in model.backbone.parameters()}
+        groups = []
+        for inside, scale in ((False, 1.0), (True, args.backbone_lr_scale)):
+            params = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
+            groups += [{"params": params, "scale": scale}] if params else []
+        optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
+        net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
+        net = torch.compile(net) if args.compile else net
+        return name, model, average, still, optimizer, net
+
+    # ---- resume ----
+    begun = max(0, first - 1) // per_round  # the round that the checkpoint is of
+    taught_by = last["teacher"] if last else None  # a checkpoint of an earlier round's student
+    if taught_by:
+        teachers = [restore(taught_by, device, out / "last.pt")]
+    name, model, average, still, optimizer, net = begin(begun)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    best = {"step": 0, "mean_f1": -1.0}
+    said = {}  # what the teacher says of photos: thresholds and shares of classes, the shares at first
+    if last:
+        load_weights(model, last["model"], out / "last.pt")
+        if average:
+            average.load_state_dict(last["ema"])
+        optimizer.load_state_dict(last["optimizer"])
+        scaler.load_state_dict(last["scaler"])
+        best = last["best"]
+        said = last["said"]
+    evaluated = average if args.ema else model
+    if args.ema:
+        teachers = [average]
+    log = RunLog(out, vars(args), first if last else None, rank == 0)
+    log.json("data.json", found)
+    if rank == 0:
+        counts = (
+            f"{len(train)} labelled, {len(unlabelled or ())} not ({args.unlabelled}), {len(val or ())} val"
+        )
+        print(f"{faces.name} ({args.data}): {counts}")
+        print(summary.table(found), *faces.notes, sep="\n  ")
+        print(cli.describe(args, first, world, device))
+        who = "its average" if args.ema else "what stays as it is"
+        print(f"{name}, taught by {who}: {' '.join(args.teacher)}; BatchNorm {args.bn}")
+
+    def save(step):
+        state = {
+            "script": "train_student.py",
+            "args": {**vars(args), "model": name},
+            "step": step,
+            "best": best,
+            "data": {"path": args.data, **label_info(faces), **summary.kept(found)},
+            "inputs": inputs,
+            "model": model.state_dict(),
+            "ema": average.state_dict() if average else None,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "teacher": taught_by,
+            "said": said,
+        }
+        checkpoint.save_run(out, state, best["step"] == step or not val, evaluated)
+
+    # ---- train ----
+    bar = tqdm(total=args.steps, initial=first, desc="student", disable=rank > 0 or None)
+    iterator = iter(loader)
+    photo_iterator = iter(photo_loader) if unlabelled else None
+    waited = 0.0
+    since = time.time()
+    losses = []
+    collapsed = None
+    for step in range(first, args.steps):
+        round_, at = divmod(step, per_round)
+        if at == 0 and step:  # the student becomes the teacher
+            state = {"args": {**vars(args), "model": name}, "data": {"classes": classes}}
+            taught_by = {**state, "model": copy.deepcopy(evaluated.state_dict())}
+            teachers = [restore(taught_by, device)]
+            name, model, average, still, optimizer, net = begin(round_)
+            evaluated = average if args.ema else model
+            teachers = [average] if args.ema else teachers
+        if at == 0 and unlabelled:
+            said, collapsed = look(step)
+        # >>> shared: cadence
+        done = step + 1
+        eval_now = done % args.eval_every == 0 or done == args.steps
+        log_now = done % LOG_EVERY == 0 or eval_now or (world == 1 and stop.signal)
+        # <<< shared: cadence
+        net.train()
+        keep_frozen_eval(still)
+        torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # dropout, where a model has it
+        began = time.time()
+        batch = next(iterator)
+        photos = next(photo_iterator) if unlabelled else None
+        waited += time.time() - began
+        batch = {"image": batch["image"].to(device), "semantic": batch["semantic"].to(device)}
+        if unlabelled:
+            weak = photos["image"].to(device)
+            probs = label(weak)  # (B, K, H, W)
+            bins = yaw_bins(unlabelled, photos)
+            pseudo = hard_labels(probs, said["thresholds"][bins].to(device))
+            batch = {
+                "image": torch.cat([batch["image"], weak]),
+                "semantic": torch.cat([batch["semantic"], pseudo]),
+            }
+            if args.target == "soft":  # zeros where no teacher was asked: CutMix may take from there
+                nothing = probs.new_zeros(num_labelled, *probs.shape[1:])
+                batch["probs"] = torch.cat([nothing, soften(probs, args.temperature)])
+        # >>> shared: batch
+        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        positions = batches.positions(step, args.batch_size, rank, world)
+        batch = augment(batch, at_step(policy, step), args.seed, positions, flip_pairs)
+        images, labels = batch["image"], batch["semantic"].long()
+        # <<< shared: batch
+        if step == 0 and rank == 0:
+            picture = draw.pairs(images, labels, faces.colors, faces.classes)
+            log.image(done, "train/batch", picture, "train_batch.png")
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(at, per_round, args.lr) * group["scale"]
+        logits = predict(images, net)  # (B, K, H, W)
+        inside = (
+            labels != IGNORE_INDEX
+        )  # pixels of a photo; all of them divide a loss, not the sure ones alone
+        known = labels.masked_fill(labels == UNSURE, IGNORE_INDEX)
+        own = slice(num_labelled)  # rows of labelled photos ...
+        rest = slice(num_labelled, None)  # ... and of those that the teacher labels
+        parts = {"labelled": mean_inside(LOSSES["ce"](logits[own], known[own])[0], inside[own], world)}
+        loss = parts["labelled"]
+        if args.alpha:
+            with torch.no_grad():  # the teacher sees what the student sees
+                probs = sum(predict(images[own], teacher).softmax(1) for teacher in teachers) / len(teachers)
+            distance = distillation(logits[own], soften(probs, args.temperature), args.temperature)
+            parts["kd"] = mean_inside((distance * inside[own]).sum(), inside[own], world)
+            loss = (1 - args.alpha) * loss + args.alpha * parts["kd"]
+        if unlabelled:
+            if args.target == "soft":
+                weights = batch["probs"][rest]
+                target = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)  # below 1 at borders
+                total = (distillation(logits[rest], target, args.temperature) * inside[rest]).sum()
+            else:
+                total = LOSSES["ce"](logits[rest], known[rest])[0]
+            parts["unlabelled"] = mean_inside(total, inside[rest], world)
+            ramp = min(1, (at + 1) / (RAMP * per_round)) if args.ema else 1
+            weight = args.unlabelled_weight
+            loss = (loss + ramp * weight * parts["unlabelled"]) / (1 + weight)
+        # >>> shared: optimiser step
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)  # so that the norm is in real units
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        bar.update()
+        signal = stop.asked(device) if log_now else 0
+        # <<< shared: optimiser step
+        losses.append(loss.detach())
+        # >>> shared: average
+        if average:
+            decay = min(1 - 1 / done, args.ema)  # at first the mean of all weights so far
+            averages = average.state_dict()
+            for key, value in model.state_dict().items():
+                kept = averages[key]
+                kept.lerp_(value, 1 - decay) if kept.is_floating_point() else kept.copy_(value)
+        # <<< shared: average
+        if args.bn == "unlabelled" and done % per_round == 0:
+            measure_statistics(predict, evaluated, unlabelled, args.batch_size)
+        if log_now:
+            mean_loss = dist.total(torch.stack(losses).mean()).item() / world
+            cli.check_finite(mean_loss, grad_norm, done, args)
+            spent = max(time.time() - since, 1e-9)
+            figures = {
+                "train/loss": mean_loss,
+                "train/lr": optimizer.param_groups[0]["lr"],
+                "train/grad_norm": grad_norm,
+                "round": round_,
+                "time/images_per_sec": len(losses) * world * args.batch_size / spent,
+                "time/data_wait": waited / spent,
+            }
+            figures |= {f"loss/{key}": value.detach() for key, value in parts.items()}
+            if unlabelled:
+                sure = known[rest] != IGNORE_INDEX
+                agree = logits[rest].argmax(1) == known[rest]
+                figures["pseudo/agreement"] = agree[sure].float().mean()
+                figures["order/yaw"] = 15 * bins.float().mean()
+            log.scalars(done, **figures)
+            bar.set_postfix_str(f"loss {mean_loss:.3f} {figures['time/images_per_sec']:.0f} images/s")
+            waited = 0.0
+            since = time.time()
+            losses = []
+        if eval_now and unlabelled:
+            if args.ema:
+                said, collapsed = look(done)
+            if rank == 0:
+                picture = draw.taught(
+                    photos["image"],
+                    probs.argmax(1).byte().cpu(),
+                    pseudo.cpu(),
+                    images[rest],
+                    labels[rest],
+                    faces.colors,
+                    classes,
+                )
+                log.image(done, "pseudo/grid", picture, "pseudo.png")
+        if eval_now and val:
+            evaluated.eval()
+            counts = metrics.measure(predict, val, "semantic", num_classes, args.batch_size, rank, world)
+            result = metrics.summary(counts, classes)
+            log.scalars(done, **metrics.scalars("val", result))
+            if result["mean_f1"] is None:
+                raise UserError(f"val: at --size {args.size} no class but {classes[0]} is left to score")
+            if result["mean_f1"] > best["mean_f1"]:
+                best = {"step": done, "mean_f1": result["mean_f1"]}
+            if rank == 0:
+                star = " *" if best["step"] == done else ""
+                tqdm.write(
+                    f"step {done}: loss {mean_loss:.3f}, val mean F1 {result['mean_f1']:.4f}, "
+                    f"mIoU {result['miou']:.4f}{star}"
+                )
+                picture = draw.validation(predict, val, "semantic", faces.colors, classes)
+                log.image(done, "val/grid", picture, "val.png")
+        if eval_now and not val and rank == 0:
+            tqdm.write(f"step {done}: loss {mean_loss:.3f}, nobody is held out to validate")
+        if eval_now:
+            since = time.time()
+        if (eval_now or signal) and rank == 0:
+            save(done)
+        if signal or collapsed:
+            break
+
+    # ---- finish ----
+    # >>> shared: finish
+    bar.close()
+    log.close()
+    dist.finish()
+    if signal and done < args.steps:
+        return cli.stopped(signal, done, out) if rank == 0 else 128 + signal
+    if rank > 0:
+        return
+    # <<< shared: finish
+    if collapsed:
+        print(
+            f"collapsed: {collapsed} by step {done}; stopped. Try a lower --lr than {args.lr}, or a larger "
+            "--keep"
+        )
+        return cli.COLLAPSED
+    if val:
+        print(metrics.table(result))
+        print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
+    else:
+        print(f"best.pt: step {done}, the last one, since nobody is held out")
+    print(f"next:    python evaluate.py --init {out}/best.pt")
+
+
+# >>> shared: start
+if __name__ == "__main__":
+    cli.run(main, get_parser().parse_args())
+# <<< shared: start

@@ -1,0 +1,142 @@
+"""What a teacher says of photos, as targets for a student, and what is measured of it.
+
+probs and logits are (B, K, ...), over classes along dimension 1: at a pixel, or of an image.
+"""
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from utils import metrics
+
+UNSURE = 254  # a pseudo-label below its threshold: a pixel of the photo that teaches nothing
+SURVEYED = 256  # photos that thresholds and statistics are measured on
+BINS = 7  # of |yaw|, 0 to 90 degrees in steps of 15
+VANISHED = 0.25  # share of a class's first share below which it counts as lost
+NOTICED = 1e-3  # share of pixels below which a class may come and go
+
+
+def soften(probs, temperature):
+    """Probabilities as a softmax at another temperature would give them: softmax(log probs / T)."""
+    return (probs.clamp_min(1e-8).log() / temperature).softmax(1)
+
+
+def distillation(logits, target, temperature):
+    """T^2 KL(target || softmax(logits / T)) at each pixel, (B, ...): Hinton et al., 2015 (1503.02531), sec. 2.
+    The factor keeps the gradient's size. target: `soften`ed at the same T; zeros where nothing is known."""
+    log_p = (logits / temperature).log_softmax(1)
+    return temperature**2 * (torch.xlogy(target, target) - target * log_p).sum(1)
+
+
+def hard_labels(probs, thresholds):
+    """(B, K, H, W), and (B, K) of each photo -> (B, H, W) uint8: the likeliest class, `UNSURE` where its
+    probability is below its threshold."""
+    confidence, preds = probs.max(1)
+    least = thresholds.gather(1, preds.flatten(1)).view_as(confidence)
+    return preds.masked_fill(confidence < least, UNSURE).byte()
+
+
+def yaw_bins(data, batch):
+    """(B,) long: |yaw| of each photo in steps of 15 degrees, 0 where nobody knows it."""
+    rows = batch["index"].tolist()
+    yaws = batch["yaw"].cpu() if "yaw" in batch else torch.tensor([data.yaws[row] or 0.0 for row in rows])
+    return (yaws.abs() / 15).round().long().clamp_max(BINS - 1)
+
+
+def spread(n):
+    """Up to `SURVEYED` of n rows, evenly."""
+    count = min(SURVEYED, n)
+    return [i * n // count for i in range(count)]
+
+
+def class_thresholds(confidence, preds, bins, num_classes, threshold, keep):
+    """(BINS, K): from which probability on a class is sure at |yaw| 0, 15, ..., 90 degrees: min(threshold, what
+    its surest share `keep` exceeds), so that small classes are not starved (Zou et al., 2018, 1810.07911, eq. 8).
+
+    confidence, preds (N, P), of N photos; bins (N,).
+    """
+    found = torch.full((BINS, num_classes), threshold)
+    for b in bins.unique().tolist() if keep else []:
+        for k in range(num_classes):
+            own = confidence[bins == b][preds[bins == b] == k]
+            if len(own):
+                rank = min(len(own), int((1 - keep) * len(own)) + 1)
+                found[b, k] = min(threshold, own.kthvalue(rank).values.item())
+    return found
+
+
+@torch.no_grad()
+def survey(label, data, num_classes, batch_size, threshold, keep):
+    """What the teacher says of up to `SURVEYED` photos: thresholds (BINS, K), see `class_thresholds`; shares
+    (BINS, K) of the pixels at each |yaw| that it gives to each class; kept (K,), the share of each class that is
+    sure; confusion (K, K) with masks, where photos have them, which is shown and never used.
+
+    label: (B, 3, H, W) -> (B, K, H, W), see `teach`.
+    """
+    rows = spread(len(data))
+    found = []
+    for i in range(0, len(rows), batch_size):
+        batch = data[rows[i : i + batch_size]]
+        confidence, preds = label(batch["image"]).max(1)
+        counts = metrics.confusion(preds, batch["semantic"].to(preds.device), num_classes).sum(0)
+        step = max(1, preds[0].numel() // 2**14)  # enough pixels of each photo
+        thinned = (values.flatten(1)[:, ::step].cpu() for values in (confidence, preds))
+        found.append((*thinned, yaw_bins(data, batch), counts.cpu()))
+    confidence, preds, bins, counts = zip(*found, strict=True)
+    confidence, preds, bins = torch.cat(confidence), torch.cat(preds), torch.cat(bins)
+    thresholds = class_thresholds(confidence, preds, bins, num_classes, threshold, keep)
+    sure = confidence >= thresholds[bins].gather(1, preds)
+    given = torch.stack([(preds == k).float().mean(1) for k in range(num_classes)], 1)  # (N, K)
+    taken = torch.stack([(sure & (preds == k)).float().mean(1) for k in range(num_classes)], 1)
+    shares = torch.zeros(BINS, num_classes).index_add(0, bins, given)
+    shares = shares / torch.bincount(bins, minlength=BINS)[:, None]  # NaN where no photo is
+    kept = taken.sum(0) / given.sum(0)
+    return {"thresholds": thresholds, "shares": shares, "kept": kept, "confusion": sum(counts)}
+
+
+def pseudo_scalars(found, classes):
+    """What `survey` found as scalars: pseudo/share/<class> of all pixels, pseudo/kept/<class>,
+    pseudo/threshold/<class>, the lowest of all |yaw|, and pseudo/f1/<class> where photos have masks."""
+    values = {
+        "share": found["shares"].nanmean(0),
+        "kept": found["kept"],
+        "threshold": found["thresholds"].min(0).values,
+        "f1": metrics.f1_per_class(found["confusion"]),
+    }
+    named = {
+        f"pseudo/{what}/{name}": value.item()
+        for what, row in values.items()
+        for name, value in zip(classes, row, strict=True)
+    }
+    return named | {"pseudo/mean_f1": metrics.mean_f1(found["confusion"]).item()}
+
+
+def vanished(shares, first, classes):
+    """In words, which class has lost most of the pixels that it had at first; None if none has."""
+    lost = ((shares < VANISHED * first) & (first > NOTICED)).nonzero().tolist()
+    for b, k in lost[:1]:
+        change = f"{first[b, k]:.2%} of the pixels at first, now {shares[b, k]:.2%}"
+        return f"{classes[k]} at |yaw| {15 * b}: {change}"
+    return None
+
+
+def norms_of(network):
+    """Its BatchNorm layers, a list."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+@torch.no_grad()
+def measure_statistics(predict, network, data, batch_size):
+    """BatchNorm's mean and variance of a network become those of photos as they are."""
+    norms = norms_of(network)
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over batches
+        norm.train()
+    rows = spread(len(data))
+    for i in range(0, len(rows), batch_size):
+        predict(data[rows[i : i + batch_size]]["image"], network)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
