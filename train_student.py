@@ -49,7 +49,6 @@ WARMUP = 0.05  # share of the steps of a round
 RAMP = 0.1  # share of the steps of a round in which the weight of a following teacher's labels grows to 1
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
-RINGS = 6  # parts of --order
 TEACHING = {
     "unlabelled_share": 0.5,
     "unlabelled_weight": 1.0,
@@ -136,41 +135,14 @@ def lr_at(step, steps, peak):
 
 @torch.no_grad()
 def teach(predict, teachers, images, pairs):
-    """(B, 3, H, W) -> (B, K, H, W): the mean of the teachers' probabilities for photos as they are and for their
-    mirror images, turned back. pairs: class ids that a mirror swaps."""
+    """(B, 3, H, W) -> (B, K, H, W): the mean of the teachers' probabilities for photos as they are and for
+    their mirror images, turned back. pairs: class ids that a mirror swaps."""
     probs = 0.0
     for teacher in teachers:
         straight = predict(images, teacher).softmax(1)
         mirrored = predict(images.flip(-1), teacher).softmax(1)
         probs = probs + (straight + mirror(mirrored, pairs)) / (2 * len(teachers))
     return probs
-
-
-class Gradual(torch.utils.data.Sampler):
-    """Photos opened in `RINGS` parts of a round, from first to last; half of the draws are of the newest two.
-    A function of (seed, step).
-
-    ranked: all rows, in the order in which they are opened. steps: of the run from here on; per_round: of a
-    round.
-    """
-
-    def __init__(self, ranked, batch_size, seed, steps, per_round, rank=0, world=1):
-        self.ranked, self.batch_size, self.seed = ranked, batch_size, seed
-        self.steps, self.per_round, self.rank, self.world = steps, per_round, rank, world
-
-    def __len__(self):
-        return len(self.steps)
-
-    def __iter__(self):
-        n = len(self.ranked)
-        for step in self.steps:
-            ring = step % self.per_round * RINGS // self.per_round
-            end = max(1, n * (ring + 1) // RINGS)
-            positions = batches.positions(step, self.batch_size, self.rank, self.world)
-            newest, place = rng.uniform(self.seed, positions, 2, stream=5).T
-            begin = torch.where(newest < 0.5, n * max(0, ring - 1) // RINGS, 0)
-            rows = (begin + place * (end - begin)).long().clamp_max(end - 1)
-            yield [self.ranked[row] for row in rows.tolist()]
 
 
 def ranking(order, data, label, batch_size, seed):
@@ -322,7 +294,7 @@ def main(args):
         )
         if args.order != "mixed":
             ranked = ranking(args.order, unlabelled, label, args.batch_size, args.seed)
-            photo_order = Gradual(ranked, num_unlabelled, args.seed, steps, per_round, rank, world)
+            photo_order = batches.Gradual(ranked, num_unlabelled, args.seed, steps, per_round, rank, world)
         photo_loader = batches.loader(unlabelled, photo_order, args.workers, device)
 
     def look(step):

@@ -10,6 +10,7 @@ from utils import dist, rng
 from utils.errors import UserError
 
 SYNTHETIC = {"train": 100_000, "unlabelled": 1000, "val": 128, "test": 256}  # faces in each split
+PARTS = 6  # of `Gradual`
 APART = {"train": 0, "unlabelled": 7_000_005, "val": 7_000_001, "test": 7_000_003}  # added to the seed
 
 
@@ -130,6 +131,33 @@ class Order(torch.utils.data.Sampler):
                     orders[epoch] = rng.order(self.seed, epoch, self.n).tolist()
                 indices.append(orders[epoch][row])
             yield indices
+
+
+class Gradual(torch.utils.data.Sampler):
+    """As `Order`, of rows that are opened in `PARTS` parts of a round, from first to last; half of the draws
+    are of the newest two parts.
+
+    ranked: all rows, in the order in which they are opened. steps: of the run from here on, a range.
+    per_round: how many a round has.
+    """
+
+    def __init__(self, ranked, batch_size, seed, steps, per_round, rank=0, world=1):
+        self.ranked, self.batch_size, self.seed = ranked, batch_size, seed
+        self.steps, self.per_round, self.rank, self.world = steps, per_round, rank, world
+
+    def __len__(self):
+        return len(self.steps)
+
+    def __iter__(self):
+        n = len(self.ranked)
+        for step in self.steps:
+            part = step % self.per_round * PARTS // self.per_round
+            end = max(1, n * (part + 1) // PARTS)
+            places = positions(step, self.batch_size, self.rank, self.world)
+            newest, place = rng.uniform(self.seed, places, 2, stream=5).T
+            begin = torch.where(newest < 0.5, n * max(0, part - 1) // PARTS, 0)
+            rows = (begin + place * (end - begin)).long().clamp_max(end - 1)
+            yield [self.ranked[row] for row in rows.tolist()]
 
 
 def positions(step, batch_size, rank=0, world=1):

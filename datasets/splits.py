@@ -117,8 +117,8 @@ def open_photos(path, classes, val_fraction=0.15):
 
 
 def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
-    """`Faces` with one split, `unlabelled`: photos as in `open_photos`, without people who validate in the data
-    set itself or in `labelled`, the `Faces` of the folder `labelled_path`.
+    """`Faces` with one split, `unlabelled`: photos as in `open_photos`, without people who validate in the
+    data set itself or in `labelled`, the `Faces` of the folder `labelled_path`.
 
     A sample keeps its mask where the classes are the same, so that pseudo-labels can be measured by it. A
     UserError where a photo is one of a test split, by content, whatever it is called.

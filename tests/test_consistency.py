@@ -28,7 +28,16 @@ OWN = {
     "--size",
     "--split",
 }
-OWN |= {"--reward", "--estimator", "--samples", "--temperature", "--limit", "--val-fraction", "--synthetic"}
+OWN |= {
+    "--reward",
+    "--estimator",
+    "--samples",
+    "--temperature",
+    "--limit",
+    "--val-fraction",
+    "--synthetic",
+    "--unlabelled",
+}
 SECTIONS = "setup data model optimizer resume train test gate search allocate finish".split()
 
 

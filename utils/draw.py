@@ -166,9 +166,9 @@ def pairs(images, labels, colors, classes, columns=4):
 
 
 def taught(images, preds, pseudo, seen, labels, colors, classes):
-    """photo | what the teacher says | what of it is sure | what the student sees | what it is taught, for up to
-    eight photos. images, seen: (B, 3, H, W); the others (B, H, W) on the CPU, ids beyond the classes: unsure.
-    """
+    """photo | what the teacher says | what of it is sure | what the student sees | what it is taught, for up
+    to eight photos. images, seen: (B, 3, H, W); the others (B, H, W), on the CPU, with ids beyond the classes
+    where it is unsure."""
     panels = {
         "photo": photos_of(images),
         "teacher": colorise(preds, colors),

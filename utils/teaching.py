@@ -21,8 +21,9 @@ def soften(probs, temperature):
 
 
 def distillation(logits, target, temperature):
-    """T^2 KL(target || softmax(logits / T)) at each pixel, (B, ...): Hinton et al., 2015 (1503.02531), sec. 2.
-    The factor keeps the gradient's size. target: `soften`ed at the same T; zeros where nothing is known."""
+    """T^2 KL(target || softmax(logits / T)) at each pixel, (B, ...): Hinton et al., 2015 (1503.02531),
+    sec. 2; the factor keeps the gradient's size. target: `soften`ed at the same T; zeros where nothing is
+    known."""
     log_p = (logits / temperature).log_softmax(1)
     return temperature**2 * (torch.xlogy(target, target) - target * log_p).sum(1)
 
@@ -49,8 +50,9 @@ def spread(n):
 
 
 def class_thresholds(confidence, preds, bins, num_classes, threshold, keep):
-    """(BINS, K): from which probability on a class is sure at |yaw| 0, 15, ..., 90 degrees: min(threshold, what
-    its surest share `keep` exceeds), so that small classes are not starved (Zou et al., 2018, 1810.07911, eq. 8).
+    """(BINS, K): from which probability on a class is sure at |yaw| 0, 15, ..., 90 degrees: min(threshold,
+    what its surest share `keep` exceeds), so that small classes are not starved (Zou et al., 2018,
+    1810.07911, eq. 8).
 
     confidence, preds (N, P), of N photos; bins (N,).
     """
@@ -67,8 +69,8 @@ def class_thresholds(confidence, preds, bins, num_classes, threshold, keep):
 @torch.no_grad()
 def survey(label, data, num_classes, batch_size, threshold, keep):
     """What the teacher says of up to `SURVEYED` photos: thresholds (BINS, K), see `class_thresholds`; shares
-    (BINS, K) of the pixels at each |yaw| that it gives to each class; kept (K,), the share of each class that is
-    sure; confusion (K, K) with masks, where photos have them, which is shown and never used.
+    (BINS, K) of the pixels at each |yaw| that it gives to each class; kept (K,), the share of each class that
+    is sure; confusion (K, K) with masks, where photos have them, which is shown and never used.
 
     label: (B, 3, H, W) -> (B, K, H, W), see `teach`.
     """
