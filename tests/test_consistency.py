@@ -16,28 +16,10 @@ SCRIPTS = {
 }
 TREES = {name: ast.parse((ROOT / name).read_text()) for name in SCRIPTS}
 # of each script's own kind: defaults, what may be chosen, and words of help
-OWN = {
-    "--steps",
-    "--lr",
-    "--augment",
-    "--out",
-    "--eval-every",
-    "--init",
-    "--data",
-    "--model",
-    "--size",
-    "--split",
-}
-OWN |= {
-    "--reward",
-    "--estimator",
-    "--samples",
-    "--temperature",
-    "--limit",
-    "--val-fraction",
-    "--synthetic",
-    "--unlabelled",
-}
+OWN = set(
+    "--steps --lr --augment --out --eval-every --init --data --model --size --split --reward --estimator "
+    "--samples --temperature --limit --val-fraction --synthetic --unlabelled --ema".split()
+)
 SECTIONS = "setup data model optimizer resume train test gate search allocate finish".split()
 
 
