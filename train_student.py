@@ -1,7 +1,7 @@
 """Train a student on labelled photos and on what a teacher says of others that nobody labelled.
 
 Run:    python train_student.py --teacher runs/mine/best.pt --unlabelled PHOTOS --out runs/student
-        python train_student.py --teacher a.pt b.pt --students unet --alpha 0.9 --out runs/small
+        python train_student.py --teacher a.pt b.pt --students unet --distill 0.9 --out runs/small
 Needs:  one checkpoint or several of any script here, of the same classes and size; the labelled photos that
         they were trained on, or others; photos
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
@@ -104,9 +104,9 @@ def get_parser():
     g.add_argument("--keep", type=cli.share, metavar="SHARE", help=keep)
     average = "the teacher is an average of the student, which is kept, too; 0: it stays as it is"
     g.add_argument("--ema", type=cli.below_one, metavar="DECAY", help=average)
-    alpha = "share of the loss on labelled photos that is distance from the teacher"
-    g.add_argument("--alpha", type=cli.share, default=0.0, metavar="SHARE", help=alpha)
-    heat = "divides logits where probabilities are compared; 2 with --alpha"
+    distill = "share of the loss on labelled photos that is distance from the teacher"
+    g.add_argument("--distill", type=cli.share, default=0.0, metavar="SHARE", help=distill)
+    heat = "divides logits where probabilities are compared; 2 with --distill"
     g.add_argument("--temperature", type=cli.above_zero, help=heat)
     rounds = "parts of --steps; the student of one is the teacher of the next"
     g.add_argument("--rounds", type=cli.positive, default=1, help=rounds)
@@ -202,7 +202,7 @@ def refuse_contradictions(given, args, num_unlabelled):
     reasons = dict.fromkeys(("unlabelled_share", "unlabelled_weight", "order", "target"), alone)
     soft = args.target == "soft"
     reasons |= dict.fromkeys(("threshold", "keep"), "on --target soft" if soft else alone)
-    reasons["temperature"] = None if args.alpha or soft else "without --alpha or --target soft"
+    reasons["temperature"] = None if args.distill or soft else "without --distill or --target soft"
     reasons["weights"] = None if args.students or given.weights == "none" else "without --students"
     cli.refuse_without_effect(given, reasons)
 
@@ -225,7 +225,7 @@ def main(args):
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
     if not args.unlabelled:
         args = cli.fill(args, {"unlabelled_share": 0.0})
-    if args.alpha:
+    if args.distill:
         args = cli.fill(args, {"temperature": 2.0})
     args = cli.fill(args, TEACHING)
     for key in ("model", "classes", "part_order", "size"):  # its checkpoints say what they hold
@@ -445,12 +445,12 @@ def main(args):
         rest = slice(num_labelled, None)  # ... and of those that the teacher labels
         parts = {"labelled": mean_inside(LOSSES["ce"](logits[own], known[own])[0], inside[own], world)}
         loss = parts["labelled"]
-        if args.alpha:
+        if args.distill:
             with torch.no_grad():  # the teacher sees what the student sees
                 probs = sum(predict(images[own], teacher).softmax(1) for teacher in teachers) / len(teachers)
             distance = distillation(logits[own], soften(probs, args.temperature), args.temperature)
             parts["kd"] = mean_inside((distance * inside[own]).sum(), inside[own], world)
-            loss = (1 - args.alpha) * loss + args.alpha * parts["kd"]
+            loss = (1 - args.distill) * loss + args.distill * parts["kd"]
         if unlabelled:
             if args.target == "soft":
                 weights = batch["probs"][rest]
