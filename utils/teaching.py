@@ -70,7 +70,7 @@ def class_thresholds(confidence, preds, bins, num_classes, threshold, keep):
 def survey(label, data, num_classes, batch_size, threshold, keep):
     """What the teacher says of up to `SURVEYED` photos: thresholds (BINS, K), see `class_thresholds`; shares
     (BINS, K) of the pixels at each |yaw| that it gives to each class; kept (K,), the share of each class that
-    is sure; confusion (K, K) with masks, where photos have them, which is shown and never used.
+    is sure; confusion (BINS, K, K) with masks, where photos have them, which is shown and never used.
 
     label: (B, 3, H, W) -> (B, K, H, W), see `teach`.
     """
@@ -79,12 +79,13 @@ def survey(label, data, num_classes, batch_size, threshold, keep):
     for i in range(0, len(rows), batch_size):
         batch = data[rows[i : i + batch_size]]
         confidence, preds = label(batch["image"]).max(1)
-        counts = metrics.confusion(preds, batch["semantic"].to(preds.device), num_classes).sum(0)
+        counts = metrics.confusion(preds, batch["semantic"].to(preds.device), num_classes)
         step = max(1, preds[0].numel() // 2**14)  # enough pixels of each photo
         thinned = (values.flatten(1)[:, ::step].cpu() for values in (confidence, preds))
         found.append((*thinned, yaw_bins(data, batch), counts.cpu()))
     confidence, preds, bins, counts = zip(*found, strict=True)
-    confidence, preds, bins = torch.cat(confidence), torch.cat(preds), torch.cat(bins)
+    confidence, preds, bins, counts = map(torch.cat, (confidence, preds, bins, counts))
+    confusion = torch.zeros(BINS, num_classes, num_classes, dtype=torch.long).index_add(0, bins, counts)
     thresholds = class_thresholds(confidence, preds, bins, num_classes, threshold, keep)
     sure = confidence >= thresholds[bins].gather(1, preds)
     given = torch.stack([(preds == k).float().mean(1) for k in range(num_classes)], 1)  # (N, K)
@@ -92,24 +93,27 @@ def survey(label, data, num_classes, batch_size, threshold, keep):
     shares = torch.zeros(BINS, num_classes).index_add(0, bins, given)
     shares = shares / torch.bincount(bins, minlength=BINS)[:, None]  # NaN where no photo is
     kept = taken.sum(0) / given.sum(0)
-    return {"thresholds": thresholds, "shares": shares, "kept": kept, "confusion": sum(counts)}
+    return {"thresholds": thresholds, "shares": shares, "kept": kept, "confusion": confusion}
 
 
 def pseudo_scalars(found, classes):
     """What `survey` found as scalars: pseudo/share/<class> of all pixels, pseudo/kept/<class>,
-    pseudo/threshold/<class>, the lowest of all |yaw|, and pseudo/f1/<class> where photos have masks."""
+    pseudo/threshold/<class>, the lowest of all |yaw|, and where photos have masks pseudo/f1/<class>, of all
+    and at each |yaw| that there is."""
+    confusion = found["confusion"]
     values = {
         "share": found["shares"].nanmean(0),
         "kept": found["kept"],
         "threshold": found["thresholds"].min(0).values,
-        "f1": metrics.f1_per_class(found["confusion"]),
+        "f1": metrics.f1_per_class(confusion.sum(0)),
     }
+    values |= {f"f1_at_{15 * b}": metrics.f1_per_class(confusion[b]) for b in range(BINS)}
     named = {
         f"pseudo/{what}/{name}": value.item()
         for what, row in values.items()
         for name, value in zip(classes, row, strict=True)
     }
-    return named | {"pseudo/mean_f1": metrics.mean_f1(found["confusion"]).item()}
+    return named | {"pseudo/mean_f1": metrics.mean_f1(confusion.sum(0)).item()}
 
 
 def vanished(shares, first, classes):
