@@ -338,6 +338,8 @@ def main(args):
     if taught_by:
         teachers = [restore(taught_by, device, out / "last.pt")]
     name, model, average, still, optimizer, net = begin(begun)
+    if given.bn and not last and not norms_of(model):
+        raise UserError(f"--bn {given.bn}: has no effect on {name}, which has no BatchNorm; leave it out")
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     best = {"step": 0, "mean_f1": -1.0}
     said = {}  # what the teacher says of photos: thresholds and shares of classes, the shares at first
@@ -355,14 +357,13 @@ def main(args):
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
     if rank == 0:
-        counts = (
-            f"{len(train)} labelled, {len(unlabelled or ())} not ({args.unlabelled}), {len(val or ())} val"
-        )
+        counts = f"{len(train)} labelled, {len(val) if val else 0} val"
+        counts += f"; {len(unlabelled)} not labelled ({args.unlabelled})" if unlabelled else ""
         print(f"{faces.name} ({args.data}): {counts}")
         print(summary.table(found), *faces.notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
-        who = "its average" if args.ema else "what stays as it is"
-        print(f"{name}, taught by {who}: {' '.join(args.teacher)}; BatchNorm {args.bn}")
+        follows = ", which follows the student" if args.ema else ""
+        print(f"student {name}, BatchNorm {args.bn}; teacher {' '.join(args.teacher)}{follows}")
 
     def save(step):
         state = {
