@@ -26,6 +26,7 @@ from datasets.augmentation import augment, mirror
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy
+from datasets.synthetic import scheme_of
 from models import build_model, freeze, keep_frozen_eval, load_weights, restore
 from utils import checkpoint, cli, dist, draw, metrics, rng
 from utils.errors import UserError
@@ -246,8 +247,10 @@ def main(args):
     stop = dist.Stop()
 
     # ---- data ----
-    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     classes = init["data"]["classes"]
+    if args.data == "synthetic":
+        args.classes = scheme_of(classes)
+    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     if list(faces.classes) != classes:
         lists = f"the teacher's are {' '.join(classes)}, those of --data {' '.join(faces.classes)}"
         raise UserError(f"--data {args.data}: other classes: {lists}")

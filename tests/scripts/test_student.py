@@ -469,6 +469,18 @@ def test_it_logs_and_goes_on_to_the_next_script(student, teacher, call, calls, c
         assert weights(again / "last.pt")["args"]["model"] == "unet"
 
 
+def test_synthetic_faces_have_the_classes_of_the_teacher(student, monkeypatch):
+    for split, count in (("unlabelled", 8), ("val", 4)):
+        monkeypatch.setitem(batches.SYNTHETIC, split, count)
+    flags = ["--unlabelled", "synthetic", "--order", "yaw", "--steps", 1]
+    for data in ([], ["--data", "synthetic"]):
+        out = student(*data, *flags, out=f"of {data}")
+        saved = weights(out / "last.pt")
+        assert saved["data"]["classes"] == LAPA.classes
+        assert json.loads((out / "data.json").read_text())["unlabelled"]["photos"] == 8
+    assert saved["args"]["classes"] == "lapa", "so that the next script finds them"
+
+
 # ---- who trains nothing, and mistakes
 
 
