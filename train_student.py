@@ -26,6 +26,7 @@ from datasets.augmentation import augment, mirror
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy
+from datasets.synthetic import scheme_of
 from models import build_model, freeze, keep_frozen_eval, load_weights, restore
 from utils import checkpoint, cli, dist, draw, metrics, rng
 from utils.errors import UserError
@@ -194,6 +195,8 @@ def refuse_contradictions(given, args, num_unlabelled):
             f"--ema {args.ema:g}: a teacher that follows begins as its student's equal: give one --teacher, "
             "and no --students"
         )
+    if len(args.students) > args.rounds:
+        raise UserError(f"--students {' '.join(args.students)}: more than --rounds {args.rounds}, one each")
     if args.bn == "frozen" and args.students:
         raise UserError("--bn frozen: a student that begins anew has no statistics yet; --bn batch")
     if args.bn == "unlabelled" and not args.unlabelled:
@@ -204,6 +207,8 @@ def refuse_contradictions(given, args, num_unlabelled):
     reasons |= dict.fromkeys(("threshold", "keep"), "on --target soft" if soft else alone)
     reasons["temperature"] = None if args.distill or soft else "without --distill or --target soft"
     reasons["weights"] = None if args.students or given.weights == "none" else "without --students"
+    if args.freeze == "backbone" and args.backbone_lr_scale != 1:
+        reasons["backbone_lr_scale"] = "on a backbone that is frozen"
     cli.refuse_without_effect(given, reasons)
 
 
@@ -242,8 +247,10 @@ def main(args):
     stop = dist.Stop()
 
     # ---- data ----
-    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     classes = init["data"]["classes"]
+    if args.data == "synthetic":
+        args.classes = scheme_of(classes)
+    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     if list(faces.classes) != classes:
         lists = f"the teacher's are {' '.join(classes)}, those of --data {' '.join(faces.classes)}"
         raise UserError(f"--data {args.data}: other classes: {lists}")
@@ -255,8 +262,8 @@ def main(args):
     val = batches.load(faces, "val", args.size, device=device) if validates else None
     unlabelled = None
     if args.unlabelled:
-        photos = splits.open_unlabelled(args.unlabelled, classes, args.val_fraction, faces, args.data)
-        unlabelled = batches.load(photos, "unlabelled", args.size, device=render_on)
+        opened = splits.open_unlabelled(args.unlabelled, classes, args.val_fraction, faces, args.data)
+        unlabelled = batches.load(opened, "unlabelled", args.size, device=render_on)
     found = summary.inspect({"train": train, "val": val, "unlabelled": unlabelled}, classes)
     rendered = args.synthetic or args.data == "synthetic"  # these have what may be on no photo
     labelled = {split: facts for split, facts in found.items() if split != "unlabelled"}
@@ -306,14 +313,13 @@ def main(args):
         return kept, vanished(found["shares"], first_shares, classes)
 
     def begin(round_):
-        """The student of a round: its name, itself, its average or None, what of it stays as it is, its
-        optimiser, and the module that is called."""
+        """The student of a round, of which `args` then says the name: itself, its average or None, what of it
+        stays as it is, its optimiser, and the module that is called."""
         torch.manual_seed(args.seed + round_)
         if args.students:
-            name = args.students[min(round_, len(args.students) - 1)]
-            model = build_model(name, num_classes, args.weights, args.preprocess)
+            args.model = args.students[min(round_, len(args.students) - 1)]
+            model = build_model(args.model, num_classes, args.weights, args.preprocess)
         else:
-            name = args.model
             model = copy.deepcopy(teachers[0]).requires_grad_(True)
         model.to(device, memory_format=torch.channels_last)
         if device.type == "cuda" and world > 1:
@@ -330,16 +336,16 @@ def main(args):
         optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
         net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
         net = torch.compile(net) if args.compile else net
-        return name, model, average, still, optimizer, net
+        return model, average, still, optimizer, net
 
     # ---- resume ----
     begun = max(0, first - 1) // per_round  # the round that the checkpoint is of
     taught_by = last["teacher"] if last else None  # a checkpoint of an earlier round's student
     if taught_by:
         teachers = [restore(taught_by, device, out / "last.pt")]
-    name, model, average, still, optimizer, net = begin(begun)
+    model, average, still, optimizer, net = begin(begun)
     if given.bn and not last and not norms_of(model):
-        raise UserError(f"--bn {given.bn}: has no effect on {name}, which has no BatchNorm; leave it out")
+        raise UserError(f"--bn {given.bn}: has no effect on {args.model}, which has no BatchNorm; leave it out")
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     best = {"step": 0, "mean_f1": -1.0}
     said = {}  # what the teacher says of photos: thresholds and shares of classes, the shares at first
@@ -357,18 +363,17 @@ def main(args):
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
     if rank == 0:
-        counts = f"{len(train)} labelled, {len(val) if val else 0} val"
-        counts += f"; {len(unlabelled)} not labelled ({args.unlabelled})" if unlabelled else ""
-        print(f"{faces.name} ({args.data}): {counts}")
-        print(summary.table(found), *faces.notes, sep="\n  ")
+        others = f"; {len(unlabelled)} not ({args.unlabelled})" if unlabelled else ""
+        print(f"{faces.name} ({args.data}): {len(train)} labelled, {len(val) if val else 0} val{others}")
+        print(summary.table(found), *faces.notes, *(opened.notes if unlabelled else ()), sep="\n  ")
         print(cli.describe(args, first, world, device))
         follows = ", which follows the student" if args.ema else ""
-        print(f"student {name}, BatchNorm {args.bn}; teacher {' '.join(args.teacher)}{follows}")
+        print(f"BatchNorm {args.bn}; teacher {' '.join(args.teacher)}{follows}")
 
     def save(step):
         state = {
             "script": "train_student.py",
-            "args": {**vars(args), "model": name},
+            "args": vars(args),
             "step": step,
             "best": best,
             "data": {"path": args.data, **label_info(faces), **summary.kept(found)},
@@ -393,14 +398,14 @@ def main(args):
     for step in range(first, args.steps):
         round_, at = divmod(step, per_round)
         if at == 0 and step:  # the student becomes the teacher
-            state = {"args": {**vars(args), "model": name}, "data": {"classes": classes}}
+            state = {"args": dict(vars(args)), "data": {"classes": classes}}
             taught_by = {**state, "model": copy.deepcopy(evaluated.state_dict())}
             teachers = [restore(taught_by, device)]
-            name, model, average, still, optimizer, net = begin(round_)
+            model, average, still, optimizer, net = begin(round_)
             evaluated = average if args.ema else model
             teachers = [average] if args.ema else teachers
         if at == 0 and unlabelled:
-            said, collapsed = look(step)
+            said, collapsed = look(step + 1)  # logged with this step, so that resuming drops it with it
         # >>> shared: cadence
         done = step + 1
         eval_now = done % args.eval_every == 0 or done == args.steps
@@ -496,19 +501,21 @@ def main(args):
                 "time/images_per_sec": len(losses) * world * args.batch_size / spent,
                 "time/data_wait": waited / spent,
             }
-            figures |= {f"loss/{key}": value.detach() for key, value in parts.items()}
+            seen = {f"loss/{key}": value.detach() for key, value in parts.items()}
             if unlabelled:
                 sure = known[rest] != IGNORE_INDEX
                 agree = logits[rest].argmax(1) == known[rest]
-                figures["pseudo/agreement"] = agree[sure].float().mean()
-                figures["order/yaw"] = 15 * bins.float().mean()
-            log.scalars(done, **figures)
+                seen["pseudo/agreement"] = agree[sure].float().mean()
+                seen["order/yaw"] = 15 * bins.float().mean()
+            log.scalars(done, **figures, **dist.mean(seen, device))
             bar.set_postfix_str(f"loss {mean_loss:.3f} {figures['time/images_per_sec']:.0f} images/s")
             waited = 0.0
             since = time.time()
             losses = []
         if eval_now and unlabelled:
-            if args.ema:
+            if done == args.steps:
+                teachers = [evaluated.eval()]  # as at the end of each round before, the student is looked at
+            if args.ema or done == args.steps:
                 said, collapsed = look(done)
             if rank == 0:
                 picture = draw.taught(

@@ -9,7 +9,7 @@ import torch
 from datasets import synthetic
 from datasets.cache import CachedFaces
 from datasets.faces import limit, some
-from datasets.splits import open_any, open_photos, take_ids
+from datasets.splits import open_any, open_photos, take_ids, unlabelled_of
 from utils import checkpoint
 from utils.errors import UserError
 from utils.ks.features import thumbnails
@@ -104,29 +104,46 @@ def _synthetic_side(low, high, count, size, seed, classes):
 
 
 def trained_on(path):
-    """({(folder, person)} of the training photos of a checkpoint and of those that it was started from, notes
-    about those that cannot be known). path: of the checkpoint; None gives nobody."""
+    """({(folder, person)} of the training photos of a checkpoint and of those that it was started from or
+    taught by, notes about those that cannot be known). path: of the checkpoint; None gives nobody."""
     seen, notes, chain = set(), [], []
-    while path and path not in chain:
-        if chain and not os.path.isfile(path):
-            notes.append(f"people who trained the start of {chain[-1]} are not known: {path} is not there")
-            break
+    waiting = [(path, None)] if path else []
+    while waiting:
+        path, later = waiting.pop(0)
+        if path in chain:
+            continue
+        if later and not os.path.isfile(path):
+            notes.append(f"people who trained the start of {later} are not known: {path} is not there")
+            continue
         chain.append(path)
         args = checkpoint.load(path, holds="args")["args"]
-        folder = args.get("unlabelled") or args["data"]  # `data` of train_scores.py is that of its start
-        if folder != "synthetic" and not os.path.isdir(folder):
-            notes.append(f"people who trained {path} are not known: {folder} is not there")
-        elif folder != "synthetic":
-            train = training_photos(folder, args)
-            train = limit(train, args["limit"], args["seed"]) if args.get("limit") else train
-            seen |= {(os.path.realpath(folder), s.group) for s in train}
-        path = args.get("init")
+        for folder, flags in sources(args):
+            if folder != "synthetic" and not os.path.isdir(folder):
+                notes.append(f"people who trained {path} are not known: {folder} is not there")
+            elif folder != "synthetic":
+                train = training_photos(folder, flags)
+                train = limit(train, flags["limit"], flags["seed"]) if flags.get("limit") else train
+                seen |= {(os.path.realpath(folder), s.group) for s in train}
+        starts = args.get("teacher") or [args.get("init")]
+        waiting += [(start, path) for start in starts if start]
     return seen, notes
+
+
+def sources(flags):
+    """[(folder, flags)] that a run with these flags {name: value} trained on."""
+    labelled = flags["data"], flags | {"unlabelled": None}
+    if not flags.get("unlabelled"):
+        return [labelled]
+    if flags.get("teacher"):  # a student learns from both; its limit is of the labelled ones
+        return [labelled, (flags["unlabelled"], flags | {"limit": None})]
+    return [(flags["unlabelled"], flags)]  # of scores; its data is that of its start
 
 
 def training_photos(folder, flags):
     """The samples that a run with these flags {name: value} trained on, before a limit."""
     held_out = flags.get("val_fraction", 0.0)
+    if flags.get("unlabelled") and flags.get("teacher"):
+        return unlabelled_of(open_any(folder, (), held_out), folder)
     if flags.get("unlabelled"):
         return open_photos(folder, (), held_out).splits["unlabelled"]
     ids = flags.get("ids")

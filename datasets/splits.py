@@ -104,7 +104,7 @@ def open_photos(path, classes, val_fraction=0.15):
     if path == "synthetic":
         raise UserError("unlabelled synthetic: need photos in a folder; synthetic faces are labelled")
     faces = open_any(path, classes, val_fraction)
-    photos = [s._replace(label=None) for s in _unlabelled(faces, path)]
+    photos = [s._replace(label=None) for s in unlabelled_of(faces, path)]
     held = [s._replace(label=None) for s in faces.splits.get("val", [])]
     if not held and val_fraction > 0:
         if len({s.group for s in photos}) < 2:
@@ -126,7 +126,7 @@ def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
     if path == "synthetic":
         return open_data("synthetic", synthetic.scheme_of(classes))
     faces = open_any(path, classes, val_fraction)
-    photos = _unlabelled(faces, path)
+    photos = unlabelled_of(faces, path)
     if same_folder(path, labelled_path):
         validate = {s.group for s in labelled.splits.get("val", [])}
         photos = [s for s in photos if s.group not in validate]
@@ -144,7 +144,7 @@ def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
     return faces
 
 
-def _unlabelled(faces, path):
+def unlabelled_of(faces, path):
     """The samples to use without masks."""
     own = faces.name == "folder" and "unlabelled" in faces.splits
     photos = faces.splits.get("unlabelled" if own else "train", [])

@@ -123,6 +123,27 @@ def test_a_parser_was_trained_on_the_people_of_its_ids(named, tmp_path):
     assert people(unlabelled=str(named), limit=1, data="synthetic") == {"unlabelled/f1"}
 
 
+def test_a_student_was_trained_on_both_and_its_teachers_on_theirs(named, tmp_path):
+    best, *teachers = (str(tmp_path / f"{name}.pt") for name in ("best", "one", "two"))
+    ids = write(tmp_path / "ids.json", {"train": ["train/a1"]})
+    flags = {"data": str(named), "val_fraction": 0.0, "ids": ids, "limit": None, "seed": 0}
+    plain = tmp_path / "plain"
+    for name in ("p", "q"):
+        save(plain / f"{name}.png", np.full((2, 6, 3), 128))
+    student = flags | {"teacher": teachers, "unlabelled": str(plain), "val_fraction": 0.5, "limit": 1}
+    checkpoint.save(best, args=student | {"ids": None, "limit": 1})
+    checkpoint.save(teachers[0], args=flags)
+    checkpoint.save(teachers[1], args=flags | {"data": "synthetic"})
+    seen, notes = trained_on(best)
+    people = {person for _, person in seen}
+    assert people >= {"a", "p", "q"} and len(people) <= 4 and not notes
+    checkpoint.save(best, args=student | {"data": "synthetic", "ids": None})
+    checkpoint.save(teachers[1], args=flags | {"data": "gone"})
+    seen, notes = trained_on(best)
+    assert {person for _, person in seen} == {"a", "p", "q"}
+    assert notes == [f"people who trained {teachers[1]} are not known: gone is not there"]
+
+
 def test_people_who_trained_a_start_that_is_gone_are_said_to_be_unknown(named, tmp_path):
     best, start = (str(tmp_path / name) for name in ("best.pt", "start.pt"))
     args = {"data": str(named), "val_fraction": 0.0, "ids": None, "limit": None, "seed": 0, "init": start}

@@ -1,5 +1,6 @@
 """Killed, stopped, or in several processes: always the run that it would have been."""
 
+import itertools
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import train_finetune
 STEPS = 26  # of which the first five are done when a run is killed
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py"])
+@pytest.mark.parametrize(
+    ("script", "workers"),
+    [*itertools.product(["train_finetune.py", "train_reward.py"], [0, 2]), ("train_student.py", 0)],
+)
 def test_a_killed_and_resumed_run_is_the_run_never_killed(
     script, workers, call, start, folder, finetuned, tmp_path
 ):
@@ -24,6 +27,17 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
     flags += ["--steps", STEPS, "--eval-every", 5, "--batch-size", 4]
     if script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
         flags += ["--augment", "cutmix", "--size", 32, "--ema", 0.9, "--synthetic", 0.25]
+    elif script == "train_student.py":
+        flags += [
+            "--teacher",
+            finetuned / "best.pt",
+            "--unlabelled",
+            folder,
+            "--rounds",
+            2,
+            "--synthetic",
+            0.25,
+        ]
     else:
         flags += ["--augment", "trivial", "--init", finetuned / "best.pt", "--lr", "1e-6"]
         flags += ["--kl", 0.1, "--ce-weight", 0.1]
@@ -73,7 +87,9 @@ def test_sigterm_saves_and_resumes(call, complaint, start, folder, tmp_path):
     assert_same_run(whole / "last.pt", broken / "last.pt")
 
 
-@pytest.mark.parametrize("script", ["train_finetune.py", "train_reward.py", "train_reward.py batch"])
+@pytest.mark.parametrize(
+    "script", ["train_finetune.py", "train_reward.py", "train_reward.py batch", "train_student.py"]
+)
 def test_two_processes_are_one(script, start, folder, finetuned, tmp_path):
     # Adam turns rounding in tiny gradients into a share of the rate, so the rate is small: the loss
     # divided by each process's own count, say, would still move weights apart by 6e-5
@@ -82,6 +98,10 @@ def test_two_processes_are_one(script, start, folder, finetuned, tmp_path):
     if script == "train_finetune.py":
         flags += ["--size", 32, "--model", "unet_gn", "--loss", "ce=1", "dice=1", "--synthetic", 0.25]
         flags += ["--lr", "3e-5"]
+    elif script == "train_student.py":  # photos have other places in a batch, and CutMix other neighbours
+        flags += ["--teacher", finetuned / "best.pt", "--unlabelled", folder, "--distill", 0.5]
+        flags[flags.index("trivial")] = "none"
+        flags += ["--lr", "3e-6"]
     else:
         flags += ["--init", finetuned / "best.pt", "--lr", "3e-6", "--ce-weight", "1"]
         flags += ["--reward-level", "batch" if script.endswith("batch") else "image"]
@@ -100,6 +120,9 @@ def test_two_processes_are_one(script, start, folder, finetuned, tmp_path):
     for key in one["model"]:
         difference = (one["model"][key].double() - two["model"][key].double()).abs().max()
         assert difference <= 1e-6, (key, difference)
+    for a, b in zip(*(logged(tmp_path / name) for name in ("one", "two")), strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[k] == pytest.approx(b[k], abs=1e-4) for k in a if k.startswith(("loss/", "train/loss")))
 
 
 def test_three_processes_count_as_one(call, environment, folder, finetuned, tmp_path):

@@ -46,6 +46,17 @@ def test_round_trip(tmp_path):
     assert "train_finetune.py" in refusal(path, "train_reward.py")
 
 
+def test_the_model_of_a_run_with_an_average_is_the_average(tmp_path):
+    """... which was validated; a run that goes on has both."""
+    average = {"w": torch.zeros(4000)}
+    path = written(tmp_path, **RUN, ema=average)
+    assert torch.equal(checkpoint.load(path)["model"]["w"], average["w"])
+    state = checkpoint.load(path, "train_finetune.py")
+    assert torch.equal(state["model"]["w"], torch.arange(4000.0)) and torch.equal(
+        state["ema"]["w"], average["w"]
+    )
+
+
 # ---- what is not whole, or not ours, is refused
 
 

@@ -78,6 +78,25 @@ def test_panels_have_headings():
         assert (strip[:, left : left + 256].min(-1) < 100).sum() > 20, panel
 
 
+def test_what_is_taught_is_a_picture_of_five_panels():
+    """... for up to eight photos; 254 and 255 are grey, and the legend says what that is."""
+    batch = Photos(9)[list(range(9))]
+    images, labels = batch["image"], batch["semantic"].clone()
+    labels[:, :2] = 254
+
+    def taught(count):
+        maps = labels[:count], images[:count].float() / 255, labels[:count]
+        return draw.taught(images[:count], torch.zeros_like(labels[:count]), *maps, COLORS, CLASSES)
+
+    side = 3 * 64
+    page = taught(9)
+    assert page.shape[1] == 2 * 5 * side + 6
+    assert page.shape == taught(8).shape and page.shape[0] == taught(6).shape[0] + side + 6
+    photo, teacher, sure, seen, known = (page[-side:, i * side : (i + 1) * side] for i in range(5))
+    assert np.array_equal(photo, seen) and np.array_equal(sure, known)
+    assert (teacher == COLORS[0]).all() and has(sure, draw.VOID).sum() == 2 * 3 * side
+
+
 @pytest.mark.parametrize("side", [64, 800, 4000])
 def test_the_legend_of_an_overlay_fits_the_photo(side):
     """Text of a size that a screen shows, beside a photo of 64 pixels and one of 4000."""
