@@ -66,7 +66,9 @@ FRESH = {"ema": 0.0, "bn": "batch", "steps": 1000, "lr": 3e-3}
 
 def get_parser():
     p = cli.parser(__doc__)
-    g = p.add_argument_group("data", "where a flag is not given: as --teacher was trained")
+    g = p.add_argument_group(
+        "data", "--data, --val-fraction, --ids and --allow-empty: else as --teacher was trained"
+    )
     g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
     share = "of the people held out, where the data has no validation split; 0: nobody"
     g.add_argument("--val-fraction", type=cli.below_one, metavar="SHARE", help=share)
@@ -152,21 +154,21 @@ def ranking(order, data, label, batch_size, seed):
     if order == "random":
         return rng.order(seed, 0, len(data)).tolist()
     if order == "yaw":
-        yaws = getattr(data, "yaws", [None])
-        if None in yaws:
-            raise UserError(
-                f"--order yaw: of {yaws.count(None)} photos nobody knows the yaw; --order confidence"
-            )
-        return sorted(rows, key=lambda row: abs(yaws[row]))
-    means = [label(data[rows[i : i + batch_size]]["image"]) for i in range(0, len(rows), batch_size)]
-    means = torch.cat([probs.max(1).values.mean((1, 2)).cpu() for probs in means])
-    return means.argsort(descending=True, stable=True).tolist()
+        if None in data.yaws:
+            unknown = data.yaws.count(None)
+            raise UserError(f"--order yaw: of {unknown} photos nobody knows the yaw; --order confidence")
+        return sorted(rows, key=lambda row: abs(data.yaws[row]))
+    means = []
+    for i in range(0, len(rows), batch_size):
+        confidence = label(data[rows[i : i + batch_size]]["image"]).max(1).values  # (B, H, W)
+        means += confidence.mean((1, 2)).tolist()
+    return sorted(rows, key=lambda row: -means[row])
 
 
-def mean_inside(total, inside, world):
-    """A sum over pixels of this process -> what it adds to the mean over all pixels inside of photos. DDP
-    averages gradients over processes: that is undone."""
-    return world * total / dist.total(inside.sum()).clamp_min(1)
+def mean_over_all(total, count, world):
+    """A sum and a count of this process -> what it adds to the mean over all processes. DDP averages
+    gradients over processes: that is undone."""
+    return world * total / dist.total(count).clamp_min(1)
 
 
 def refuse_unlike(a, b, what, other):
@@ -178,7 +180,7 @@ def refuse_unlike(a, b, what, other):
     ):
         if values[0] != values[1]:
             words = [" ".join(v) if isinstance(v, list) else v for v in values]
-            raise UserError(f"{key} differs: {what} has {words[0]}, {other} has {words[1]}")
+            raise UserError(f"--teacher: {key} of {what}: {words[0]}; of {other}: {words[1]}; need the same")
 
 
 def refuse_contradictions(given, args, num_unlabelled):
@@ -186,10 +188,13 @@ def refuse_contradictions(given, args, num_unlabelled):
     share = f"--unlabelled-share {args.unlabelled_share:g} of {args.batch_size} images"
     if args.unlabelled and not 0 < num_unlabelled < args.batch_size:
         raise UserError(f"{share}: needs at least one of --unlabelled and one labelled")
-    if args.synthetic * args.batch_size > args.batch_size - num_unlabelled:
-        raise UserError(f"{share}: leaves no room for --synthetic {args.synthetic:g}")
-    if args.steps % args.rounds:
-        raise UserError(f"--steps {args.steps}: is no multiple of --rounds {args.rounds}")
+    if args.synthetic * args.batch_size >= args.batch_size - num_unlabelled > 0:
+        raise UserError(f"{share}, and --synthetic {args.synthetic:g}: leave none for labelled photos")
+    if extra := args.steps % args.rounds:
+        raise UserError(
+            f"--steps {args.steps}: no multiple of --rounds {args.rounds}, which are equally long: try "
+            f"{args.steps - extra + args.rounds}"
+        )
     if args.ema and (args.students or len(args.teacher) > 1):
         raise UserError(
             f"--ema {args.ema:g}: a teacher that follows begins as its student's equal: give one --teacher, "
@@ -199,8 +204,8 @@ def refuse_contradictions(given, args, num_unlabelled):
         raise UserError(f"--students {' '.join(args.students)}: more than --rounds {args.rounds}, one each")
     if args.bn == "frozen" and args.students:
         raise UserError("--bn frozen: a student that begins anew has no statistics yet; --bn batch")
-    if args.bn == "unlabelled" and not args.unlabelled:
-        raise UserError("--bn unlabelled: needs --unlabelled")
+    if args.bn == "unlabelled" and (not args.unlabelled or args.freeze != "none"):
+        raise UserError("--bn unlabelled: needs --unlabelled, and no --freeze, whose statistics would stay")
     alone = None if args.unlabelled else "without --unlabelled"
     reasons = dict.fromkeys(("unlabelled_share", "unlabelled_weight", "order", "target"), alone)
     soft = args.target == "soft"
@@ -218,8 +223,8 @@ def main(args):
     given = args
     states = [checkpoint.load(file) for file in args.teacher]
     init = states[0]
-    for file, state in zip(args.teacher, states, strict=True):
-        refuse_unlike(init, state, f"--teacher {args.teacher[0]}", file)
+    for file, state in zip(args.teacher[1:], states[1:], strict=True):
+        refuse_unlike(init, state, args.teacher[0], file)
     rank, world, device = dist.init(args.device)
     ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
     args = cli.inherit(args, init, data=None, val_fraction=None, allow_empty=[])
@@ -233,6 +238,8 @@ def main(args):
     if args.distill:
         args = cli.fill(args, {"temperature": 2.0})
     args = cli.fill(args, TEACHING)
+    for name in args.students:  # a name that is none, now rather than when its round begins
+        build_model(name, len(init["data"]["classes"]), preprocess=init["args"].get("preprocess", "none"))
     for key in ("model", "classes", "part_order", "size"):  # its checkpoints say what they hold
         setattr(args, key, init["args"][key])
     args.preprocess = init["args"].get("preprocess", "none")
@@ -272,6 +279,7 @@ def main(args):
     num_classes = len(classes)
     pairs = faces.flip_pairs
     flip_pairs = {"semantic": pairs, "probs": pairs}
+    threshold, keep = (0.0, 0.0) if args.target == "soft" else (args.threshold, args.keep)
     first = last["step"] if last else 0
     share = args.synthetic * args.batch_size / num_labelled
     order = batches.Order(len(train), num_labelled, args.seed, first, args.steps, rank, world, share)
@@ -296,21 +304,25 @@ def main(args):
 
     if unlabelled:
         steps = range(first, args.steps)
+        other_seed = args.seed + 1  # photos that are labelled, too, come at another time
         photo_order = batches.Order(
-            len(unlabelled), num_unlabelled, args.seed, first, args.steps, rank, world
+            len(unlabelled), num_unlabelled, other_seed, first, args.steps, rank, world
         )
         if args.order != "mixed":
             ranked = ranking(args.order, unlabelled, label, args.batch_size, args.seed)
             photo_order = batches.Gradual(ranked, num_unlabelled, args.seed, steps, per_round, rank, world)
         photo_loader = batches.loader(unlabelled, photo_order, args.workers, device)
 
-    def look(step):
-        """What the teacher says by now, and which class it has lost, in words or None."""
-        found = survey(label, unlabelled, num_classes, args.batch_size, args.threshold, args.keep)
+    def survey_photos(step):
+        """What the teacher says by now: thresholds and the shares of classes at first, as a checkpoint keeps
+        them; and in words, which class is lost, or None."""
+        found = survey(label, unlabelled, num_classes, args.batch_size, threshold, keep)
         log.scalars(step, **pseudo_scalars(found, classes))
-        first_shares = said.get("first", found["shares"])
-        kept = {"thresholds": found["thresholds"], "first": first_shares}
-        return kept, vanished(found["shares"], first_shares, classes)
+        first_shares = surveyed.get("shares", found["shares"])
+        lost = vanished(found["shares"], first_shares, found["photos"], pairs, classes)
+        if dist.total(torch.tensor(float(lost is not None), device=device)):  # all processes stop, or none
+            lost = lost or "a class, as another process sees it"
+        return {"thresholds": found["thresholds"], "shares": first_shares}, lost
 
     def begin(round_):
         """The student of a round, of which `args` then says the name: itself, its average or None, what of it
@@ -345,10 +357,12 @@ def main(args):
         teachers = [restore(taught_by, device, out / "last.pt")]
     model, average, still, optimizer, net = begin(begun)
     if given.bn and not last and not norms_of(model):
-        raise UserError(f"--bn {given.bn}: has no effect on {args.model}, which has no BatchNorm; leave it out")
+        raise UserError(
+            f"--bn {given.bn}: has no effect on {args.model}, which has no BatchNorm; leave it out"
+        )
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     best = {"step": 0, "mean_f1": -1.0}
-    said = {}  # what the teacher says of photos: thresholds and shares of classes, the shares at first
+    surveyed = {}  # what the teacher says of photos, see `survey_photos`
     if last:
         load_weights(model, last["model"], out / "last.pt")
         if average:
@@ -356,7 +370,7 @@ def main(args):
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
         best = last["best"]
-        said = last["said"]
+        surveyed = last["surveyed"]
     evaluated = average if args.ema else model
     if args.ema:
         teachers = [average]
@@ -383,7 +397,7 @@ def main(args):
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "teacher": taught_by,
-            "said": said,
+            "surveyed": surveyed,
         }
         checkpoint.save_run(out, state, best["step"] == step or not val, evaluated)
 
@@ -405,7 +419,9 @@ def main(args):
             evaluated = average if args.ema else model
             teachers = [average] if args.ema else teachers
         if at == 0 and unlabelled:
-            said, collapsed = look(step + 1)  # logged with this step, so that resuming drops it with it
+            surveyed, collapsed = survey_photos(
+                step + 1
+            )  # logged with this step, so that resuming drops it with it
         # >>> shared: cadence
         done = step + 1
         eval_now = done % args.eval_every == 0 or done == args.steps
@@ -418,53 +434,48 @@ def main(args):
         batch = next(iterator)
         photos = next(photo_iterator) if unlabelled else None
         waited += time.time() - began
-        batch = {"image": batch["image"].to(device), "semantic": batch["semantic"].to(device)}
-        if unlabelled:
+        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        positions = batches.positions(step, args.batch_size, rank, world)
+        drawn = at_step(policy, step), args.seed
+        batch = augment(batch, *drawn, positions[:num_labelled], flip_pairs)
+        images, labels = batch["image"], batch["semantic"].long()
+        if unlabelled:  # augmented apart: CutMix takes from photos of the same half
             weak = photos["image"].to(device)
             probs = label(weak)  # (B, K, H, W)
             bins = yaw_bins(unlabelled, photos)
-            pseudo = hard_labels(probs, said["thresholds"][bins].to(device))
-            batch = {
-                "image": torch.cat([batch["image"], weak]),
-                "semantic": torch.cat([batch["semantic"], pseudo]),
-            }
-            if args.target == "soft":  # zeros where no teacher was asked: CutMix may take from there
-                nothing = probs.new_zeros(num_labelled, *probs.shape[1:])
-                batch["probs"] = torch.cat([nothing, soften(probs, args.temperature)])
-        # >>> shared: batch
-        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-        positions = batches.positions(step, args.batch_size, rank, world)
-        batch = augment(batch, at_step(policy, step), args.seed, positions, flip_pairs)
-        images, labels = batch["image"], batch["semantic"].long()
-        # <<< shared: batch
+            pseudo = hard_labels(probs, surveyed["thresholds"][bins].to(device))
+            taught = {"image": weak, "semantic": pseudo}
+            if args.target == "soft":
+                taught["probs"] = soften(probs, args.temperature)
+            taught = augment(taught, *drawn, positions[num_labelled:], flip_pairs)
+            images = torch.cat([images, taught["image"]])
         if step == 0 and rank == 0:
-            picture = draw.pairs(images, labels, faces.colors, faces.classes)
+            picture = draw.pairs(batch["image"], labels, faces.colors, faces.classes)
             log.image(done, "train/batch", picture, "train_batch.png")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(at, per_round, args.lr) * group["scale"]
-        logits = predict(images, net)  # (B, K, H, W)
-        inside = (
-            labels != IGNORE_INDEX
-        )  # pixels of a photo; all of them divide a loss, not the sure ones alone
-        known = labels.masked_fill(labels == UNSURE, IGNORE_INDEX)
-        own = slice(num_labelled)  # rows of labelled photos ...
-        rest = slice(num_labelled, None)  # ... and of those that the teacher labels
-        parts = {"labelled": mean_inside(LOSSES["ce"](logits[own], known[own])[0], inside[own], world)}
+        logits, photo_logits = predict(images, net).tensor_split([num_labelled])  # each (B, K, H, W)
+        total, count = LOSSES["ce"](logits, labels)
+        parts = {"labelled": mean_over_all(total, count, world)}
         loss = parts["labelled"]
         if args.distill:
             with torch.no_grad():  # the teacher sees what the student sees
-                probs = sum(predict(images[own], teacher).softmax(1) for teacher in teachers) / len(teachers)
-            distance = distillation(logits[own], soften(probs, args.temperature), args.temperature)
-            parts["kd"] = mean_inside((distance * inside[own]).sum(), inside[own], world)
+                given_probs = [predict(batch["image"], teacher).softmax(1) for teacher in teachers]
+            target = soften(sum(given_probs) / len(teachers), args.temperature)
+            distance = distillation(logits, target, args.temperature)[labels != IGNORE_INDEX]
+            parts["kd"] = mean_over_all(distance.sum(), count, world)
             loss = (1 - args.distill) * loss + args.distill * parts["kd"]
         if unlabelled:
+            pseudo_labels = taught["semantic"].long()
+            inside = pseudo_labels != IGNORE_INDEX  # of the photo: all of it divides the loss, sure or not
+            sure = inside & (pseudo_labels != UNSURE)
             if args.target == "soft":
-                weights = batch["probs"][rest]
-                target = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)  # below 1 at borders
-                total = (distillation(logits[rest], target, args.temperature) * inside[rest]).sum()
+                weights = taught["probs"]
+                target = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)  # they fade out at borders
+                total = distillation(photo_logits, target, args.temperature)[inside].sum()
             else:
-                total = LOSSES["ce"](logits[rest], known[rest])[0]
-            parts["unlabelled"] = mean_inside(total, inside[rest], world)
+                total, _ = LOSSES["ce"](photo_logits, pseudo_labels.masked_fill(~sure, IGNORE_INDEX))
+            parts["unlabelled"] = mean_over_all(total, inside.sum(), world)
             ramp = min(1, (at + 1) / (RAMP * per_round)) if args.ema else 1
             weight = args.unlabelled_weight
             loss = (loss + ramp * weight * parts["unlabelled"]) / (1 + weight)
@@ -487,7 +498,7 @@ def main(args):
                 kept = averages[key]
                 kept.lerp_(value, 1 - decay) if kept.is_floating_point() else kept.copy_(value)
         # <<< shared: average
-        if args.bn == "unlabelled" and done % per_round == 0:
+        if args.bn == "unlabelled" and (eval_now or done % per_round == 0):
             measure_statistics(predict, evaluated, unlabelled, args.batch_size)
         if log_now:
             mean_loss = dist.total(torch.stack(losses).mean()).item() / world
@@ -503,8 +514,7 @@ def main(args):
             }
             seen = {f"loss/{key}": value.detach() for key, value in parts.items()}
             if unlabelled:
-                sure = known[rest] != IGNORE_INDEX
-                agree = logits[rest].argmax(1) == known[rest]
+                agree = photo_logits.argmax(1) == pseudo_labels
                 seen["pseudo/agreement"] = agree[sure].float().mean()
                 seen["order/yaw"] = 15 * bins.float().mean()
             log.scalars(done, **figures, **dist.mean(seen, device))
@@ -516,17 +526,10 @@ def main(args):
             if done == args.steps:
                 teachers = [evaluated.eval()]  # as at the end of each round before, the student is looked at
             if args.ema or done == args.steps:
-                said, collapsed = look(done)
+                surveyed, collapsed = survey_photos(done)
             if rank == 0:
-                picture = draw.taught(
-                    photos["image"],
-                    probs.argmax(1).byte().cpu(),
-                    pseudo.cpu(),
-                    images[rest],
-                    labels[rest],
-                    faces.colors,
-                    classes,
-                )
+                panels = weak, probs.argmax(1).byte(), pseudo, taught["image"], taught["semantic"]
+                picture = draw.taught(*panels, faces.colors, classes)
                 log.image(done, "pseudo/grid", picture, "pseudo.png")
         if eval_now and val:
             evaluated.eval()
@@ -549,7 +552,7 @@ def main(args):
             tqdm.write(f"step {done}: loss {mean_loss:.3f}, nobody is held out to validate")
         if eval_now:
             since = time.time()
-        if (eval_now or signal) and rank == 0:
+        if (eval_now or signal or collapsed) and rank == 0:
             save(done)
         if signal or collapsed:
             break
@@ -575,7 +578,8 @@ def main(args):
         print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
     else:
         print(f"best.pt: step {done}, the last one, since nobody is held out")
-    print(f"next:    python evaluate.py --init {out}/best.pt")
+    file = "last.pt" if args.unlabelled else "best.pt"  # validation knows the labelled people alone
+    print(f"next:    python evaluate.py --init {out}/{file}")
 
 
 # >>> shared: start

@@ -154,7 +154,7 @@ class Gradual(torch.utils.data.Sampler):
             part = step % self.per_round * PARTS // self.per_round
             end = max(1, n * (part + 1) // PARTS)
             places = positions(step, self.batch_size, self.rank, self.world)
-            newest, place = rng.uniform(self.seed, places, 2, stream=5).T
+            newest, place = rng.uniform(self.seed, places, 2, stream=1000).T  # which no augmentation uses
             begin = torch.where(newest < 0.5, n * max(0, part - 1) // PARTS, 0)
             rows = (begin + place * (end - begin)).long().clamp_max(end - 1)
             yield [self.ranked[row] for row in rows.tolist()]

@@ -118,7 +118,8 @@ def open_photos(path, classes, val_fraction=0.15):
 
 def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
     """`Faces` with one split, `unlabelled`: photos as in `open_photos`, without people who validate in the
-    data set itself or in `labelled`, the `Faces` of the folder `labelled_path`.
+    data set itself or in `labelled`, the `Faces` of the folder `labelled_path`, and without copies of photos
+    that validate there.
 
     A sample keeps its mask where the classes are the same, so that pseudo-labels can be measured by it. A
     UserError where a photo is one of a test split, by content, whatever it is called.
@@ -133,8 +134,10 @@ def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
     if list(faces.classes) != list(classes):
         photos = [s._replace(label=None) for s in photos]
     tests = [s.image for s in _test(faces) + _test(labelled)]
-    digests = contents([*tests, *(s.image for s in photos)])
-    tested = {digests[image] for image in tests}
+    held = [s.image for s in labelled.splits.get("val", [])]
+    digests = contents([*tests, *held, *(s.image for s in photos)])
+    tested, validating = ({digests[image] for image in images} for images in (tests, held))
+    photos = [s for s in photos if digests[s.image] not in validating]
     if seen := [s.image for s in photos if digests[s.image] in tested]:
         raise UserError(
             f"{path}: {counted(len(seen), 'photo')} of a test split, which train nothing, not without their "

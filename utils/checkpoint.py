@@ -36,7 +36,9 @@ def save_run(out, state, is_best, best_model):
                 f"{out} is as it was: start anew with a lower rate, or without half precision"
             )
     if is_best:
-        kept = {k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema", "teacher", "said")}
+        kept = {
+            k: v for k, v in state.items() if k not in ("optimizer", "scaler", "ema", "teacher", "surveyed")
+        }
         save(out / "best.pt", **kept | {"model": best_model.state_dict()})
     save(out / "last.pt", **state)
 

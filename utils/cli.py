@@ -301,7 +301,7 @@ def refuse_idle_data_flags(given, args, faces):
         "allow_empty": "on synthetic faces, which have every class" if rendered else None,
         "val_fraction": validates if given.val_fraction else None,
     }
-    refuse_without_effect(given, reasons)
+    refuse_without_effect(given, {name: why for name, why in reasons.items() if hasattr(given, name)})
     check_allowed(given.allow_empty, faces.classes)
 
 
@@ -315,7 +315,7 @@ def refuse_without_effect(args, reasons):
     """A UserError for each flag given that does nothing. reasons: {flag name: why, or None where it has an
     effect}."""
     for name, why in reasons.items():
-        value = getattr(args, name, None)  # a script need not have all of them
+        value = getattr(args, name)
         if why and value not in (None, False, []):
             words = " ".join(map(str, value)) if isinstance(value, list) else value
             raise UserError(f"--{name.replace('_', '-')} {words}: has no effect {why}; leave it out")
@@ -374,6 +374,6 @@ def resume_flags(parser, saved, argv=None, free=RESUMABLE):
         if key not in free and value != began:
             raise UserError(
                 f"--{key.replace('_', '-')} {value}: the run in {saved['out']} began with {began} "
-                "and --resume goes on unchanged; a new stage needs --init and another --out"
+                "and --resume goes on unchanged; a new stage needs another --out"
             )
     return argparse.Namespace(**{**saved, **given})

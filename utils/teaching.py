@@ -13,6 +13,7 @@ SURVEYED = 256  # photos that thresholds and statistics are measured on
 BINS = 7  # of |yaw|, 0 to 90 degrees in steps of 15
 VANISHED = 0.25  # share of a class's first share below which it counts as lost
 NOTICED = 1e-3  # share of pixels below which a class may come and go
+FEW = 3  # photos of one |yaw| that say nothing about what is lost
 
 
 def soften(probs, temperature):
@@ -32,7 +33,7 @@ def hard_labels(probs, thresholds):
     """(B, K, H, W), and (B, K) of each photo -> (B, H, W) uint8: the likeliest class, `UNSURE` where its
     probability is below its threshold."""
     confidence, preds = probs.max(1)
-    least = thresholds.gather(1, preds.flatten(1)).view_as(confidence)
+    least = thresholds.gather(1, preds.view(len(preds), -1)).view_as(confidence)
     return preds.masked_fill(confidence < least, UNSURE).byte()
 
 
@@ -57,9 +58,10 @@ def class_thresholds(confidence, preds, bins, num_classes, threshold, keep):
     confidence, preds (N, P), of N photos; bins (N,).
     """
     found = torch.full((BINS, num_classes), threshold)
-    for b in bins.unique().tolist() if keep else []:
+    for b in range(BINS) if keep else []:
+        seen = bins == b if (bins == b).any() else torch.ones_like(bins, dtype=torch.bool)  # else as of all
         for k in range(num_classes):
-            own = confidence[bins == b][preds[bins == b] == k]
+            own = confidence[seen][preds[seen] == k]
             if len(own):
                 rank = min(len(own), int((1 - keep) * len(own)) + 1)
                 found[b, k] = min(threshold, own.kthvalue(rank).values.item())
@@ -68,9 +70,10 @@ def class_thresholds(confidence, preds, bins, num_classes, threshold, keep):
 
 @torch.no_grad()
 def survey(label, data, num_classes, batch_size, threshold, keep):
-    """What the teacher says of up to `SURVEYED` photos: thresholds (BINS, K), see `class_thresholds`; shares
-    (BINS, K) of the pixels at each |yaw| that it gives to each class; kept (K,), the share of each class that
-    is sure; confusion (BINS, K, K) with masks, where photos have them, which is shown and never used.
+    """What the teacher says of up to `SURVEYED` photos: thresholds (BINS, K), see `class_thresholds`; photos
+    (BINS,), how many there are at each |yaw|; shares (BINS, K) of their pixels that it gives to each class;
+    kept (K,), the share of each class that is sure; confusion (BINS, K, K) with masks, where photos have
+    them, which is shown and never used.
 
     label: (B, 3, H, W) -> (B, K, H, W), see `teach`.
     """
@@ -91,9 +94,14 @@ def survey(label, data, num_classes, batch_size, threshold, keep):
     given = torch.stack([(preds == k).float().mean(1) for k in range(num_classes)], 1)  # (N, K)
     taken = torch.stack([(sure & (preds == k)).float().mean(1) for k in range(num_classes)], 1)
     shares = torch.zeros(BINS, num_classes).index_add(0, bins, given)
-    shares = shares / torch.bincount(bins, minlength=BINS)[:, None]  # NaN where no photo is
-    kept = taken.sum(0) / given.sum(0)
-    return {"thresholds": thresholds, "shares": shares, "kept": kept, "confusion": confusion}
+    photos = torch.bincount(bins, minlength=BINS)
+    return {
+        "thresholds": thresholds,
+        "photos": photos,
+        "shares": shares / photos[:, None],  # NaN where no photo is
+        "kept": taken.sum(0) / given.sum(0),
+        "confusion": confusion,
+    }
 
 
 def pseudo_scalars(found, classes):
@@ -116,10 +124,19 @@ def pseudo_scalars(found, classes):
     return named | {"pseudo/mean_f1": metrics.mean_f1(confusion.sum(0)).item()}
 
 
-def vanished(shares, first, classes):
-    """In words, which class has lost most of the pixels that it had at first; None if none has."""
-    lost = ((shares < VANISHED * first) & (first > NOTICED)).nonzero().tolist()
-    for b, k in lost[:1]:
+def vanished(shares, first, photos, pairs, classes):
+    """In words, which class has lost most of the pixels that it had at first; None if none has.
+
+    shares, first (BINS, K), see `survey`; photos (BINS,) how many there are at each |yaw|: where they are
+    `FEW`, nothing is judged. pairs: classes that differ in the side alone count together: in profile one eye
+    may vanish.
+    """
+    shares, first = shares.clone(), first.clone()
+    for pair in pairs:
+        for values in (shares, first):
+            values[:, pair] = values[:, pair].sum(1, keepdim=True)
+    lost = (shares < VANISHED * first) & (first > NOTICED) & (photos > FEW)[:, None]
+    for b, k in lost.nonzero().tolist():
         change = f"{first[b, k]:.2%} of the pixels at first, now {shares[b, k]:.2%}"
         return f"{classes[k]} at |yaw| {15 * b}: {change}"
     return None

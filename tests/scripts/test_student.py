@@ -179,10 +179,11 @@ def test_the_first_loss_is_what_the_equations_say(flags, student, teacher, folde
     faces = splits.open_data(folder)
     photos = splits.open_unlabelled(crowd, faces.classes, 0.15, faces, folder)
     own, other = batches.load(faces, "train", 32), batches.load(photos, "unlabelled", 32)
-    rows = [next(iter(batches.Order(len(data), 2, 0, 0, 1))) for data in (own, other)]
-    own, shown = own[rows[0]], other[rows[1]]
+    own = own[next(iter(batches.Order(len(own), 2, 0, 0, 1)))]
+    shown = other[next(iter(batches.Order(len(other), 2, 1, 0, 1)))]
     probs = said(shown["image"])
-    limits = given.get("--threshold", 0.9), given.get("--keep", 0.5)
+    hard = "--target" not in given
+    limits = (given.get("--threshold", 0.9), given.get("--keep", 0.5)) if hard else (0.0, 0.0)
     found = teaching.survey(lambda images: said(images).float(), other, 11, 4, *limits)
     least = found["thresholds"][teaching.yaw_bins(other, shown)]
     pseudo = torch.full((2, 32, 32), 254, dtype=torch.uint8)
@@ -191,15 +192,14 @@ def test_the_first_loss_is_what_the_equations_say(flags, student, teacher, folde
             pseudo[photo][(probs[photo].argmax(0) == k) & (probs[photo][k] >= least[photo, k] - 1e-7)] = k
     temperature = given.get("--temperature", 2)
     heated = probs.pow(1 / temperature)
-    soft = torch.cat([torch.zeros_like(probs), heated / heated.sum(1, keepdim=True)])
-    batch = {
-        "image": torch.cat([own["image"], shown["image"]]),
-        "semantic": torch.cat([own["semantic"], pseudo]),
-        "probs": soft.float(),
-    }
+    soft = (heated / heated.sum(1, keepdim=True)).float()
     pairs = dict.fromkeys(("semantic", "probs"), LAPA.flip_pairs)
-    batch = augment(batch, load_policy(str(policy)), 0, torch.arange(4), pairs)
-    labels, scores, clean = batch["semantic"], logits(batch["image"]), mean(batch["image"])
+    how = load_policy(str(policy)), 0
+    own = augment({k: own[k] for k in ("image", "semantic")}, *how, torch.tensor([0, 1]), pairs)
+    taught = {"image": shown["image"], "semantic": pseudo, "probs": soft}
+    taught = augment(taught, *how, torch.tensor([2, 3]), pairs)
+    images = torch.cat([own["image"], taught["image"]])
+    labels, scores, clean = torch.cat([own["semantic"], taught["semantic"]]), logits(images), mean(images)
 
     def distance(q, z):
         return temperature**2 * (q * (q.log() - (z / temperature).log_softmax(0))).sum().item()
@@ -210,26 +210,27 @@ def test_the_first_loss_is_what_the_equations_say(flags, student, teacher, folde
             continue  # comes from outside of the photo, or nobody labelled it: never counts
         z = scores[photo, :, y, x]
         name = "labelled" if photo < 2 else "unlabelled"
-        if photo < 2 or "--target" not in given:
+        if photo < 2 or hard:
             k = int(labels[photo, y, x])
             losses[name].append(0.0 if k == 254 else -z.log_softmax(0)[k].item())
         if photo < 2:
             q = clean[photo, :, y, x].pow(1 / temperature)
             losses["kd"].append(distance(q / q.sum(), z))
-        elif "--target" in given:
-            q = batch["probs"][photo, :, y, x].double()
+        elif not hard:
+            q = taught["probs"][photo - 2, :, y, x].double()
             losses[name].append(distance(q / q.sum(), z))
     assert (labels[:2] == 255).any() and (labels[2:] == 255).any()
-    assert ((labels == 254).any() and (labels[2:] < 11).any()) == (given.get("--threshold") != 1)
+    if hard:
+        assert (labels[2:] == 254).any() and (labels[2:] < 11).any() == (given.get("--threshold") != 1)
     means = {name: np.mean(values) for name, values in losses.items()}
     found = tags(out)
     assert found["loss/labelled"] == pytest.approx(means["labelled"], abs=2e-5)
-    assert found["loss/unlabelled"] == pytest.approx(means["unlabelled"], abs=2e-5)
+    assert found["loss/unlabelled"] == pytest.approx(means["unlabelled"], abs=1e-4)
     alpha, weight = given.get("--distill", 0.0), given.get("--unlabelled-weight", 1.0)
     assert found.get("loss/kd") == (pytest.approx(means["kd"], abs=2e-5) if alpha else None)
     own = (1 - alpha) * means["labelled"] + alpha * means["kd"]
     total = (own + weight * means["unlabelled"]) / (1 + weight)
-    assert found["train/loss"] == pytest.approx(total, abs=2e-5)
+    assert found["train/loss"] == pytest.approx(total, abs=1e-4)
     if given.get("--threshold") == 1:
         assert means["unlabelled"] == 0, "all unsure: what is left is the loss on labelled photos"
 
@@ -321,8 +322,9 @@ def test_a_teacher_that_follows_is_the_mean_and_then_an_average(student, spied, 
     assert all(torch.equal(own[k], v) for k, v in saved[-1]["ema"].items()), "it is the average that teaches"
 
 
-def test_a_class_that_vanishes_stops_the_run(student, crowd, folder, tmp_path, capsys):
-    """Labels without hair, and a teacher that soon forgets it."""
+def test_a_class_that_vanishes_stops_the_run(student, crowd, folder, tmp_path, capsys, monkeypatch):
+    """Labels without hair, and a teacher that soon forgets it; of each |yaw| there are two photos."""
+    monkeypatch.setattr(teaching, "FEW", 1)
     bald = tmp_path / "bald"
     shutil.copytree(folder, bald)
     for path in (bald / "labels").iterdir():
@@ -447,7 +449,7 @@ def test_it_logs_and_goes_on_to_the_next_script(student, teacher, call, calls, c
     measured = checkpoint.load(out / "last.pt")["model"]
     assert all(torch.equal(measured[k], v) for k, v in last["ema"].items())
     best = weights(out / "best.pt")
-    assert not {"ema", "optimizer", "teacher", "said"} & set(best)
+    assert not {"ema", "optimizer", "teacher", "surveyed"} & set(best)
     plain = ["--device", "cpu"]
     calls(
         ["evaluate.py", "--init", out / "last.pt", "--json", tmp_path / "last.json", *plain],
@@ -536,14 +538,14 @@ TWO = ["--teacher", "{best}", "{best}"]
 MISTAKES = [
     ([], "--teacher is needed"),
     (["--teacher", "nowhere.pt"], "nowhere.pt"),
-    (["--teacher", "{best}", "{size}"], "size differs: --teacher {best} has 32, {size} has 48"),
+    (["--teacher", "{best}", "{size}"], "--teacher: size of {best}: 32; of {size}: 48"),
     (
         ["--teacher", "{best}", "{grey}"],
-        "preprocess differs: --teacher {best} has none, {grey} has grey-world",
+        "--teacher: preprocess of {best}: none; of {grey}: grey-world",
     ),
     (
         ["--teacher", "{best}", "{named}"],
-        "classes differs: --teacher {best} has background skin left_eyebrow",
+        "--teacher: classes of {best}: background skin left_eyebrow",
     ),
     (["--teacher", "{named}"], "other classes: the teacher's are background face left_eyebrow"),
     ([*TWO, *PHOTOS, "--ema", ".9"], "--ema 0.9: a teacher that follows"),
@@ -553,8 +555,14 @@ MISTAKES = [
     ([*PHOTOS, "--unlabelled-share", ".01"], "at least one of --unlabelled and one labelled"),
     ([*PHOTOS, "--unlabelled-share", ".99"], "at least one of --unlabelled and one labelled"),
     ([*PHOTOS, "--unlabelled-share", "0"], "at least one of --unlabelled and one labelled"),
-    ([*PHOTOS, "--unlabelled-share", ".75", "--synthetic", ".5"], "leaves no room for --synthetic 0.5"),
-    (["--steps", "5", "--rounds", "2"], "--steps 5: is no multiple of --rounds 2"),
+    (
+        [*PHOTOS, "--unlabelled-share", ".75", "--synthetic", ".5"],
+        "--synthetic 0.5: leave none for labelled photos",
+    ),
+    (
+        ["--steps", "5", "--rounds", "2"],
+        "--steps 5: no multiple of --rounds 2, which are equally long: try 6",
+    ),
     (["--students", "unet", "unet_gn"], "--students unet unet_gn: more than --rounds 1"),
     (["--unlabelled", "{plain}", "--order", "yaw"], "--order yaw: of 1 photos nobody knows the yaw"),
     ([*PHOTOS, "--target", "soft", "--threshold", ".5"], "--threshold 0.5: has no effect on --target soft"),

@@ -59,7 +59,9 @@ def test_half_of_each_class_is_kept_however_unsure():
     for b in (0, 6):
         for k in range(3):
             assert sure[bins == b][preds[bins == b] == k].float().mean() == 0.5, (b, k)
-    assert (found[[1, 2, 3, 4, 5]] == 1).all() and (found[:, 3] == 1).all()  # where there is nothing to count
+    assert (found[:, 3] == 1).all(), "a class that is nowhere"
+    everywhere = class_thresholds(confidence, preds, torch.zeros_like(bins), 4, 1.0, 0.5)[0]
+    assert torch.equal(found[1:6], everywhere.expand(5, -1)), "no photo at these angles: as of all"
     lower = class_thresholds(confidence, preds, bins, 4, 0.3, 0.5)
     assert torch.equal(lower, found.clamp_max(0.3)), "the smaller one of the two holds"
     assert (class_thresholds(confidence, preds, bins, 4, 0.9, 0.0) == 0.9).all()
@@ -124,14 +126,17 @@ def test_what_a_teacher_says_is_measured_by_class_and_yaw():
 def test_a_class_counts_as_lost_below_a_quarter_of_what_it_was():
     first = torch.full((BINS, 3), torch.nan)
     first[0], first[6] = torch.tensor([0.7, 0.26, 0.04]), torch.tensor([0.7, 0.2996, 0.0004])
-    assert vanished(first, first, CLASSES) is None
+    photos = torch.tensor([4, 0, 0, 0, 0, 0, 4])
+    assert vanished(first, first, photos, [], CLASSES) is None
     later = first.clone()
     later[6, 2] = 0  # so small that it may come and go
     later[0, 2] = 0.011
-    assert vanished(later, first, CLASSES) is None
+    assert vanished(later, first, photos, [], CLASSES) is None
     later[0, 2] = 0.009
-    said = vanished(later, first, CLASSES)
+    said = vanished(later, first, photos, [], CLASSES)
     assert said == "eye at |yaw| 0: 4.00% of the pixels at first, now 0.90%"
+    assert vanished(later, first, photos, [(1, 2)], CLASSES) is None, "one side of two may vanish in profile"
+    assert vanished(later, first, photos - 1, [], CLASSES) is None, "three photos say nothing"
 
 
 class Batches:
