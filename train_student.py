@@ -376,6 +376,9 @@ def main(args):
         teachers = [average]
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
+    had = init["args"].get("limit")
+    if had and not args.limit and len(train) > had:
+        faces.notes.append(f"--limit: the teacher had {had} labelled photos, the student has {len(train)}")
     if rank == 0:
         others = f"; {len(unlabelled)} not ({args.unlabelled})" if unlabelled else ""
         print(f"{faces.name} ({args.data}): {len(train)} labelled, {len(val) if val else 0} val{others}")
@@ -516,7 +519,8 @@ def main(args):
             if unlabelled:
                 agree = photo_logits.argmax(1) == pseudo_labels
                 seen["pseudo/agreement"] = agree[sure].float().mean()
-                seen["order/yaw"] = 15 * bins.float().mean()
+                if None not in unlabelled.yaws:
+                    seen["order/yaw"] = 15 * bins.float().mean()
             log.scalars(done, **figures, **dist.mean(seen, device))
             bar.set_postfix_str(f"loss {mean_loss:.3f} {figures['time/images_per_sec']:.0f} images/s")
             waited = 0.0

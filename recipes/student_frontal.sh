@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From frontal labels to profiles: what 156 photos of FASSEG V3 that nobody labelled add to frontal labels and
 # synthetic faces. LABELS=V2: its 17 labels, another camera; LABELS=0: V3's twelve photos at 0 degrees, the same one.
-# Last weights, test persons 08 to 11. MODEL=unet, or lite: from ImageNet weights.
+# Last weights, test persons 08 to 11. MODEL=unet, or lite: from ImageNet weights. The row `pair` has the students
+# of the row `ema` of both as teachers, and goes on from MODEL's; `ensemble` those of three seeds.
 # ROWS="start ema" LABELS=V2 MODEL=unet SEEDS="0 1 2" bash recipes/student_frontal.sh FOLDER, with V2 and V3 in it
 set -euo pipefail
 faces=${1:?usage: bash recipes/student_frontal.sh FOLDER, with V2 and V3 in it}
@@ -17,10 +18,13 @@ case $model in
   unet) network="--model unet --steps 800" ;;
   lite) network="--model unet_efficientnet_lite0 --weights imagenet --backbone-lr-scale 0.2 --steps 600" ;;
 esac
-for row in ${ROWS:-start continued statistics clean fixed rounds global ema no_cutmix batch measured yaw random ensemble masks}; do
+rows="start continued statistics clean fixed rounds ema global no_cutmix batch measured yaw random ensemble masks"
+for row in ${ROWS:-$rows}; do
   for seed in ${SEEDS:-0 1 2}; do
     out=$runs/$row/$seed start=$runs/start/$seed/last.pt
-    student="python train_student.py --teacher $start --unlabelled $faces/V3"
+    other=${runs%/*}/$([ "$model" = unet ] && echo lite || echo unet)
+    photos="python train_student.py --unlabelled $faces/V3"
+    student="$photos --teacher $start"
     case $row in
       start) command="python train_finetune.py $network" ;;
       continued) command="python train_student.py --teacher $start" ;;
@@ -35,7 +39,8 @@ for row in ${ROWS:-start continued statistics clean fixed rounds global ema no_c
       measured) command="$student --bn unlabelled" ;;
       yaw) command="$student --order yaw" ;;
       random) command="$student --order random" ;;
-      ensemble) command="python train_student.py --unlabelled $faces/V3 --teacher $(echo "$runs"/start/{0,1,2}/last.pt)" ;;
+      ensemble) command="$photos --teacher $(echo "$runs"/ema/{0,1,2}/last.pt)" ;;
+      pair) command="$photos --teacher $runs/ema/$seed/last.pt $other/ema/$seed/last.pt" ;;
       masks) command="python train_finetune.py --init $start --steps 400 --lr 5e-4" ;;
     esac
     own=("${data[@]}" --synthetic 0.25)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Do scores add to what a teacher gives? From frontal starts (ROW=start) or from students of them (ROW=ema) of
-# student_frontal.sh, 1,000 scores of masks about 16 photos of FASSEG V3, then 2,200 about 32. Last weights.
+# Do scores add to what a teacher gives? From a row of student_frontal.sh (frontal starts, ROW=start, or students:
+# ROW=ema, ROW=pair), 1,000 scores of masks about 16 photos of FASSEG V3, then 2,200 about 32. Last weights.
 # ROW=ema MODEL=lite STAGES=1 SEEDS="0 1 2" bash recipes/student_scores.sh FOLDER/V3
 set -euo pipefail
 data=${1:?usage: bash recipes/student_scores.sh FOLDER/V3} model=${MODEL:-unet} row=${ROW:-ema}

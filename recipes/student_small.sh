@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Distillation: `unet` begins anew, taught by `unet_efficientnet_lite0`, on FASSEG V3 with 16 labels and 140 photos
-# without. The teachers are those of pretrained.sh (SETS=16, ROWS=rate.2), which comes first; what it is compared
+# Distillation: `unet` begins anew, taught by `unet_efficientnet_lite0`, on FASSEG V3 with 16 labels and all 156
+# training photos without. The teachers are those of pretrained.sh (SETS=16, ROWS=rate.2), which comes first; what it is compared
 # with is ROWS=unet of it. Last weights, persons 08 to 11.
 # ROWS="labelled both" SEEDS="0 1 2" bash recipes/student_small.sh FOLDER/V3
 set -euo pipefail
