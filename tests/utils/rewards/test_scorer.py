@@ -216,7 +216,7 @@ def test_masks_are_never_read(tmp_path):
     Image.fromarray(np.full((20, 20), 1, np.uint8)).save(mask)
     for path in (tmp_path / "set", tmp_path / "set" / "images"):
         faces = splits.open_photos(path, ["background", "skin"], val_fraction=0.25)
-        train, val = (batches.load(faces, split, 16) for split in ("train", "val"))
+        train, val = (batches.load(faces, split, 16) for split in ("unlabelled", "val"))
         assert len(train) == 3 and len(val) == 1
         assert (train[[0, 1, 2]]["semantic"] == IGNORE).all()
         assert sorted(pathlib.Path(p).stem for p in train.paths + val.paths) == list("abcd")
