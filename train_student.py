@@ -1,12 +1,13 @@
 """Train a student on labelled photos and on what a teacher says of others that nobody labelled.
 
-Run:    python train_student.py --teacher runs/mine/best.pt --unlabelled PHOTOS --out runs/student
-        python train_student.py --teacher a.pt b.pt --students unet --distill 0.9 --out runs/small
+Run:    python train_student.py --teacher runs/mine/last.pt --unlabelled PHOTOS --out runs/student
+        python train_student.py --teacher a/last.pt b/last.pt --unlabelled PHOTOS --out runs/of_two
+        python train_student.py --teacher a/last.pt --unlabelled PHOTOS --students unet --out runs/small
 Needs:  one checkpoint or several of any script here, of the same classes and size; the labelled photos that
         they were trained on, or others; photos
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
         train_batch.png, pseudo.png and val.png into --out
-Expect: docs/student.md   -> evaluate.py, predict.py or train_scores.py --init runs/student/best.pt
+Expect: docs/student.md   -> evaluate.py, predict.py or train_scores.py --init runs/student/last.pt
 
 Who labels the photos, and how, is what methods differ in: a teacher that stays as it is (pseudo-labels,
 distillation, Noisy Student) or one that follows the student (--ema: Mean Teacher, FixMatch), with classes or
@@ -35,6 +36,7 @@ from utils.losses import LOSSES
 from utils.metrics import IGNORE_INDEX
 from utils.teaching import (
     UNSURE,
+    described,
     distillation,
     hard_labels,
     measure_statistics,
@@ -79,14 +81,16 @@ def get_parser():
     g.add_argument("--augment", default="cutmix", metavar="POLICY", help=policy)
     g = p.add_argument_group("model")
     g.add_argument("--teacher", nargs="+", metavar="FILE", help="checkpoints; of several the mean counts")
-    fresh = "begin anew, with this model; of several one each round; else the teacher goes on"
+    fresh = "models to begin anew with, one for each round; without, the teacher's network goes on"
     g.add_argument("--students", nargs="+", default=[], metavar="MODEL", help=fresh)
     g.add_argument("--weights", default="none", help="none, imagenet, coco, or a file")
     stages = "none, backbone, or how many of its first stages stay as they are"
     g.add_argument("--freeze", default="none", metavar="WHAT", help=stages)
     scale = "the backbone's rate, times --lr"
     g.add_argument("--backbone-lr-scale", type=cli.at_least_zero, default=1.0, help=scale)
-    statistics = "BatchNorm: as the teacher's, of the batch, or at the end measured on --unlabelled"
+    statistics = (
+        "BatchNorm: as the teacher's, of the batch, or of the batch and then measured on --unlabelled"
+    )
     g.add_argument("--bn", choices=["frozen", "batch", "unlabelled"], help=statistics)
     g = p.add_argument_group(
         "teaching", f"where a flag is not given: {cli.as_flags(TEACHING)}; --ema as below"
@@ -206,6 +210,8 @@ def refuse_contradictions(given, args, num_unlabelled):
         raise UserError("--bn frozen: a student that begins anew has no statistics yet; --bn batch")
     if args.bn == "unlabelled" and (not args.unlabelled or args.freeze != "none"):
         raise UserError("--bn unlabelled: needs --unlabelled, and no --freeze, whose statistics would stay")
+    if (args.students or len(args.teacher) > 1) and not (args.unlabelled or args.distill):
+        raise UserError("--teacher: nothing would be asked of it: give --unlabelled, --distill or both")
     alone = None if args.unlabelled else "without --unlabelled"
     reasons = dict.fromkeys(("unlabelled_share", "unlabelled_weight", "order", "target"), alone)
     soft = args.target == "soft"
@@ -318,6 +324,8 @@ def main(args):
         them; and in words, which class is lost, or None."""
         found = survey(label, unlabelled, num_classes, args.batch_size, threshold, keep)
         log.scalars(step, **pseudo_scalars(found, classes))
+        if rank == 0:
+            tqdm.write(f"what the teacher says: {described(found, classes)}")
         first_shares = surveyed.get("shares", found["shares"])
         lost = vanished(found["shares"], first_shares, found["photos"], pairs, classes)
         if dist.total(torch.tensor(float(lost is not None), device=device)):  # all processes stop, or none
@@ -380,9 +388,10 @@ def main(args):
     if had and not args.limit and len(train) > had:
         faces.notes.append(f"--limit: the teacher had {had} labelled photos, the student has {len(train)}")
     if rank == 0:
-        others = f"; {len(unlabelled)} not ({args.unlabelled})" if unlabelled else ""
+        others = f"; {len(unlabelled)} unlabelled ({args.unlabelled})" if unlabelled else ""
         print(f"{faces.name} ({args.data}): {len(train)} labelled, {len(val) if val else 0} val{others}")
-        print(summary.table(found), *faces.notes, *(opened.notes if unlabelled else ()), sep="\n  ")
+        notes = [f"{args.unlabelled}: {note}" for note in opened.notes] if unlabelled else []
+        print(summary.table(found), *faces.notes, *notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         follows = ", which follows the student" if args.ema else ""
         print(f"BatchNorm {args.bn}; teacher {' '.join(args.teacher)}{follows}")
@@ -401,6 +410,7 @@ def main(args):
             "scaler": scaler.state_dict(),
             "teacher": taught_by,
             "surveyed": surveyed,
+            "collapsed": collapsed,
         }
         checkpoint.save_run(out, state, best["step"] == step or not val, evaluated)
 
@@ -421,6 +431,9 @@ def main(args):
             model, average, still, optimizer, net = begin(round_)
             evaluated = average if args.ema else model
             teachers = [average] if args.ema else teachers
+            best = {"step": 0, "mean_f1": -1.0}  # of this round: another network, perhaps
+            if rank == 0:
+                tqdm.write(f"round {round_ + 1} of {args.rounds}: {args.model}, taught by the last student")
         if at == 0 and unlabelled:
             surveyed, collapsed = survey_photos(
                 step + 1
@@ -572,18 +585,16 @@ def main(args):
         return
     # <<< shared: finish
     if collapsed:
-        print(
-            f"collapsed: {collapsed} by step {done}; stopped. Try a lower --lr than {args.lr}, or a larger "
-            "--keep"
-        )
+        keep = "" if args.target == "soft" else ", a larger --keep"
+        print(f"collapsed: {collapsed} by step {done}. Try a lower --lr than {args.lr}, more --steps{keep}")
         return cli.COLLAPSED
     if val:
         print(metrics.table(result))
-        print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
-    else:
-        print(f"best.pt: step {done}, the last one, since nobody is held out")
-    file = "last.pt" if args.unlabelled else "best.pt"  # validation knows the labelled people alone
-    print(f"next:    python evaluate.py --init {out}/{file}")
+        print(
+            f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}: of the labelled people alone"
+        )
+    print(f"last.pt: step {done}, the last one")
+    print(f"next:    python evaluate.py --init {out}/last.pt")
 
 
 # >>> shared: start

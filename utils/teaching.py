@@ -137,9 +137,21 @@ def vanished(shares, first, photos, pairs, classes):
             values[:, pair] = values[:, pair].sum(1, keepdim=True)
     lost = (shares < VANISHED * first) & (first > NOTICED) & (photos > FEW)[:, None]
     for b, k in lost.nonzero().tolist():
-        change = f"{first[b, k]:.2%} of the pixels at first, now {shares[b, k]:.2%}"
-        return f"{classes[k]} at |yaw| {15 * b}: {change}"
+        where = f" at |yaw| {15 * b}" if (photos > 0).sum() > 1 else ""
+        return f"{classes[k]}{where}: {first[b, k]:.2%} of the pixels at first, now {shares[b, k]:.2%}"
     return None
+
+
+def described(found, classes):
+    """What `survey` found, in a line: how much is sure, which classes are nowhere, and F1 by the masks."""
+    shares = found["shares"].nanmean(0)
+    sure = (shares * found["kept"]).nansum()
+    absent = [name for name, share in zip(classes, shares.tolist(), strict=True) if not share]
+    f1 = metrics.mean_f1(found["confusion"].sum(0))
+    by_masks = "" if f1.isnan() else f"; mean F1 by the masks, which train nothing, {f1:.3f}"
+    return f"{sure:.0%} of the pixels are sure{by_masks}" + (
+        f"; on none: {', '.join(absent)}" if absent else ""
+    )
 
 
 def norms_of(network):

@@ -338,11 +338,14 @@ def test_a_class_that_vanishes_stops_the_run(student, crowd, folder, tmp_path, c
         r"collapsed: \w+ at \|yaw\| \d+: [\d.]+% of the pixels at first, now [\d.]+% by step", said
     )
     assert weights(out / "last.pt")["step"] < 40
+    with pytest.raises(SystemExit, match="3"):  # it is not taken for done, nor goes on
+        student("--resume", out=out.name)
+    assert "has collapsed" in capsys.readouterr().out
     # a teacher that stays as it is forgets nothing; what its student forgot is found when the round ends
     for rounds, step in ((1, 20), (2, 11)):
         fixed = ["--ema", 0, "--rounds", rounds, "--steps", 20]
         student(*flags, *fixed, out=f"fixed {rounds}", status=3)
-        assert f"by step {step};" in capsys.readouterr().out.splitlines()[-1]
+        assert f"by step {step}." in capsys.readouterr().out.splitlines()[-1]
 
 
 # ---- killed and resumed
