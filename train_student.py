@@ -77,8 +77,8 @@ def get_parser():
     cli.add_who_trains(g)
     share = "share of every batch that is synthetic faces"
     g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=share)
-    policy = f"of what the student sees: {', '.join(POLICIES)}, or a policy.json"
-    g.add_argument("--augment", default="cutmix", metavar="POLICY", help=policy)
+    policy = f"of what the student sees: {', '.join(POLICIES)}, or a policy.json; cutmix, on synthetic flip"
+    g.add_argument("--augment", metavar="POLICY", help=policy)
     g = p.add_argument_group("model")
     g.add_argument("--teacher", nargs="+", metavar="FILE", help="checkpoints; of several the mean counts")
     fresh = "models to begin anew with, one for each round; without, the teacher's network goes on"
@@ -243,7 +243,7 @@ def main(args):
         args = cli.fill(args, {"unlabelled_share": 0.0})
     if args.distill:
         args = cli.fill(args, {"temperature": 2.0})
-    args = cli.fill(args, TEACHING)
+    args = cli.fill(args, {**TEACHING, "augment": "flip" if args.data == "synthetic" else "cutmix"})
     for name in args.students:  # a name that is none, now rather than when its round begins
         build_model(name, len(init["data"]["classes"]), preprocess=init["args"].get("preprocess", "none"))
     for key in ("model", "classes", "part_order", "size"):  # its checkpoints say what they hold

@@ -12,7 +12,7 @@ UNSURE = 254  # a pseudo-label below its threshold: a pixel of the photo that te
 SURVEYED = 256  # photos that thresholds and statistics are measured on
 BINS = 7  # of |yaw|, 0 to 90 degrees in steps of 15
 VANISHED = 0.25  # share of a class's first share below which it counts as lost
-NOTICED = 1e-3  # share of pixels below which a class may come and go
+NOTICED = 2e-3  # share of pixels below which a class may come and go
 FEW = 3  # photos of one |yaw| that say nothing about what is lost
 
 
