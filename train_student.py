@@ -310,10 +310,8 @@ def main(args):
 
     if unlabelled:
         steps = range(first, args.steps)
-        other_seed = args.seed + 1  # photos that are labelled, too, come at another time
-        photo_order = batches.Order(
-            len(unlabelled), num_unlabelled, other_seed, first, args.steps, rank, world
-        )
+        other = args.seed + 1  # so that photos that are labelled, too, come at another time
+        photo_order = batches.Order(len(unlabelled), num_unlabelled, other, first, args.steps, rank, world)
         if args.order != "mixed":
             ranked = ranking(args.order, unlabelled, label, args.batch_size, args.seed)
             photo_order = batches.Gradual(ranked, num_unlabelled, args.seed, steps, per_round, rank, world)
@@ -435,9 +433,8 @@ def main(args):
             if rank == 0:
                 tqdm.write(f"round {round_ + 1} of {args.rounds}: {args.model}, taught by the last student")
         if at == 0 and unlabelled:
-            surveyed, collapsed = survey_photos(
-                step + 1
-            )  # logged with this step, so that resuming drops it with it
+            # logged with this step, so that resuming drops it with it
+            surveyed, collapsed = survey_photos(step + 1)
         # >>> shared: cadence
         done = step + 1
         eval_now = done % args.eval_every == 0 or done == args.steps
@@ -452,8 +449,8 @@ def main(args):
         waited += time.time() - began
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
         positions = batches.positions(step, args.batch_size, rank, world)
-        drawn = at_step(policy, step), args.seed
-        batch = augment(batch, *drawn, positions[:num_labelled], flip_pairs)
+        strong = at_step(policy, step)
+        batch = augment(batch, strong, args.seed, positions[:num_labelled], flip_pairs)
         images, labels = batch["image"], batch["semantic"].long()
         if unlabelled:  # augmented apart: CutMix takes from photos of the same half
             weak = photos["image"].to(device)
@@ -463,7 +460,7 @@ def main(args):
             taught = {"image": weak, "semantic": pseudo}
             if args.target == "soft":
                 taught["probs"] = soften(probs, args.temperature)
-            taught = augment(taught, *drawn, positions[num_labelled:], flip_pairs)
+            taught = augment(taught, strong, args.seed, positions[num_labelled:], flip_pairs)
             images = torch.cat([images, taught["image"]])
         if step == 0 and rank == 0:
             picture = draw.pairs(batch["image"], labels, faces.colors, faces.classes)
@@ -545,8 +542,7 @@ def main(args):
             if args.ema or done == args.steps:
                 surveyed, collapsed = survey_photos(done)
             if rank == 0:
-                panels = weak, probs.argmax(1).byte(), pseudo, taught["image"], taught["semantic"]
-                picture = draw.taught(*panels, faces.colors, classes)
+                picture = draw.taught(weak, probs.argmax(1), pseudo, taught, faces.colors, classes)
                 log.image(done, "pseudo/grid", picture, "pseudo.png")
         if eval_now and val:
             evaluated.eval()

@@ -165,16 +165,20 @@ def pairs(images, labels, colors, classes, columns=4):
     return grid(panels, colors, classes, more, columns)
 
 
-def taught(images, preds, pseudo, seen, labels, colors, classes):
+def taught(images, preds, pseudo, batch, colors, classes):
     """photo | what the teacher says | what of it is sure | what the student sees | what it is taught, for up
-    to eight photos. images, seen: (B, 3, H, W); the others (B, H, W), on the CPU, with ids beyond the classes
-    where it is unsure."""
+    to eight photos.
+
+    images (B, 3, H, W); preds, pseudo (B, H, W), with ids beyond the classes where nothing is sure; batch:
+    `image` and `semantic` as augmented.
+    """
     panels = {
         "photo": photos_of(images),
         "teacher": colorise(preds, colors),
         "sure": colorise(pseudo, colors),
+        "student sees": photos_of(batch["image"]),
+        "is taught": colorise(batch["semantic"], colors),
     }
-    panels |= {"student sees": photos_of(seen), "is taught": colorise(labels, colors)}
     panels = {heading: panel[:8] for heading, panel in panels.items()}
     return grid(panels, colors, classes, [("nothing", VOID)], scale=max(1, 192 // preds.shape[-1]))
 

@@ -85,8 +85,9 @@ def test_what_is_taught_is_a_picture_of_five_panels():
     labels[:, :2] = 254
 
     def taught(count):
-        maps = labels[:count], images[:count].float() / 255, labels[:count]
-        return draw.taught(images[:count], torch.zeros_like(labels[:count]), *maps, COLORS, CLASSES)
+        seen = {"image": images[:count].float() / 255, "semantic": labels[:count]}
+        preds = torch.zeros_like(labels[:count])
+        return draw.taught(images[:count], preds, labels[:count], seen, COLORS, CLASSES)
 
     side = 3 * 64
     page = taught(9)
