@@ -33,6 +33,15 @@ GEOMETRY = {
 }
 
 
+def crop(u, m, height, width):
+    """(B, 2, 3) matrices that shift along x and y by up to m of the side, all shifts equally likely: a crop
+    from the image padded by so much. By whole pixels, which blurs nothing. u: (B, 2) in [0, 1); m: (B,)."""
+    sides = torch.tensor([width, height])
+    most = (m[:, None] * sides).round()
+    x, y = (2 * ((u * (2 * most + 1)).floor() - most) / sides).unbind(1)
+    return _matrix(c=x, f=y, like=m)
+
+
 # ---- colour: (B, 3, H, W) float in [0, 1] and (B, 1, 1, 1) signed magnitudes -> the same
 
 
@@ -136,15 +145,17 @@ def coarse_noise(u, height, width):
     return noise.repeat_interleave(width // 8 + 1, 3)[..., :height, :width]
 
 
-REGULARISERS = ("erase", "cutmix")  # Zhong et al., 1708.04896; Yun et al., 1905.04899, for masks 1906.01916
+# Zhong et al., 1708.04896; Yun et al., 1905.04899, for masks 1906.01916; Zhang et al., 1710.09412
+REGULARISERS = ("erase", "cutmix", "mixup")
 SWITCHES = ("autocontrast", "equalise")  # done or not, whatever the magnitude
 UNITS = {  # of each operation's magnitude, for people
     **dict.fromkeys(("shear_x", "shear_y"), "tangent"),
-    **dict.fromkeys(("translate_x", "translate_y", "cutmix", "erase"), "share of a side"),
+    **dict.fromkeys(("translate_x", "translate_y", "crop", "cutmix", "erase"), "share of a side"),
     **dict.fromkeys(("zoom", "stretch", "gamma"), "octaves"),
     **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), "share of itself"),
     **dict.fromkeys(SWITCHES, "done or not"),
     "rotate": "degrees",
+    "mixup": "share of the other image",
     "hue": "turns of the circle",
     "blur": "standard deviation, per cent of a side",
     "noise": "standard deviation, share of white",
@@ -158,8 +169,9 @@ RANGES = {  # most of each magnitude, to either side: beyond, another does the s
     **dict.fromkeys(("zoom", "stretch", "gamma"), (4, 4)),
     **dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), (1, 10)),
     "hue": (0.5, 0.5),
+    "mixup": (0, 0.5),
     "blur": (0, 50),
     "posterise": (0, 7),
-    **dict.fromkeys(("noise", "solarise", *SWITCHES, *REGULARISERS), (0, 1)),
+    **dict.fromkeys(("crop", "cutmix", "erase", "noise", "solarise", *SWITCHES), (0, 1)),
 }
-OPERATIONS = sorted({*GEOMETRY, *COLOUR, *REGULARISERS, "noise"})
+OPERATIONS = sorted({*GEOMETRY, *COLOUR, *REGULARISERS, "crop", "noise"})

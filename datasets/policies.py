@@ -1,7 +1,7 @@
 """Augmentation policies as plain data: a baseline, a search result and a `policy.json` are the same thing.
 
 A file needs `flip` or `ops`, and of each operation `name` and `m_pos`. What it leaves out is as in `FLIP`,
-but `num_ops` 1 where there are operations; of an operation, `m_neg` 0 and `weight` 1.
+but `num_ops` 1 where there are operations; of an operation, `m_neg` 0, `weight` 1 and `p` 1.
 
 {"flip": 0.5,            # probability of a horizontal flip, which swaps left and right classes
  "num_ops": 1,           # operations drawn for each sample, with replacement
@@ -9,7 +9,11 @@ but `num_ops` 1 where there are operations; of an operation, `m_neg` 0 and `weig
  "levels": [0, 30],      # strength is level / 30 of the bound, level uniform between these two
  "scale": 1.0,           # times every bound
  "ops": [{"name": "rotate", "m_neg": 135.0, "m_pos": 135.0, "weight": 1.0}, ...],
- "schedule": [[0, 0.2], [200, 0.5]]}  # if wanted: from this step on, this scale
+ "schedule": [[0, 0.2], [200, 0.5]],  # if wanted: from this step on, this scale
+ "always": [{"name": "crop", "m_neg": 0.0, "m_pos": 0.125, "p": 1.0}, ...]}  # if wanted: see below
+
+What is in `always` is done before the drawn operations, each to every image with probability p, at a strength
+uniform from 0 to its bound. `levels`, `scale` and `schedule` are of `ops` alone.
 """
 
 import math
@@ -34,6 +38,8 @@ MOST_OPS = 20  # of an image; more would take more memory than sense
 POLICIES = {
     "none": {**FLIP, "flip": 0.0},
     "flip": FLIP,
+    # of CIFAR since He et al., 1512.03385: 4 pixels of 32 to each side
+    "crop": {**FLIP, "always": [{"name": "crop", "m_neg": 0.0, "m_pos": 0.125, "p": 1.0}]},
     # Cubuk et al., RandAugment, 1909.13719: N = 2, M = 9; bounds as torchvision's table
     "randaugment": {
         **FLIP,
@@ -115,8 +121,9 @@ WIDE = _ops(
 )
 
 
-def load_policy(name):
-    """The policy called `name`, or read from a JSON file of the form above. Raises UserError."""
+def load_policy(name, target="semantic"):
+    """The policy called `name`, or read from a JSON file of the form above. target: what images are labelled
+    with; "semantic" maps of ids cannot be mixed, so that MixUp is refused. Raises UserError."""
     if name in POLICIES:
         return POLICIES[name]
     if not os.path.exists(name):
@@ -125,7 +132,12 @@ def load_policy(name):
     if fault := fault_of(found):
         raise UserError(f"policy {name}: {fault}")
     ops = [{"weight": 1.0, "m_neg": 0.0, **op} for op in found.get("ops", [])]
-    return {**FLIP, "num_ops": int(bool(ops)), **found, "ops": ops}
+    policy = {**FLIP, "num_ops": int(bool(ops)), **found, "ops": ops}
+    if "always" in found:
+        policy["always"] = [{"p": 1.0, "m_neg": 0.0, **op} for op in found["always"]]
+    if target == "semantic" and "mixup" in {op["name"] for op in operations_of(policy)}:
+        raise UserError(f"policy {name}: mixup blends images, which masks cannot follow; cutmix can be done")
+    return policy
 
 
 NOTES = {"schema", "kind", "seed", "suspects", "gate", "search"}  # of ks_test.py and augment.py, for people
@@ -133,15 +145,18 @@ NOTES = {"schema", "kind", "seed", "suspects", "gate", "search"}  # of ks_test.p
 
 def fault_of(found):
     """What is wrong with a policy as a file has it, in words; None if it can be applied."""
-    is_policy = isinstance(found, dict) and {"flip", "ops"} & found.keys()
+    is_policy = isinstance(found, dict) and {"flip", "ops", "always"} & found.keys()
     if not is_policy or not isinstance(ops := found.get("ops", []), list):
         return 'not a policy, which has at least {"ops": [...]} or {"flip": 0.5}; docs/finetune.md shows one'
     if "allocation" in found:
         return "holds an allocation, which is read no more; a file of ids says who trains"
-    if unknown := found.keys() - FLIP.keys() - {"schedule"} - NOTES:
-        return f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(FLIP)}, schedule"
+    if unknown := found.keys() - FLIP.keys() - {"always", "schedule"} - NOTES:
+        return f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(FLIP)}, always, schedule"
+    always = found.get("always", [])
+    if not isinstance(always, list) or len(always) > MOST_OPS:
+        return f"always: need a list of at most {MOST_OPS} operations"
     for key in {"flip", "p_identity"} & found.keys():
-        if not (number(found[key]) and found[key] <= 1):
+        if not probability(found[key]):
             return f"{key} {found[key]}: need a probability from 0 to 1"
     if not number(found.get("scale", 1)):
         return f"scale {found['scale']}: need a number, 0 or more"
@@ -152,26 +167,28 @@ def fault_of(found):
         return f"levels {levels}: need two whole numbers"
     if not 0 <= levels[0] <= levels[1] <= 30:
         return f"levels {levels}: need 0 <= first <= second <= 30"
-    for op in ops:
+    for op, own in [*((op, "weight") for op in ops), *((op, "p") for op in always)]:
         if not isinstance(op, dict) or op.get("name") not in OPERATIONS or "m_pos" not in op:
             return f"operation {op}: unknown, or without m_pos; known: {', '.join(OPERATIONS)}"
-        if unknown := op.keys() - {"name", "m_neg", "m_pos", "weight"}:
+        if unknown := op.keys() - {"name", "m_neg", "m_pos", own}:
             return f"operation {op['name']}, unknown: {', '.join(sorted(unknown))}"
         for key in ("m_neg", "m_pos", "weight"):
             if not number(op.get(key, 0)):
                 return f"operation {op['name']}, {key} {op[key]}: need a number, 0 or more"
+        if not probability(op.get("p", 1)):
+            return f"operation {op['name']}, p {op['p']}: need a probability from 0 to 1"
     if ops and not any(op.get("weight", 1) for op in ops):
         return "every operation has weight 0"
     if found.get("num_ops", 1) == 0 and ops:
         return f"num_ops 0: none of the {len(ops)} operations in ops would be done; leave them out"
     if found.get("schedule") is not None and (fault := fault_of_schedule(found["schedule"])):
         return fault
-    return fault_of_strength(ops, levels[1] / 30, found)
-
-
-def fault_of_strength(ops, level, found):
-    """The same of how far operations go: bound x level x scale, the largest one of a schedule."""
     scale = max((scale for _, scale in found.get("schedule") or []), default=found.get("scale", 1))
+    return fault_of_strength(ops, levels[1] / 30, scale) or fault_of_strength(always, 1, 1)
+
+
+def fault_of_strength(ops, level, scale):
+    """The same of how far operations go: bound x level x scale, the largest one of a schedule."""
     for op in ops:
         for key, most in zip(("m_neg", "m_pos"), RANGES[op["name"]], strict=True):
             strength = op.get(key, 0) * level * scale
@@ -198,12 +215,28 @@ def number(value):
     return type(value) in (int, float) and 0 <= value < math.inf
 
 
+def probability(value):
+    """Whether it is a number from 0 to 1."""
+    return number(value) and value <= 1
+
+
+def operations_of(policy):
+    """Those drawn, then those of `always`."""
+    return [*policy["ops"], *policy.get("always", [])]
+
+
 def without_regularisers(policy):
     """What regularisers make is no photo, so no reward should be earned on it."""
-    return {**policy, "ops": [op for op in policy["ops"] if op["name"] not in REGULARISERS]}
+    lists = {key: policy[key] for key in ("ops", "always") if key in policy}
+    return policy | {k: [op for op in ops if op["name"] not in REGULARISERS] for k, ops in lists.items()}
 
 
 def at_step(policy, step):
     """The policy with the scale that holds at `step`: of the last entry of its schedule at or below it."""
     held = [scale for first, scale in policy.get("schedule") or [] if first <= step]
     return {**policy, "scale": held[-1]} if held else policy
+
+
+def scaled(policy, share):
+    """The policy, as `at_step` gives it, with its drawn operations at `share` of their strength."""
+    return {**policy, "scale": share * policy["scale"]}
