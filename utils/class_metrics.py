@@ -15,7 +15,7 @@ FEW = 10  # as many classes are shown in full; of more, only so many
 
 @torch.no_grad()
 def measure(predict, data, keys, batch_size=16, rank=0, world=1):
-    """Probabilities and labels of a whole data set, from which every figure follows; the same on all processes.
+    """Probabilities and labels of a data set, from which every figure follows; the same on all processes.
 
     predict: (B, 3, H, W) uint8 -> {key: (B, K) float32 logits}. data[[i, j]] -> {"image", key: (B,) int64}.
     Rank r reads images r, r + world, ...: none is padded, none counted twice.
