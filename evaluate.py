@@ -1,12 +1,13 @@
-"""Score a parser on a split: a table for people, JSON for programs.
+"""Score parsers or classifiers on a split: a table for people, JSON for programs.
 
 Run:    python evaluate.py --init runs/finetune/best.pt --split test --json runs/finetune/test.json
-Needs:  a checkpoint of a training script; --data if not the checkpoint's own
-Writes: the JSON file, if one is named
-Expect: one line of figures, a row for each class, and a row for each |yaw| where yaw is known
+Needs:  a checkpoint of a training script, or several, which vote; --data if not the checkpoint's own
+Writes: the JSON file, if one is named; with --save-errors DIR, errors.png and errors.json
+Expect: a line of figures and a row for each class; for parsers also for each |yaw|, where yaw is known
 
-Masks are scored at the checkpoint's --size. |yaw| is rounded to the nearest 15 degrees. F1 and IoU
-come from one confusion matrix over the split; intervals are bootstrapped over people.
+Images are scored at the checkpoint's --size. Of parsers, |yaw| is rounded to the nearest 15 degrees, F1 and
+IoU come from one confusion matrix over the split, and intervals are bootstrapped over people. Several
+checkpoints have one kind of model, size and list of classes; data and split are those of the first.
 """
 
 import json
@@ -17,31 +18,118 @@ import shlex
 import torch
 
 from datasets import batches, splits
-from datasets.faces import label_info
+from datasets import classes as labelled
+from datasets.faces import label_info, some
 from datasets.images import to_float
 from datasets.synthetic import scheme_of
 from models import restore
-from utils import checkpoint, cli, dist, files, metrics
+from utils import checkpoint, class_metrics, cli, dist, draw, files, metrics
 from utils.errors import UserError
+
+SHOWN = 100  # mistakes in errors.png
+INSTEAD = "no split test: these are figures of val, which best.pt was chosen by"
 
 
 def get_parser():
     p = cli.parser(__doc__)
     g = p.add_argument_group("data", "where a flag is not given: what --init trained on")
-    g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
+    g.add_argument(
+        "--data", help="folder of faces or of labelled images, its layout recognised, or synthetic"
+    )
     g.add_argument(
         "--part-order", choices=cli.PART_ORDERS, help="which part of CelebAMask-HQ is painted last"
     )
     g.add_argument("--split", default="test", help="train, val, test ...; val where there is no test")
     g.add_argument("--ids", metavar="FILE", help=cli.IDS)
     g = p.add_argument_group("model")
-    g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to score")
+    g.add_argument("--init", metavar="FILE", nargs="+", required=True, help="checkpoints to score, as one")
+    vote = "how several decide: by the mean of their probabilities (soft, the default) or by majority"
+    g.add_argument("--vote", choices=["soft", "hard"], help=vote)
     g = p.add_argument_group("runtime")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     cli.add_device_flags(g)
     g = p.add_argument_group("output")
     g.add_argument("--json", metavar="FILE", help="write the figures here too")
+    errors = "write the mistakes of a classifier here, as a picture and as JSON"
+    g.add_argument("--save-errors", metavar="DIR", help=errors)
     return p
+
+
+def vote(logits, how):
+    """Logits (B, K, ...) of each network -> (B, K, ...), the logarithms of what they give together.
+
+    how: soft, the mean of their probabilities, or hard, a vote of each for its likeliest class. That mean is
+    then one vote more, divided among the classes: it decides where votes are equal, and there only.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    probs = torch.stack([x.softmax(1) for x in logits])
+    shares = probs.mean(0)
+    if how == "hard":
+        ballots = torch.stack([torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1) for p in probs])
+        shares = (ballots.sum(0) + shares) / (len(logits) + 1)
+    return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+
+
+def refuse_unlike(paths, states):
+    """A UserError where checkpoints cannot vote together."""
+    for what, of in {
+        "target": lambda state: checkpoint.TARGETS[checkpoint.target_of(state)],
+        "size": lambda state: state["args"]["size"],
+        "classes": lambda state: state["data"]["classes"],
+        "domains": lambda state: state["data"].get("domains", []),
+    }.items():
+        first, *others = [of(state) for state in states]
+        for path, other in zip(paths[1:], others, strict=True):
+            if other != first:
+                a, b = (" ".join(x) or "none" if isinstance(x, list) else x for x in (first, other))
+                raise UserError(
+                    f"--init: {what} of {paths[0]}: {a}; of {path}: {b}; to vote they need the same"
+                )
+
+
+def trained_apart(paths, states):
+    """A line, in a list, about checkpoints that had other data or another split than the first."""
+    flags = ("data", "val_fraction", "ids", "leave_out")
+    first, *others = [[state["args"].get(flag) for flag in flags] for state in states]
+    apart = [path for path, how in zip(paths[1:], others, strict=True) if how != first]
+    line = f"trained on other data or another split than {paths[0]}, perhaps on images scored here: "
+    return [line + some(apart, 3)] if apart else []
+
+
+def open_faces(args, trained, classes):
+    """(faces, split, plain facts about them) of what a parser is scored on."""
+    path = args.data or trained["data"]
+    scheme = scheme_of(classes) if path == "synthetic" else None
+    as_trained = trained["part_order"] if splits.same_folder(path, trained["data"]) else "canonical"
+    part_order = args.part_order or as_trained
+    split = args.split
+    ids = splits.ids_file(args.ids, args.data, trained) if split in ("train", "val") else None
+    if args.ids and not ids:
+        raise UserError(f"--ids {args.ids}: says who trains and who validates; --split train or val takes it")
+    faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
+    if without_test(faces, split):
+        split, ids = "val", splits.ids_file(None, args.data, trained)
+        faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
+        faces.notes.append(INSTEAD)
+    return faces, split, {"ids": ids, **label_info(faces)}
+
+
+def open_images(args, trained, classes):
+    """(images, split, plain facts about them) of what a classifier is scored on."""
+    path = args.data or trained["data"]
+    left_out = trained.get("leave_out") if splits.same_folder(path, trained["data"]) else None
+    images = labelled.open_images(path, trained["val_fraction"], left_out)
+    split = args.split
+    if without_test(images, split):
+        split = "val"
+        images.notes.append(INSTEAD)
+    return images, split, {"leave_out": left_out, **labelled.label_info(images)}
+
+
+def without_test(found, split):
+    """Whether a split is asked for that is not there, and val is."""
+    return split == "test" and found.splits.get("val") and not found.splits.get("test")
 
 
 def yaw_slices(confusions, yaws):
@@ -59,55 +147,11 @@ def yaw_slices(confusions, yaws):
     return slices
 
 
-def main(args):
-    # ---- setup ----
-    rank, world, device = dist.init(args.device)
-    state = checkpoint.load(args.init)
-    trained = state["args"]
-    classes = state["data"]["classes"]
-    args = cli.fill(args, {"amp": dist.default_amp(device)})
-    if args.json:
-        if not args.json.endswith(".json"):
-            raise UserError(f"--json {args.json}: need a name that ends in .json; no other file is replaced")
-        files.check_file(args.json)
-
-    # ---- data ----
-    path = args.data or trained["data"]
-    scheme = scheme_of(classes) if path == "synthetic" else None
-    as_trained = trained["part_order"] if splits.same_folder(path, trained["data"]) else "canonical"
-    part_order = args.part_order or as_trained
-    split = args.split
-    ids = splits.ids_file(args.ids, args.data, trained) if split in ("train", "val") else None
-    if args.ids and not ids:
-        raise UserError(f"--ids {args.ids}: says who trains and who validates; --split train or val takes it")
-    faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
-    if split == "test" and faces.splits.get("val") and not faces.splits.get("test"):
-        split, ids = "val", splits.ids_file(None, args.data, trained)
-        faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
-        faces.notes.append("no split test: these are figures of val, which best.pt was chosen by")
-    if faces.classes != classes:
-        raise UserError(
-            f"{path} has the classes {' '.join(faces.classes)}; "
-            f"{args.init} was trained on {' '.join(classes)}"
-        )
-    data = batches.load(faces, split, trained["size"], device=device)
-
-    # ---- model ----
-    evaluated = restore(state, device, args.init)
-
-    # >>> shared: predict
-    def predict(images, by=None):
-        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
-        network = evaluated if by is None else by
-        images = to_float(images.to(device)).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return network(images)["semantic"].float()
-
-    # <<< shared: predict
-
-    # ---- finish ----
-    counts = metrics.measure(predict, data, "semantic", len(classes), args.batch_size, rank, world)
-    result = metrics.summary(counts, classes)
+def score_parser(predict, data, faces, split, *how):
+    """(figures, lines of text). predict: images -> {"semantic": logits}; how: see `metrics.measure`."""
+    num_classes = len(faces.classes)
+    counts = metrics.measure(lambda images: predict(images)["semantic"], data, "semantic", num_classes, *how)
+    result = metrics.summary(counts, faces.classes)
     if result["mean_f1"] is None:
         raise UserError(f"--split {split}: {faces.name} has no labels there to score against")
     result["slices"] = {"yaw": yaw_slices(counts["confusion"], data.yaws)}
@@ -115,38 +159,144 @@ def main(args):
         "mean_f1": metrics.bootstrap(counts["confusion"], data.groups),
         "miou": metrics.bootstrap(counts["confusion"], data.groups, metrics.miou),
     }
+    lines = [metrics.table(result)]
+    if result["slices"]["yaw"]:
+        lines.append(f"\n{'|yaw|':<16}{'F1':>6}{'mIoU':>8}{'images':>12}")
+        for angle, row in result["slices"]["yaw"].items():
+            lines.append(f"{angle:<16}{row['mean_f1']:6.3f}{row['miou']:8.3f}{row['n_images']:>12,}")
+    if found := result["ci95"]["mean_f1"]:
+        between = f"95 % interval over people {found[0]:.3f} to {found[1]:.3f}"
+        lines.append(f"\nmean F1 {result['mean_f1']:.3f}, {between}")
+    return result, lines
+
+
+def score_classifier(measured, names):
+    """(figures, lines of text) of what `class_metrics.measure` found. names: {"class": [names], ...}"""
+    found = {key: class_metrics.summary(measured[key], names[key]) for key in measured}
+    lines = []
+    for key, result in found.items():
+        low, high = result["ci95"]["accuracy"]
+        between = f"95 % interval over images {low:.3f} to {high:.3f}"
+        lines += [f"\n{key}:"] if len(found) > 1 else []
+        lines += [class_metrics.table(result), f"\naccuracy {result['accuracy']:.3f}, {between}"]
+    return found.pop("class") | found, lines
+
+
+def save_errors(folder, data, measured, classes):
+    """Write every mistake, the surest first, to errors.json and `SHOWN` to errors.png; a line of text."""
+    confidence, preds = measured["probs"].max(1)
+    labels = measured["labels"]
+    order = confidence.argsort(descending=True, stable=True)
+    wrong = order[(preds != labels)[order]].tolist()
+    rows = [
+        {
+            "id": data.ids[i],
+            "truth": classes[labels[i]],
+            "guess": classes[preds[i]],
+            "probability": round(confidence[i].item(), 6),
+        }
+        for i in wrong
+    ]
+    files.write_whole(folder / "errors.json", json.dumps(rows, indent=1) + "\n")
+    if not rows:
+        return f"errors:  none: {folder / 'errors.json'}"
+    captions = [f"{row['truth']}\nnot {row['guess']} ({row['probability']:.0%})" for row in rows[:SHOWN]]
+    heading = f"the surest {len(captions)} of {len(rows)} mistakes: the truth, and what it was taken for"
+    images = data[wrong[:SHOWN]]["image"]
+    draw.write(folder / "errors.png", draw.captioned(images, captions, heading))
+    return f"errors:  {len(rows)} of {len(data)}: {folder / 'errors.png'}, {folder / 'errors.json'}"
+
+
+def main(args):
+    # ---- setup ----
+    rank, world, device = dist.init(args.device)
+    states = [checkpoint.load(file, target=None) for file in args.init]
+    refuse_unlike(args.init, states)
+    state = states[0]
+    trained = state["args"]
+    classes = state["data"]["classes"]
+    parses = checkpoint.target_of(state) == "semantic"
+    idle = {"save_errors": "on face parsers"} if parses else dict.fromkeys(("part_order", "ids"), "on images")
+    idle["vote"] = None if states[1:] else "with one checkpoint"
+    cli.refuse_without_effect(args, idle)
+    args = cli.fill(args, {"amp": dist.default_amp(device), "vote": "soft" if states[1:] else None})
+    if args.json:
+        if not args.json.endswith(".json"):
+            raise UserError(f"--json {args.json}: need a name that ends in .json; no other file is replaced")
+        files.check_file(args.json)
+    if args.save_errors:
+        folder = pathlib.Path(args.save_errors)
+        if there := [name for name in ("errors.json", "errors.png") if (folder / name).exists()]:
+            raise UserError(
+                f"--save-errors {folder}: holds {there[0]} already; move it, or name another folder"
+            )
+        files.check_folder(folder)
+
+    # ---- data ----
+    path = args.data or trained["data"]
+    found, split, facts = (open_faces if parses else open_images)(args, trained, classes)
+    if found.classes != classes:
+        raise UserError(
+            f"{path} has the classes {' '.join(found.classes)}; "
+            f"{args.init[0]} was trained on {' '.join(classes)}"
+        )
+    names = {"class": classes}
+    if domains := state["data"].get("domains"):
+        if found.domains == domains:
+            names["domain"] = domains
+        else:
+            found.notes.append(f"domains are not scored: they are not {' '.join(domains)} here")
+    if parses:
+        data = batches.load(found, split, trained["size"], device=device)
+    else:
+        data = labelled.load(found, split, trained["size"])
+
+    # ---- model ----
+    networks = [restore(state, device, file) for state, file in zip(states, args.init, strict=True)]
+
+    def predict(images):
+        """(B, 3, H, W) uint8 -> {key: logits (B, K, ...) float32}: of the network, or what several decide."""
+        images = to_float(images.to(device)).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
+            outputs = [network(images) for network in networks]
+        return {key: vote([output[key].float() for output in outputs], args.vote) for key in outputs[0]}
+
+    # ---- finish ----
+    how = args.batch_size, rank, world
+    if parses:
+        result, lines = score_parser(predict, data, found, split, *how)
+    else:
+        measured = class_metrics.measure(predict, data, list(names), *how)
+        result, lines = score_classifier(measured, names)
+    single = not states[1:]
     result |= {
-        "init": args.init,
-        "step": state["step"],
+        "init": args.init[0] if single else args.init,
+        "step": state["step"] if single else [each["step"] for each in states],
+        "vote": args.vote,
         "data": path,
         "split": split,
-        "ids": ids,
         "size": trained["size"],
-        **label_info(faces),
+        **facts,
     }
     dist.finish()
     if rank:
         return
+    people = f" of {len(set(data.groups))} people" if parses else ""
     print(
-        f"{args.init} on {faces.name} {split}: {len(data)} images of {len(set(data.groups))} people",
-        *faces.notes,
+        f"{' '.join(args.init)} on {found.name} {split}: {len(data)} images{people}",
+        *trained_apart(args.init, states),
+        *found.notes,
         sep="\n  ",
     )
-    print(metrics.table(result))
-    if result["slices"]["yaw"]:
-        print(f"\n{'|yaw|':<16}{'F1':>6}{'mIoU':>8}{'images':>12}")
-        for angle, row in result["slices"]["yaw"].items():
-            print(f"{angle:<16}{row['mean_f1']:6.3f}{row['miou']:8.3f}{row['n_images']:>12,}")
-    if interval := result["ci95"]["mean_f1"]:
-        print(
-            f"\nmean F1 {result['mean_f1']:.3f}, 95 % interval over people "
-            f"{interval[0]:.3f} to {interval[1]:.3f}"
-        )
+    print(*lines, sep="\n")
     if args.json:
         files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
-    out = os.path.relpath(f"{pathlib.Path(args.init).resolve().parent}_predict")
-    command = ["python", "predict.py", "--init", args.init, "PHOTO_OR_FOLDER", "--out", out]
-    print("next:   ", shlex.join(command))
+    if args.save_errors:
+        print(save_errors(folder, data, measured["class"], classes))
+    if parses and single:
+        out = os.path.relpath(f"{pathlib.Path(args.init[0]).resolve().parent}_predict")
+        command = ["python", "predict.py", "--init", args.init[0], "PHOTO_OR_FOLDER", "--out", out]
+        print("next:   ", shlex.join(command))
 
 
 # >>> shared: start

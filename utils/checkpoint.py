@@ -13,6 +13,7 @@ from utils.files import cannot_write, whole
 
 FORMAT = 2
 OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ knows the names of then
+TARGETS = {"semantic": "a face parser", "class": "a classifier of images"}  # what a model was trained for
 
 
 def save(path, **state):
@@ -43,12 +44,12 @@ def save_run(out, state, is_best, best_model):
     save(out / "last.pt", **state)
 
 
-def load(path, script=None, holds="model"):
+def load(path, script=None, holds="model", target="semantic"):
     """The dict that `save` wrote. Every byte is checked against the archive's checksums, since
     `torch.load` does not notice a flipped one, and what it says against what scripts rely on. Its `model` is
     what was validated, an average of the weights where the run kept one; where `script` goes on with it, the
-    weights themselves. Raises UserError: missing, damaged, foreign, without `holds`, weights that are not
-    finite."""
+    weights themselves. target: what the model needs to be for, a key of `TARGETS`; None takes any. Raises
+    UserError: missing, damaged, foreign, without `holds`, of another target, weights that are not finite."""
     path = pathlib.Path(path)
     if path.is_dir() and (path / "best.pt").is_file():
         raise UserError(f"{path}: is a folder; did you mean {path / 'best.pt'}?")
@@ -65,6 +66,10 @@ def load(path, script=None, holds="model"):
         raise UserError(f"{path}: not a whole checkpoint: {fault}; use another one")
     if script and state["script"] != script:
         raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
+    if target not in (None, found := target_of(state)):
+        raise UserError(
+            f"{path}: holds {TARGETS[found]}, and {TARGETS[target]} is needed; evaluate.py scores both"
+        )
     if state["format"] == OLD and state["args"].pop("control", None) and script:
         raise UserError(f"{path}: began with --control, which is no more; start anew with --init {path}")
     if not script and state.get("ema"):
@@ -90,6 +95,11 @@ def read(path):
         raise UserError(f"{path}: not a whole checkpoint ({path.stat().st_size} bytes: {reason})") from None
 
 
+def target_of(state):
+    """What the model of a checkpoint is for: its main output, a key of `TARGETS`."""
+    return state["data"].get("target", "semantic")
+
+
 def fault_of(state, resumed=False):
     """What scripts rely on and a checkpoint lacks, in words; None if it lacks nothing. resumed: whether a run
     goes on from it."""
@@ -98,17 +108,26 @@ def fault_of(state, resumed=False):
     for key, kind in kinds.items():
         if not isinstance(state.get(key), kind):
             return f"{key} is {'missing' if key not in state else 'no ' + kind.__name__}"
-    flags = {"model": str, "size": int, "data": str, "part_order": str, "val_fraction": (int, float)}
+    if (target := target_of(state)) not in list(TARGETS):
+        return f"its target is {target}, none of {', '.join(TARGETS)}"
+    flags = {"model": str, "size": int, "data": str, "val_fraction": (int, float)}
+    flags |= {"part_order": str} if target == "semantic" else {"head": str, "dropout": (int, float)}
     for key, kind in flags.items():
         if not isinstance(state["args"].get(key), kind):
             return f"its flags lack {key}"
-    names, colors, pairs = (state["data"].get(key) for key in ("classes", "colors", "flip_pairs"))
+    names = state["data"].get("classes")
     if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
         return "it names no classes"
-    if len(set(names)) < len(names) or not _rows(colors, 3, 256) or len(colors) != len(names):
-        return f"its {len(names)} classes do not have a name and a colour each"
-    if not _rows(pairs, 2, len(names)):
-        return "it has no flip_pairs of its classes"
+    colors, pairs, domains = (state["data"].get(key) for key in ("colors", "flip_pairs", "domains"))
+    if target == "semantic":
+        if len(set(names)) < len(names) or not _rows(colors, 3, 256) or len(colors) != len(names):
+            return f"its {len(names)} classes do not have a name and a colour each"
+        if not _rows(pairs, 2, len(names)):
+            return "it has no flip_pairs of its classes"
+    elif len(set(names)) < len(names):
+        return f"its {len(names)} classes do not have a name each"
+    elif not (isinstance(domains, list) and all(isinstance(n, str) for n in domains)):
+        return "it has no list of its domains, which may be empty"
     if not all(torch.is_tensor(v) for v in state["model"].values()):
         return "its model is no dict of tensors"
     for key in ("model", "optimizer") if resumed else ("model",):

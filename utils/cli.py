@@ -258,10 +258,10 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
         if args.resume and dist.is_first():
             print(f"--resume: {out} holds no last.pt yet, so the run begins")
         return out, args, None
-    last = checkpoint.load(out / "last.pt", script)
+    last = checkpoint.load(out / "last.pt", script, target=None)
     args = resume_flags(parser, last["args"], free=free)
     if last["best"]["step"] or "before" in last:
-        checkpoint.load(out / "best.pt")
+        checkpoint.load(out / "best.pt", target=None)
     if last.get("collapsed"):
         if dist.is_first():
             print(f"--resume: the run in {out} has collapsed ({last['collapsed']}); begin in another --out")

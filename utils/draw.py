@@ -197,6 +197,20 @@ def grid(panels, colors, classes, more=(), columns=2, scale=1):
     return sheet(cells, columns, np.concatenate([key, sheet(np.stack([headings] * columns), columns)]))
 
 
+def captioned(images, captions, heading, columns=10):
+    """Photos (B, 3, H, W) with up to two lines of words below each, and a heading above all."""
+    photos = photos_of(images)
+    scale = max(1, 128 // photos.shape[2])
+    photos = photos.repeat(scale, 1).repeat(scale, 2)
+    width = photos.shape[2]
+    size = max(11, width // 12)
+    below = np.stack([words(text, width, 3 * size, size) for text in captions])
+    columns = max(4, min(columns, len(photos)))  # the heading needs room, too
+    total = columns * (width + 6) - 6
+    size = min(text_size(total), max(8, 3 * total // (2 * len(heading))))
+    return sheet(np.concatenate([photos, below], 1), columns, words(heading, total, 2 * size, size))
+
+
 def words(text, width, height, size=13):
     """(height, width, 3) uint8: text on paper, in the middle of the left side."""
     image = Image.new("RGB", (width, height), PAPER)

@@ -123,9 +123,13 @@ def calibration_counts(probs, labels):
     """probs (B, K, H, W), labels (B, H, W) -> (BINS, 3) float64: pixels, sum of confidence, right."""
     confidence, preds = probs.float().max(1)
     valid = labels != IGNORE_INDEX
-    bins = (confidence[valid] * BINS).long().clamp_max(BINS - 1)
-    right = (preds == labels)[valid]
-    weights = (torch.ones_like(confidence[valid]), confidence[valid], right)
+    return binned(confidence[valid], (preds == labels)[valid])
+
+
+def binned(confidence, right):
+    """Two of one shape (N,), float in 0 to 1 and bool -> (BINS, 3) as `calibration_counts`."""
+    bins = (confidence * BINS).long().clamp_max(BINS - 1)
+    weights = (torch.ones_like(confidence), confidence, right)
     return torch.stack([torch.bincount(bins, w.double(), minlength=BINS) for w in weights], 1)
 
 
@@ -150,6 +154,12 @@ def bootstrap(counts, groups, metric=mean_f1, rounds=1000, seed=0):
     return [float(np.nanquantile(values, q)) for q in (0.025, 0.975)]
 
 
+def check_finite(logits):
+    """Raises UserError: logits that are not finite."""
+    if not logits.isfinite().all():
+        raise UserError("the network gives values that are not finite; a lower --lr, or --amp off")
+
+
 @torch.no_grad()
 def measure(predict, data, key, num_classes, batch_size=16, rank=0, world=1, reward=None):
     """Counts over a whole data set, from which every figure follows; the same on all processes.
@@ -168,8 +178,7 @@ def measure(predict, data, key, num_classes, batch_size=16, rank=0, world=1, rew
     for start in range(0, len(rows), batch_size):
         batch = data[list(rows[start : start + batch_size])]
         logits = predict(batch["image"])
-        if not logits.isfinite().all():
-            raise UserError("the network gives values that are not finite; a lower --lr, or --amp off")
+        check_finite(logits)
         labels = batch[key].to(logits.device)
         preds = logits.argmax(1)
         confusions.append(confusion(preds, labels, num_classes).cpu())
