@@ -85,8 +85,9 @@ def opened(path):
 
 def build(faces, samples, size, path, digests):
     """Write the cache `path`, and return it as `opened` does: (N, 4, size, size) uint8, the photo (bilinear,
-    antialiased) and its mask (nearest), both stretched to the square; without masks (N, 3, size, size). Its checksum, counts, sizes and notes
-    lie beside it, as .npz. digests: of the samples, which must not change meanwhile.
+    antialiased) and its mask (nearest), both stretched to the square; (N, 3, size, size) without masks. Its
+    checksum, counts, sizes and notes lie beside it, as .npz. digests: of the samples, which must not change
+    meanwhile.
 
     Every file is read, so this is also the scan: all faults are listed at once, then refused.
     """

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as they are downloaded (https://www.cs.toronto.edu/~kriz/cifar.html), "python version":
+"""CIFAR-10 and CIFAR-100, "python version" of https://www.cs.toronto.edu/~kriz/cifar.html, as downloaded:
 
     cifar-10-batches-py/    data_batch_1 ... data_batch_5, test_batch, batches.meta
     cifar-100-python/       train, test, meta
