@@ -26,7 +26,7 @@ class Images:
     """A data set recognised, but not read yet.
 
     splits: lists of `Sample` (faces.py) by name: `train`, `val`, `test`; absent ones are absent. A label is
-    (id of the class, id of the domain or None); `image` is a path, a row of `pixels`, or the index of a shape.
+    (id of the class, id of the domain or None); `image` is a path, a row of `pixels`, or a shape's index.
     notes: lines the user should see.
     """
 
@@ -90,10 +90,9 @@ def _recognise(root):
     if found is None:
         names = sorted(name for name in os.listdir(root) if not name.startswith("."))
         inside = os.path.join(root, names[0]) if len(names) == 1 else ""
-        there = (
-            f"did you mean {inside}?" if os.path.isdir(inside) else f"there is: {some(names, 5) or 'nothing'}"
-        )
-        raise UserError(f"{root}: no images with classes; looked for {LOOKED_FOR}; {there}")
+        there = f"there is: {some(names, 5) or 'nothing'}"
+        hint = f"did you mean {inside}?" if os.path.isdir(inside) else there
+        raise UserError(f"{root}: no images with classes; looked for {LOOKED_FOR}; {hint}")
     if "labels" in found:
         found["splits"] = _rows(found.pop("labels"))
     images = Images(**{"domains": [], **found})
@@ -114,8 +113,8 @@ def _refuse_masks(root):
         ) from None
     if faces and any(s.label is not None for samples in faces.splits.values() for s in samples):
         raise UserError(
-            f"{root}: photos with masks ({faces.name}): train_finetune.py trains on them; of images with classes "
-            f"looked for {LOOKED_FOR}"
+            f"{root}: photos with masks ({faces.name}): train_finetune.py trains on them; of images with "
+            f"classes looked for {LOOKED_FOR}"
         )
 
 
@@ -148,9 +147,8 @@ def _leave_out(images, domain, path):
 
 
 def hold_out(samples, fraction, seed=0):
-    """(rest, held out): the images whose hash of (seed, id) is below `fraction`, so that none depends on which
-    others there are; but at least one of each class and domain, and never all of it. A fraction of 0 holds out
-    none."""
+    """(rest, held out): the images whose hash of (seed, id) is below `fraction`, whichever others there are;
+    but at least one of each class and domain, and never all of it. A fraction of 0 holds out none."""
     place = {s.id: int(rank(seed, s.id)[:13], 16) / 16**13 for s in samples}  # from 0 to below 1
     cells = collections.defaultdict(list)
     for sample in samples:
@@ -202,10 +200,10 @@ def _copies(images):
 
 
 def load(images, split, size, seed=0, count=None):
-    """One split as data, see `Labelled`. Raises UserError if there is no such split, or an image is no picture.
+    """One split as data, see `Labelled`. Raises UserError if there is no such split, or a file is no picture.
 
-    count: so many images, as nearly as possible as many of each class and domain. Shapes to train on are
-    others for each seed.
+    count: so many images, spread over classes and domains, see `limit`. Shapes to train on are others for
+    each seed.
     """
     samples = images.splits.get(split, [])
     if not samples:
@@ -228,8 +226,9 @@ def load(images, split, size, seed=0, count=None):
 
 
 def limit(samples, n, seed):
-    """n samples, nested: the first n of `limit(samples, n + 1, seed)`. As nearly as there are images of each,
-    as many of each class, of each domain, and of each domain in a class; which ones is by hash of (seed, id)."""
+    """n samples, nested: the first n of `limit(samples, n + 1, seed)`. The same number of each class, of each
+    domain, and of each domain in a class, as nearly as there are such; which ones, is by a hash of (seed, id).
+    """
     if n > len(samples):
         raise UserError(f"limit {n}: there are only {counted(len(samples), 'image')} to train on")
     samples = sorted(samples, key=lambda s: rank(seed, s.id))
@@ -261,8 +260,8 @@ def _place_in(keys):
 
 
 def _resized(pixels, size):
-    """(N, 3, size, size) uint8 of (N, 1 or 3, H, W), bilinear and antialiased; three equal channels of grey are
-    one in memory."""
+    """(N, 3, size, size) uint8 of (N, 1 or 3, H, W), bilinear and antialiased; the three equal channels of
+    grey are one in memory."""
     if pixels.shape[2:] != (size, size):
         small = np.empty((*pixels.shape[:2], size, size), np.uint8)
         for i in range(0, len(pixels), PIECE):
@@ -279,8 +278,8 @@ class Labelled:
 
     targets: {"class": (N,) int64, "domain": ...}. digests: N hex strings, of what each image holds, its class
     and domain. digest: of what labels mean, ids and digests. counts: (N, K + 1) int64, 1 at the class. sizes:
-    (N, 2), width and height of each image. domains: {name: how many images}. paths: of the files, where images
-    are files. notes: for the user.
+    (N, 2), width and height of each image. domains: {name: how many images}. paths: where images are files.
+    notes: for the user.
     """
 
     def __init__(self, images, samples, memory, held, sizes, paths=None, notes=()):
@@ -352,6 +351,6 @@ def refuse_empty(found):
     facts = found["train"]
     if empty := [name for name, images in facts["pixels"].items() if not images]:
         raise UserError(
-            f"train: no image of {some(empty)} among {counted(facts['photos'], 'image')}; give each class one, "
-            "or take it out of the other splits; of a --limit each class needs its share"
+            f"train: no image of {some(empty)} among {counted(facts['photos'], 'image')}; give each class "
+            "one, or take it out of the other splits; --limit must leave room for each"
         )

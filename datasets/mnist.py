@@ -49,7 +49,7 @@ def _path(folder, name):
 
 
 def _read(folder, name, dimensions):
-    """An idx file of bytes: two zeros, 8 for bytes, the number of dimensions, each as four bytes, the rest."""
+    """The array in an idx file: two zeros, 8 for bytes, how many dimensions, each in four bytes, and data."""
     if not (path := _path(folder, name)):
         raise UserError(f"{folder}: no {name}, nor {name}.gz")
     try:

@@ -49,26 +49,25 @@ def _images(seed, index, size):
     shade = draw[:, 8:9] * (u * between(9, -1, 1) + v * between(10, -1, 1))[:, None] / 2
     fore = (back + 0.3 + 0.4 * draw[:, 11:14]) % 1  # of another brightness in each channel
     grain = 2 * uniform(seed, index, size * size, stream=1).view(-1, 1, size, size) - 1
-    stripes = [
-        torch.sin((u * angle.cos() + v * angle.sin()) * rate + 6 * angle).sign()[:, None] * 0.2
-        for angle, rate in (
-            (between(14, 0, 3.1), between(15, 8, 30)),
-            (between(16, 0, 3.1), between(17, 8, 30)),
-        )
-    ]
+    stripes = [_stripes(u, v, between(lane, 0, math.pi), between(lane + 1, 8, 30)) for lane in (14, 16)]
     width = between(18, 0.02, 0.05) * size
     inside = (0.5 - pixels).clamp(0, 1)[:, None]
     edge = (0.5 + width / 2 - pixels.abs()).clamp(0, 1)[:, None]
     paper = 1 - 0.25 * back
     styles = {
         "flat": back + shade + (fore - back) * inside,
-        "noise": 0.5 + (back - 0.5) * 0.6 + shade + (fore - back) * 0.35 * inside + 0.45 * grain,
+        "noise": 0.5 + (back - 0.5) * 0.6 + shade + (fore - back) * 0.5 * inside + 0.35 * grain,
         "outline": paper + (0.5 * fore - paper) * edge * (1 + 0.5 * grain),
         "texture": (back + stripes[0]) * (1 - inside) + (fore + stripes[1]) * inside,
     }
     style = torch.stack([styles[name] for name in DOMAINS])
     images = style[index // 10 % 4, torch.arange(len(index))]
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _stripes(u, v, angle, rate):
+    """(B, 1, S, S), lighter and darker by 0.2 in turn."""
+    return 0.2 * torch.sin((u * angle.cos() + v * angle.sin()) * rate).sign()[:, None]
 
 
 # ---- forms: how far points (x, y) are from the border, about; negative inside, the form reaches to about 1
