@@ -227,7 +227,7 @@ def load(images, split, size, seed=0, count=None):
 
 def limit(samples, n, seed):
     """n samples, nested: the first n of `limit(samples, n + 1, seed)`. The same number of each class, of each
-    domain, and of each domain in a class, as nearly as there are such; which ones, is by a hash of (seed, id).
+    domain, and of each domain in a class, as nearly as there are such. Which ones, a hash of (seed, id) says.
     """
     if n > len(samples):
         raise UserError(f"limit {n}: there are only {counted(len(samples), 'image')} to train on")

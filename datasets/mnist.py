@@ -53,7 +53,7 @@ def _read(folder, name, dimensions):
     if not (path := _path(folder, name)):
         raise UserError(f"{folder}: no {name}, nor {name}.gz")
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path) as file:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); download it again") from None
