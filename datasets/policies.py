@@ -13,7 +13,8 @@ but `num_ops` 1 where there are operations; of an operation, `m_neg` 0, `weight`
  "always": [{"name": "crop", "m_neg": 0.0, "m_pos": 0.125, "p": 1.0}, ...]}  # if wanted: see below
 
 What is in `always` is done before the drawn operations, each to every image with probability p, at a strength
-uniform from 0 to its bound. `levels`, `scale` and `schedule` are of `ops` alone.
+uniform from 0 to its bound. `levels`, `scale` and `schedule` are of `ops` alone. `crop` goes anywhere within
+its strength, which in `always` is its bound.
 """
 
 import math
