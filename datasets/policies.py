@@ -1,7 +1,7 @@
 """Augmentation policies as plain data: a baseline, a search result and a `policy.json` are the same thing.
 
-A file needs `flip` or `ops`, and of each operation `name` and `m_pos`. What it leaves out is as in `FLIP`,
-but `num_ops` 1 where there are operations; of an operation, `m_neg` 0, `weight` 1 and `p` 1.
+A file needs `flip`, `ops` or `always`, and of each operation `name` and `m_pos`. What it leaves out is as in
+`FLIP`, but `num_ops` 1 where there are operations; of an operation, `m_neg` 0, `weight` 1 and `p` 1.
 
 {"flip": 0.5,            # probability of a horizontal flip, which swaps left and right classes
  "num_ops": 1,           # operations drawn for each sample, with replacement

@@ -588,6 +588,7 @@ def test_always_is_done_with_its_probability_and_leaves_what_is_drawn():
         )
     both = torch.stack([m[:, 0].abs(), m[:, 2]])[:, done[:, 0]]
     assert abs(torch.corrcoef(both)[0, 1]) < 0.1, "each is independent"
+    assert abs(torch.corrcoef(torch.stack([done[:, 0], flip]).float())[0, 1]) < 0.1
     weak = sample_operations({**policy, "scale": 0.0, "levels": [1, 1]}, 7, positions)
     assert torch.equal(weak[2][:, :4], m[:, :4]) and not weak[2][:, 4:].any()
     op, m = sample_operations({**POLICIES["flip"], "always": often}, 7, positions)[1:]
