@@ -187,7 +187,7 @@ def _operations(policy, units):
         ends = [f"{end:.3g}" for end in (0.0 - low, high) if end or least != most]
         strength = "" if units[op["name"]] == "done or not" else between.join(ends)
         lines.append(f"| {op['name']} | {strength} | {units[op['name']]} | {op['weight'] / total:.1%} |")
-    return [*lines, "", *always, ""]
+    return [*lines, *(["", *always] if always else []), ""]
 
 
 def _why(row, rows, last):
