@@ -75,8 +75,7 @@ def augment(batch, policy, seed, positions, flip_pairs):
     for key, values in maps.items():
         values[rows] = mirror(values[rows], flip_pairs.get(key, ()))
 
-    # (column, stream of its random numbers, name, samples) of all that is done, in order
-    done = []
+    done = []  # in order: (name, samples, magnitudes, first stream of its random numbers)
     num_always = len(policy.get("always", []))
     for column in range(op.shape[1]):
         stream = 2 + 2 * (column - num_always if column >= num_always else 1000 + column)

@@ -1,7 +1,7 @@
 """Augmentation policies as plain data: a baseline, a search result and a `policy.json` are the same thing.
 
-A file needs `flip` or `ops`, and of each operation `name` and `m_pos`. What it leaves out is as in `FLIP`,
-but `num_ops` 1 where there are operations; of an operation, `m_neg` 0, `weight` 1 and `p` 1.
+A file needs `flip`, `ops` or `always`, and of each operation `name` and `m_pos`. What it leaves out is as in
+`FLIP`, but `num_ops` 1 where there are operations; of an operation, `m_neg` 0, `weight` 1 and `p` 1.
 
 {"flip": 0.5,            # probability of a horizontal flip, which swaps left and right classes
  "num_ops": 1,           # operations drawn for each sample, with replacement
@@ -13,7 +13,8 @@ but `num_ops` 1 where there are operations; of an operation, `m_neg` 0, `weight`
  "always": [{"name": "crop", "m_neg": 0.0, "m_pos": 0.125, "p": 1.0}, ...]}  # if wanted: see below
 
 What is in `always` is done before the drawn operations, each to every image with probability p, at a strength
-uniform from 0 to its bound. `levels`, `scale` and `schedule` are of `ops` alone.
+uniform from 0 to its bound. `levels`, `scale` and `schedule` are of `ops` alone. `crop` goes anywhere within
+its strength, which in `always` is its bound.
 """
 
 import math

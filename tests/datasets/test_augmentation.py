@@ -1,8 +1,10 @@
 """Augmentation against torchvision, one operation at a time; then what a policy draws."""
 
+import hashlib
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 from datasets import augmentation
 from datasets.augmentation import mirror, sample_operations, warp_image, warp_map
 from datasets.operations import COLOUR, GEOMETRY
-from datasets.policies import FLIP, POLICIES, at_step, load_policy, without_regularisers
+from datasets.policies import FLIP, POLICIES, at_step, load_policy, scaled, without_regularisers
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX as IGNORE
 
@@ -39,6 +41,10 @@ def discs():
 
 def op(name, m_neg=1.0, m_pos=1.0, weight=1.0):
     return {"name": name, "m_neg": m_neg, "m_pos": m_pos, "weight": weight}
+
+
+def always(name, m_neg=0.0, m_pos=0.5, p=1.0):
+    return [{"name": name, "m_neg": m_neg, "m_pos": m_pos, "p": p}]
 
 
 def magnitude(*m):
@@ -251,7 +257,7 @@ def batch(n, seed=0):
 
 EVERYTHING = {
     **POLICY,
-    "ops": [op(name, 0.0, 0.5) for name in (*GEOMETRY, *COLOUR, "noise", "erase") if name != "blur"],
+    "ops": [op(name, 0.0, 0.5) for name in (*GEOMETRY, *COLOUR, "crop", "noise", "erase") if name != "blur"],
 }  # without blur, whose convolution may round differently in another batch, and cutmix
 
 
@@ -348,6 +354,11 @@ def test_load_policy(tmp_path):
     assert load_policy(str(path)) == {**FLIP, "flip": 0.25}
     path.write_text(json.dumps({"ops": [{"name": "rotate", "m_pos": 180}]}))
     assert load_policy(str(path)) == {**FLIP, "num_ops": 1, "ops": [op("rotate", 0.0, 180)]}
+    path.write_text(json.dumps({"always": [{"name": "mixup", "m_pos": 0.5}]}))
+    mixup = {"name": "mixup", "m_neg": 0.0, "m_pos": 0.5, "p": 1.0}
+    assert load_policy(str(path), target="class") == {**FLIP, "always": [mixup]}
+    with pytest.raises(UserError, match="policy.json: mixup blends images, which masks cannot follow"):
+        load_policy(str(path))
     for name, policy in POLICIES.items():
         path.write_text(json.dumps(policy))
         assert load_policy(str(path)) == policy, name
@@ -398,6 +409,16 @@ def test_load_policy(tmp_path):
                 ({"ops": [op("brightness", 2, 2)]}, "brightness, m_neg 2: need at most 1"),
                 ({"scale": 9, "ops": [op("rotate", 30, 0)]}, r"m_neg 30 \(times .*: 270\): need at most 180"),
                 ({"schedule": [[0, 1], [5, 9]], "ops": [op("rotate", 30)]}, r"m_neg 30 \(times .*: 270\)"),
+                ({"ops": [op("mixup", 0)]}, r"mixup, m_pos 1: need at most 0.5 \(share of the other image\)"),
+                ({"ops": [{**op("rotate"), "p": 0.5}]}, "operation rotate, unknown: p"),
+                ({"always": always("crop")[0]}, "always: need a list"),
+                ({"always": always("crop") * 21}, "always: need a list of at most 20"),
+                ({"always": [op("rotate")]}, "operation rotate, unknown: weight"),
+                ({"always": always("spin")}, "spin"),
+                ({"always": always("rotate", p=1.5)}, "operation rotate, p 1.5: need a probability"),
+                ({"always": always("rotate", p=None)}, "operation rotate, p None: need a probability"),
+                ({"scale": 0, "always": always("crop", 0.0, 2)}, "crop, m_pos 2: need at most 1 "),
+                ({"always": always("crop", 0.1)}, "crop, m_neg 0.1: need at most 0 "),
             ]
         ],
     ],
@@ -438,12 +459,15 @@ def test_a_schedule_holds_from_each_step_to_the_next(tmp_path):
     scales = [at_step(policy, step)["scale"] for step in (0, 1, 199, 200, 201, 10**6)]
     assert scales == [0.2, 0.2, 0.2, 0.5, 0, 0]
     assert at_step(EVERYTHING, 7) == EVERYTHING and policy["scale"] == 0.9
+    assert scaled(at_step(policy, 200), 0.5)["scale"] == 0.25
 
 
 def test_what_is_no_photo_earns_no_reward():
     ops = [{"name": n, "m_neg": 0.0, "m_pos": 0.5, "weight": 1.0} for n in ("cutmix", "rotate", "erase")]
     kept = without_regularisers({**FLIP, "num_ops": 1, "ops": ops})
     assert [op["name"] for op in kept["ops"]] == ["rotate"] and kept["flip"] == 0.5 and len(ops) == 3
+    policy = {**FLIP, "always": always("mixup") + always("crop") + always("cutmix")}
+    assert without_regularisers(policy) == {**FLIP, "always": always("crop")}
 
 
 def test_every_map_goes_with_the_image_and_vectors_pass():
@@ -464,3 +488,137 @@ def test_every_map_goes_with_the_image_and_vectors_pass():
     assert (moved["a"] != moved["b"]).any() and ((moved["a"] == IGNORE) == (moved["b"] == IGNORE)).all()
     alone = augment(images, weights, policy, 3, positions, [])[1]
     assert torch.equal(moved["weights"], alone) and (alone != weights).any()
+
+
+# ---- shares of classes
+
+
+COLOURS = torch.eye(3).repeat(4, 1)  # (12, 3): red, green, blue, ... the class of each image is its colour
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("names", ["cutmix", "mixup", "cutmix mixup", "mixup cutmix", "mixup mixup", "erase"])
+def test_shares_of_classes_are_those_of_the_pixels(names, drawn):
+    """The mean colour of images of pure colours is the shares of their classes, whatever was mixed in which
+    order; a box that was cut at the border counts as what was pasted."""
+    images = (COLOURS * 255).to(torch.uint8)[..., None, None].expand(-1, 3, 24, 24)
+    labels = {"class": COLOURS, "domain": torch.arange(12), "yaw": torch.linspace(-90, 90, 12)}
+    policy = {**FLIP, "always": [entry for name in names.split() for entry in always(name, 0.0, 0.5)]}
+    if drawn:  # one of them an image, so that some are mixed with those that were mixed just before
+        ops = [op(name, 0.0, 0.5) for name in names.split()]
+        policy = {**FLIP, "num_ops": 1, "p_identity": 0.2, "levels": [20, 30], "ops": ops}
+    out = augmentation.augment({"image": images, **labels}, policy, 2, torch.arange(12), {})
+    shares = out["class"]
+    assert out["domain"] is labels["domain"] and out["yaw"] is labels["yaw"]
+    if names == "erase":
+        assert torch.equal(shares, COLOURS) and (out["image"].mean((2, 3)) - shares).abs().max() > 0.05
+        return
+    torch.testing.assert_close(shares, out["image"].mean((2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(shares.sum(1), torch.ones(12))
+    assert torch.equal(labels["class"], torch.eye(3).repeat(4, 1)), "inputs were changed"
+    assert (shares.amax(1) < 0.9).sum() >= 3
+
+
+def test_shares_by_hand():
+    """CutMix, then MixUp with what CutMix has made of the image before."""
+    positions = torch.arange(12)
+    images = (COLOURS * 255).to(torch.uint8)[..., None, None].expand(-1, 3, 24, 24)
+    batch = {"image": images, "class": COLOURS}
+    policy = {**FLIP, "flip": 0.0, "always": always("cutmix", 0.0, 1.0) + always("mixup")}
+    cutmix = {**policy, "always": policy["always"][:1]}
+    pasted = augmentation.augment(batch, cutmix, 0, positions, {})["image"]
+    pasted = (pasted != images.float() / 255).any(1).float().mean((1, 2))[:, None]
+    before = COLOURS.roll(1, 0)
+    cut = (1 - pasted) * COLOURS + pasted * before
+    nominal, m = sample_operations(policy, 0, positions)[2].split(1, 1)
+    assert (nominal**2 - pasted).abs().max() > 0.1, "no box is cut at the border: no test"
+    assert 0 < m.min() and 0.4 < m.max() <= 0.5
+    moved = augmentation.augment(batch, policy, 0, positions, {})
+    torch.testing.assert_close(moved["class"], (1 - m) * cut + m * cut.roll(1, 0))
+
+
+# ---- what is done to every image
+
+
+def test_crop_is_a_crop_of_the_image_padded_with_its_mirror_image():
+    """By whole pixels, anywhere within an eighth of the side; the map is 255 where the image is mirrored."""
+    side, most, n = 32, 4, 400
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=generator)
+    mask = torch.randint(0, 4, (side, side), dtype=torch.uint8, generator=generator)
+    pad = (most, most)
+    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), pad, pad), "symmetric"))
+    padded_mask = torch.from_numpy(np.pad(mask.numpy(), pad, constant_values=IGNORE))
+    policy = {**POLICIES["crop"], "flip": 0.0}
+    images, masks = image.expand(n, -1, -1, -1), mask.expand(n, -1, -1)
+    images, masks = augment(images, masks, policy, 0, torch.arange(n), [])
+    images = (images * 255).round().to(torch.uint8)
+    shifts = set()
+    for i in range(n):
+        found = [
+            (y, x)
+            for y in range(2 * most + 1)
+            for x in range(2 * most + 1)
+            if torch.equal(masks[i], padded_mask[y : y + side, x : x + side])
+        ]
+        ((y, x),) = found
+        assert torch.equal(images[i], padded[:, y : y + side, x : x + side])
+        shifts.add((y, x))
+    assert len(shifts) > 75, "of 81, x and y each by itself"
+
+
+def test_always_is_done_with_its_probability_and_leaves_what_is_drawn():
+    often = always("rotate", 10.0, 20.0, 0.5) + always("blur", p=0.0) + always("gamma", 0.7, 0.0)
+    policy = {**POLICIES["randaugment"], "always": often + always("crop", 0.0, 0.125)}
+    positions = torch.arange(4000)
+    flip, op, m = sample_operations(policy, 7, positions)
+    alone = sample_operations(POLICIES["randaugment"], 7, positions)
+    for drawn, expected in zip((flip, op[:, 4:], m[:, 4:]), alone, strict=True):
+        assert torch.equal(drawn, expected)
+    first = len(policy["ops"])  # after the operations that are drawn
+    done = op[:, :4] == torch.arange(first, first + 4)
+    assert ((op[:, :4] == -1) | done).all()
+    assert done.float().mean(0).tolist() == pytest.approx([0.5, 0, 1, 1], abs=0.03)
+    rotate, gamma, crop = m[done[:, 0], 0], m[:, 2], m[:, 3]
+    assert abs((rotate < 0).float().mean() - 0.5) < 0.04 and (crop == 0.125).all()
+    for strength in (-rotate[rotate < 0] / 10, rotate[rotate >= 0] / 20, -gamma / 0.7):
+        assert strength.min() >= 0 and strength.max() <= 1
+        assert strength.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist() == pytest.approx(
+            [0.25, 0.5, 0.75], abs=0.05
+        )
+    both = torch.stack([m[:, 0].abs(), m[:, 2]])[:, done[:, 0]]
+    assert abs(torch.corrcoef(both)[0, 1]) < 0.1, "each is independent"
+    assert abs(torch.corrcoef(torch.stack([done[:, 0], flip]).float())[0, 1]) < 0.1
+    weak = sample_operations({**policy, "scale": 0.0, "levels": [1, 1]}, 7, positions)
+    assert torch.equal(weak[2][:, :4], m[:, :4]) and not weak[2][:, 4:].any()
+    op, m = sample_operations({**POLICIES["flip"], "always": often}, 7, positions)[1:]
+    assert torch.equal(op >= 0, done[:, :3]) and torch.equal(m[:, 2], gamma)
+
+
+def test_always_comes_before_what_is_drawn():
+    policy = {**FLIP, "flip": 0.0, "num_ops": 1, "levels": [30, 30], "ops": [op("solarise", 0.0, 1.0)]}
+    policy["always"] = always("posterise", 0.0, 7)
+    image = (smooth() * 255).to(torch.uint8)
+    out = augment(image, discs(), policy, 0, torch.tensor([1]), [])[0]
+    bits = sample_operations(policy, 0, torch.tensor([1]))[2][0, 0].round()
+    assert bits >= 2
+    first = COLOUR["posterise"](image.float() / 255, magnitude(bits.item()))
+    torch.testing.assert_close(out, 1 - first)
+    assert (COLOUR["posterise"](1 - image.float() / 255, magnitude(bits.item())) - out).abs().max() > 0.01
+
+
+HASHES = {"randaugment": "6197033a2bf79cf6", "cutmix": "7f9e1847b8b4d9de"}
+BOXES = "1fc38cfba5cdfa60"
+
+
+def test_what_policies_draw_stays():
+    """A table made again later sees the same images. The hashes are those of commit 021ad81."""
+
+    def digest(*tensors):
+        return hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in tensors)).hexdigest()[:16]
+
+    draws = {name: digest(*sample_operations(POLICIES[name], 5, torch.arange(64))) for name in HASHES}
+    assert draws == HASHES
+    policy = {**POLICY, "ops": [op("erase", 0.0, 0.5), op("cutmix", 0.0, 0.5)]}
+    images, labels = augment(*batch(6), policy, 5, torch.arange(6), [(1, 2)])
+    assert digest((images * 255).round().to(torch.uint8), labels) == BOXES

@@ -158,8 +158,13 @@ def _allocation(policy, decided):
 
 def _operations(policy, units):
     """What a policy does to a photo, as lines of a page."""
+    always = [
+        f"First, {op['p']:.0%} of photos get {op['name']}, from {0.0 - op['m_neg']:g} to {op['m_pos']:g} "
+        f"({units[op['name']]})."
+        for op in policy.get("always", [])
+    ]
     if not policy["ops"]:
-        return ["## What the policy does", "", "Nothing.", ""]
+        return ["## What the policy does", "", *(always or ["Nothing."]), ""]
     least, most = policy["levels"]
     how = "always as strong as here" if least == most else "anywhere between the ends"
     lines = [
@@ -182,7 +187,7 @@ def _operations(policy, units):
         ends = [f"{end:.3g}" for end in (0.0 - low, high) if end or least != most]
         strength = "" if units[op["name"]] == "done or not" else between.join(ends)
         lines.append(f"| {op['name']} | {strength} | {units[op['name']]} | {op['weight'] / total:.1%} |")
-    return [*lines, ""]
+    return [*lines, *(["", *always] if always else []), ""]
 
 
 def _why(row, rows, last):

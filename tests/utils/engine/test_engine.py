@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.operations import UNITS
+from datasets.policies import POLICIES
 from utils.engine import decisions as engine
 from utils.engine import report, runs
 
@@ -95,6 +97,15 @@ def test_a_policy_that_the_gate_did_not_limit_is_called_so():
             policy = {"kind": "cutmix", "gate": {"verdict": f"{verdict}: ...", "gated": gated}}
             said[verdict, gated] = "did not limit `cutmix`" in report.beyond(policy)
     assert {key for key, limited in said.items() if limited} == {("PASS", False), ("REJECT", False)}
+
+
+def test_the_report_says_what_is_done_to_every_photo():
+    first = {"name": "rotate", "m_neg": 15.0, "m_pos": 20.0, "p": 0.5}
+    for name in ("flip", "trivial"):
+        policy = POLICIES[name]
+        page = "\n".join(report._operations({**policy, "always": [first]}, UNITS))
+        assert "First, 50% of photos get rotate, from -15 to 20 (degrees)." in page
+        assert "First" not in "\n".join(report._operations(policy, UNITS))
 
 
 def photo(truth, sure=0.97, classes=4):
