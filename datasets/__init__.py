@@ -5,6 +5,7 @@ import os
 
 from datasets import (
     celebamask,
+    class_folder,
     coco,
     facesynthetics,
     fasseg,
@@ -51,7 +52,7 @@ def open_faces(root, part_order="canonical"):
         raise UserError(f"{root}: no such folder")
     if not os.path.isdir(root):
         raise UserError(f"{root}: a file; unpack it and give the folder")
-    faces = _recognise(root, part_order)
+    faces = recognise(root, part_order)
     if faces is None:
         raise UnknownFolder(_unknown(root))
     if part_order != "canonical" and "part_order" not in faces.options:
@@ -74,7 +75,8 @@ def open_faces(root, part_order="canonical"):
     return faces
 
 
-def _recognise(root, part_order="canonical"):
+def recognise(root, part_order="canonical"):
+    """`Faces` by the first format that knows the folder `root`, unchecked; None where none does."""
     own = os.path.exists(os.path.join(root, "classes.json"))
     for module in (folder, *FORMATS) if own else FORMATS:
         options = {"part_order": part_order} if module is celebamask else {}
@@ -99,7 +101,17 @@ def _unknown(root):
         what = {"folders": [f"{name}/" for name in folders], "photos": photos, "other files": others}
         counted = [f"{len(found)} {kind} ({some(found, 5)})" for kind, found in what.items() if found]
         here = "no data set that is known here; there is: " + (", ".join(counted) or "nothing")
-    return f"{root}: {here}\n  {_nearest(root, names, folders, photos)}\n  all layouts: docs/data.md"
+    nearest = _nearest(root, names, folders, photos)
+    if _has_classes(root):
+        nearest += "; folders that are called like classes of images are for train_classify.py"
+    return f"{root}: {here}\n  {nearest}\n  all layouts: docs/data.md"
+
+
+def _has_classes(root):
+    try:
+        return class_folder.recognise(root) is not None
+    except UserError:
+        return False
 
 
 def _nearest(root, names, folders, photos):
@@ -124,6 +136,6 @@ def _nearest(root, names, folders, photos):
 
 def _looks_right(root):
     try:
-        return _recognise(root) is not None
+        return recognise(root) is not None
     except UserError:
         return True  # recognised, with a fault that the user will be told there

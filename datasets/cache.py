@@ -33,7 +33,8 @@ STRAY = 60  # seconds after which a temporary file that nobody has locked is swe
 
 class CachedFaces:
     """Samples as batches. `data[[3, 1]]` -> {"image": (2, 3, S, S) uint8, the data set's target: (2, S, S)
-    uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout.
+    uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout. With the target None there are no
+    masks, in the cache neither, and no sample has a label.
 
     counts: (N, K + 1) int64, pixels of each class and, last, of 255 in each mask as it is on disk; zeros
     where there is none. sizes: (N, 2) int64, width and height of each photo, upright. digests: N hex strings,
@@ -54,7 +55,7 @@ class CachedFaces:
                 self.notes.append(f"{path}: damaged or cut short; made again")
             with _turn(path):
                 found = opened(path) or build(faces, samples, size, path, self.digests)
-        self.memory, self.counts, self.sizes, notes = found  # memory: (N, 4, S, S)
+        self.memory, self.counts, self.sizes, notes = found  # memory: (N, 3 or 4, S, S)
         self.notes += notes
 
     def __len__(self):
@@ -62,7 +63,8 @@ class CachedFaces:
 
     def __getitem__(self, index):
         batch = torch.from_numpy(self.memory[np.asarray(index)])
-        return {"image": batch[:, :3], self.target: batch[:, 3], "index": torch.tensor(index)}
+        masks = {self.target: batch[:, 3]} if self.target else {}
+        return {"image": batch[:, :3], **masks, "index": torch.tensor(index)}
 
 
 # ---- what is cached
@@ -83,7 +85,7 @@ def opened(path):
 
 def build(faces, samples, size, path, digests):
     """Write the cache `path`, and return it as `opened` does: (N, 4, size, size) uint8, the photo (bilinear,
-    antialiased) and its mask (nearest), both stretched to the square. Its checksum, counts, sizes and notes
+    antialiased) and its mask (nearest), both stretched to the square; without masks (N, 3, size, size). Its checksum, counts, sizes and notes
     lie beside it, as .npz. digests: of the samples, which must not change meanwhile.
 
     Every file is read, so this is also the scan: all faults are listed at once, then refused.
@@ -91,7 +93,7 @@ def build(faces, samples, size, path, digests):
     _sweep()
     if not os.access(ROOT, os.W_OK):
         raise UserError(f"{ROOT}: no cache can be written there; XDG_CACHE_HOME moves it")
-    shape = (len(samples), 4, size, size)
+    shape = (len(samples), 4 if faces.target else 3, size, size)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
     counts = np.zeros((len(samples), len(faces.classes) + 1), np.int64)
@@ -116,8 +118,9 @@ def build(faces, samples, size, path, digests):
                 turned.append(sample.id)
             if found.resized:
                 resized.append(sample.id)
-            file.write(found.row)
-            checksum.update(found.row)
+            row = found.row[: shape[1]]
+            file.write(row)
+            checksum.update(row)
         if faults:
             shown = "\n  ".join(faults[:20]) + ("\n  ..." if len(faults) > 20 else "")
             raise UserError(f"{len(faults)} of {len(samples)} samples are faulty:\n  {shown}")

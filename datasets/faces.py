@@ -167,7 +167,7 @@ def not_read(root, samples, companions=()):
 def files_of(sample):
     """The paths of a sample: its photo, and the files that its label is made from."""
     labels = sample.label if isinstance(sample.label, (tuple, list)) else [sample.label]
-    return [path for path in (sample.image, *labels) if path]
+    return [path for path in (sample.image, *labels) if isinstance(path, str)]
 
 
 def check_classes(names, where):
@@ -242,7 +242,7 @@ def read_lines(path):
 def split_by_group(samples, fraction, seed=0):
     """(rest, held out): whole groups are held out until `fraction` of the groups is reached (at
     least one). The choice depends on the group names and the seed alone, not on the samples."""
-    groups = sorted({s.group for s in samples}, key=lambda g: _rank(seed, g))
+    groups = sorted({s.group for s in samples}, key=lambda g: rank(seed, g))
     if len(groups) < 2:
         raise UserError("validation needs at least two people; the labelled photos show one")
     held = set(groups[: min(len(groups) - 1, max(1, round(fraction * len(groups))))])
@@ -257,7 +257,7 @@ def limit(samples, n, seed):
     """
     if n > len(samples):
         raise UserError(f"limit {n}: there are only {counted(len(samples), 'photo')} to train on")
-    left = sorted(samples, key=lambda s: _rank(seed, s.id))
+    left = sorted(samples, key=lambda s: rank(seed, s.id))
     people = [s.group for s in left]
     angle = np.array([15 * round((s.yaw or 0) / 15) for s in left])
     traits = [np.unique(t, return_inverse=True)[1] for t in (people, abs(angle), angle)]
@@ -275,5 +275,6 @@ def limit(samples, n, seed):
     return taken
 
 
-def _rank(seed, text):
+def rank(seed, text):
+    """Where `text` stands in an order by chance, 64 hex digits: a hash, the same on every machine."""
     return hashlib.sha256(f"{seed}:{text}".encode(errors="surrogateescape")).hexdigest()

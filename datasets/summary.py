@@ -20,10 +20,13 @@ def inspect(splits, classes, key="semantic"):
     facts: `photos`, `people`, how many photos were `counted`; `pixels` and `photos_with` {class: count};
     `pixels_ignored`, which nobody labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and
     largest width / height; `ids` and `digests` of the photos, and `digest` of all that training would notice;
-    `notes` for the user.
+    `domains` {name: images} of images with classes, where "pixels" are images; `notes` for the user.
     """
     found = {split: _facts(data, classes, key) for split, data in splits.items() if data is not None}
     read = [data for split in ("train", "val") if hasattr(data := splits.get(split), "paths")]
+    read = [
+        data for data in read if not hasattr(data, "targets")
+    ]  # of images with classes `open_images` says it
     if len(read) == 2 and (copies := _copies(*read)):
         said = f"{len(copies)} of its photos are in train, too, byte for byte: its figures flatter"
         found["val"]["notes"].append(f"{said} ({some(copies, 3)})")
@@ -61,6 +64,7 @@ def _facts(data, classes, key):
         "ids": list(getattr(data, "ids", [])),
         "digests": list(getattr(data, "digests", [])),
         "digest": getattr(data, "digest", None),
+        "domains": dict(getattr(data, "domains", {})),
         "notes": list(getattr(data, "notes", [])),
     }
 
@@ -159,7 +163,7 @@ def _changes(before, now):
     kinds = {
         "gone": [i for i in old if i not in new],
         "new": [i for i in new if i not in old],
-        "with another photo or mask": [i for i in old if i in new and old[i] != new[i]],
+        "with another photo, mask or class": [i for i in old if i in new and old[i] != new[i]],
     }
     words = [f"{len(ids)} {kind} ({some(ids, 3)})" for kind, ids in kinds.items() if ids]
     if before["pixels"].keys() != now["pixels"].keys():

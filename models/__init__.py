@@ -1,14 +1,16 @@
 """The models by name, how to restore and to freeze them, and how a head is carried over.
 
-Every model maps images (B, 3, H, W) in 0 to 1 to {"semantic": logits (B, num_classes, H, W)}. It owns its
-normalisation and preprocessing (`normalise`). `stages` are the parts of its pretrained half from the input
-side, `backbone` is all of them.
+Every model maps images (B, 3, H, W) in 0 to 1 to {"semantic": logits (B, num_classes, H, W)}; a classifier,
+to {"class": logits (B, num_classes)} and perhaps "domain". It owns its normalisation and preprocessing
+(`normalise`). `stages` are the parts of its pretrained half from the input side, `backbone` is all of them
+(a classifier's, all but its heads).
 """
 
 import difflib
 
 import torch
 
+from models.classifier import build_classifier
 from models.unet import UNet
 from models.unet_backbone import BackboneUNet
 from models.weights import load_pretrained
@@ -57,12 +59,19 @@ def from_torchvision(name, num_classes, preprocess):
 
 
 def restore(state, device, source="checkpoint"):
-    """The model of a checkpoint (a dict with `args`, `data` and `model`) on a device, in eval mode.
+    """The model of a checkpoint (a dict with `args`, `data` and `model`) on a device, in eval mode: a
+    `Classifier` where the data's `target` is `class`.
 
     source: its file, for the UserError where its weights are of another model.
     """
-    how = state["args"].get("preprocess", "none")
-    model = build_model(state["args"]["model"], len(state["data"]["classes"]), preprocess=how)
+    args, data = state["args"], state["data"]
+    if data.get("target") == "class":
+        heads = {"class": len(data["classes"])}
+        if data["domains"]:
+            heads["domain"] = len(data["domains"])
+        model = build_classifier(args["model"], heads, head=args["head"], dropout=args["dropout"])
+    else:
+        model = build_model(args["model"], len(data["classes"]), preprocess=args.get("preprocess", "none"))
     load_weights(model, state["model"], source)
     return model.to(device, memory_format=torch.channels_last).eval()
 

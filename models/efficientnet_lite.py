@@ -61,34 +61,43 @@ def convolution(inputs, outputs, kernel, stride=1, groups=1):
 
 class InvertedResidual(nn.Module):
     """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride), rounded up: expand, filter each channel,
-    project."""
+    project. skip: probability that training passes an image by this block, where it is residual."""
 
-    def __init__(self, inputs, outputs, kernel, stride, expansion):
+    def __init__(self, inputs, outputs, kernel, stride, expansion, skip=0.0):
         super().__init__()
         inner = inputs * expansion
         layers = [*convolution(inputs, inner, 1), nn.ReLU6(inplace=True)] if expansion > 1 else []
         layers += [*convolution(inner, inner, kernel, stride, groups=inner), nn.ReLU6(inplace=True)]
         self.layers = nn.Sequential(*layers, *convolution(inner, outputs, 1))
         self.residual = stride == 1 and inputs == outputs
+        self.drop = nn.Identity()
+        if self.residual and skip:
+            from torchvision.ops import StochasticDepth  # here, since it takes a second
+
+            self.drop = StochasticDepth(skip, "row")
 
     def forward(self, x):
-        return x + self.layers(x) if self.residual else self.layers(x)
+        return x + self.drop(self.layers(x)) if self.residual else self.layers(x)
 
 
 class EfficientNetLite0(nn.Module):
     """(B, 3, H, W), normalised with `MEAN` and `STD` -> (B, num_classes) logits.
 
     `features`: stem and 16 blocks, to (B, 320, H / 32, W / 32), rounded up; `head`: from there to 1280
-    channels. 4,652,008 parameters with 1000 classes.
+    channels. stochastic_depth: probability to skip the last block, growing linearly up to it.
+    4,652,008 parameters with 1000 classes.
     """
 
-    def __init__(self, num_classes=1000, dropout=0.2):
+    def __init__(self, num_classes=1000, dropout=0.2, stochastic_depth=0.0):
         super().__init__()
         blocks = [nn.Sequential(*convolution(3, 32, 3, stride=2), nn.ReLU6(inplace=True))]
         inputs = 32
+        total = sum(count for *_, count in ROWS)
         for outputs, kernel, stride, expansion, count in ROWS:
             for i in range(count):
-                blocks.append(InvertedResidual(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
+                skip = stochastic_depth * len(blocks) / total
+                step = stride if i == 0 else 1
+                blocks.append(InvertedResidual(inputs, outputs, kernel, step, expansion, skip))
                 inputs = outputs
         self.features = nn.Sequential(*blocks)
         self.head = nn.Sequential(*convolution(320, 1280, 1), nn.ReLU6(inplace=True))
@@ -118,11 +127,12 @@ def convert(state, source):
     with other names stays as it is.
 
     Both list their layers from the image to the logits, so the n-th name is the n-th tensor's. source: the
-    file, for the UserError where the shapes differ.
+    file, for the UserError where the shapes differ, but for the last layer's, which may have other classes.
     """
     if "_conv_stem.weight" not in state:
         return state
     own = EfficientNetLite0().state_dict()
-    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in own.values()]:
+    theirs, ours = ([tensor.shape for tensor in tensors.values()] for tensors in (state, own))
+    if len(theirs) != len(ours) or theirs[:-2] != ours[:-2]:
         raise UserError(f"{source} does not fit efficientnet_lite0: its tensors have other shapes")
     return dict(zip(own, state.values(), strict=True))

@@ -10,7 +10,7 @@ import torch
 from models import efficientnet_lite
 from utils.errors import UserError
 
-HEADS = ("fc.", "classifier.", "head.")  # may be absent from a file, or of other classes
+HEADS = ("fc.", "classifier.", "head.", "heads.")  # may be absent from a file, or of other classes
 
 
 def load_pretrained(model, name, weights):

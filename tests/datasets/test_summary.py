@@ -90,7 +90,7 @@ def test_photos_that_are_in_train_and_in_val_are_told(tmp_path):
 
 CHANGES = [
     ({"ids": ["a", "c"], "digest": "x"}, ["1 gone (b)", "1 new (c)"]),
-    ({"digests": ["11", "33"], "digest": "x"}, ["1 with another photo or mask (b)"]),
+    ({"digests": ["11", "33"], "digest": "x"}, ["1 with another photo, mask or class (b)"]),
     ({"digest": "x"}, ["mean something else"]),
 ]
 

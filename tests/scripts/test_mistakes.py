@@ -172,7 +172,7 @@ def test_a_resumed_run_has_the_data_that_it_began_with(unfinished, complaint):
     ids = np.asarray(Image.open(mask)).copy()
     ids[:9] = 2
     Image.fromarray(ids).save(mask)
-    assert "1 with another photo or mask (train/3)" in resume(unfinished, complaint)
+    assert "1 with another photo, mask or class (train/3)" in resume(unfinished, complaint)
 
 
 def test_a_resumed_run_has_the_files_that_it_began_with(unfinished, complaint):
