@@ -146,15 +146,19 @@ def colours(tmp_path_factory):
 def classifiers(colours, tmp_path_factory):
     """Three checkpoints of untrained networks, as train_classify.py writes them."""
     home = tmp_path_factory.mktemp("classifiers")
-    meaning = labelled.label_info(labelled.open_images(str(colours)))
-    args = {"model": "cnn", "size": 20, "data": str(colours), "val_fraction": 0.15, "leave_out": None}
-    state = {"script": "train_classify.py", "args": args | {"head": "linear", "dropout": 0.0}, "step": 5}
-    for i in range(3):
-        torch.manual_seed(i)
-        model = build_classifier("cnn", {"class": 3}).state_dict()
-        model = {name: tensor * 3 if "heads" in name else tensor for name, tensor in model.items()}
-        checkpoint.save(home / f"{i}.pt", **state, data=meaning, model=model)
-    return [home / f"{i}.pt" for i in range(3)]
+    return [untrained(home / f"{i}.pt", i, colours, {"class": 3}) for i in range(3)]
+
+
+def untrained(path, seed, data, heads, **flags):
+    torch.manual_seed(seed)
+    model = build_classifier("cnn", heads).state_dict()
+    model = {name: tensor * 3 if "heads" in name else tensor for name, tensor in model.items()}
+    args = {"model": "cnn", "size": 20, "data": str(data), "val_fraction": 0.15, "leave_out": None}
+    args |= {"head": "linear", "dropout": 0.0, **flags}
+    meaning = labelled.label_info(labelled.open_images(str(data)))
+    state = {"script": "train_classify.py", "args": args, "step": 5, "data": meaning, "model": model}
+    checkpoint.save(path, **state)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,22 @@ def test_classifiers_vote(classifiers, tested, tmp_path, capsys):
             assert found["ece"] == pytest.approx(ours["ece"], abs=1e-5)
     assert found["classes"] == NAMES and found["target"] == "class" and found["split"] == "test"
     assert f"accuracy {found['accuracy']:.3f}  macro_f1 " in capsys.readouterr().out
+
+
+def test_domains_are_scored(tmp_path, capsys):
+    """... but not where the only one there is was left out of training."""
+    for left_out, split in ((None, "test"), ("noise", "val"), ("noise", "test")):
+        heads = {"class": 10, "domain": 4}
+        path = untrained(tmp_path / "shapes.pt", 0, "shapes", heads, leave_out=left_out)
+        found = figures(tmp_path, "--init", path, "--split", split)
+        scored = not (left_out and split == "test")
+        assert ("domain" in found) == scored and found["leave_out"] == left_out
+        said = capsys.readouterr().out
+        assert ("domains are not scored" in said) != scored
+        if scored:
+            assert f"\ndomain:\naccuracy {found['domain']['accuracy']:.3f}  " in said
+            assert sum(map(sum, found["domain"]["confusion"])) == found["n_images"]
+            assert list(found["domain"]["f1"]) == found["domains"] and list(found["f1"]) == found["classes"]
 
 
 def test_mistakes_are_saved(classifiers, tested, tmp_path, complaint, capsys):
