@@ -200,7 +200,7 @@ def grid(panels, colors, classes, more=(), columns=2, scale=1):
 def captioned(images, captions, heading, columns=10):
     """Photos (B, 3, H, W) with up to two lines of words below each, and a heading above all."""
     photos = photos_of(images)
-    scale = max(1, 128 // photos.shape[2])
+    scale = -(-128 // photos.shape[2])  # at least 128 pixels, for the words
     photos = photos.repeat(scale, 1).repeat(scale, 2)
     width = photos.shape[2]
     size = max(11, width // 12)

@@ -135,7 +135,7 @@ GUARDS = [  # (experiment, guard, file, text, what takes its place, test)
         "R19",
         "class lists are compared",
         "evaluate.py",
-        "if faces.classes != classes:",
+        "if found.classes != classes:",
         "if False:",
         INPUTS + "test_a_class_list_in_another_order_is_refused",
     ),

@@ -1,8 +1,22 @@
-"""evaluate.py: which split is scored, and where the figures go, known before the work."""
+"""evaluate.py: which split is scored, how several networks vote, and where the figures go."""
 
 import json
 
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
 import evaluate
+import predict
+import train_finetune
+from datasets import classes as labelled
+from datasets import splits
+from datasets.batches import load
+from models import restore
+from models.classifier import build_classifier
+from utils import checkpoint, class_metrics, metrics
 
 
 def run(*flags):
@@ -34,3 +48,225 @@ def test_where_figures_cannot_be_written_nothing_is_scored(complaint, finetuned,
         said = complaint(evaluate, "--init", finetuned / "best.pt", "--json", tmp_path / path)
         assert why in said and said.count("\n") == 1
     assert (tmp_path / "file").read_text() == "kept"
+
+
+# ---- several networks
+
+
+@pytest.fixture(scope="module")
+def parsers(finetuned, tmp_path_factory):
+    """Three checkpoints of other weights each."""
+    home, paths = tmp_path_factory.mktemp("parsers"), []
+    for i in range(3):
+        state = checkpoint.load(finetuned / "best.pt")
+        torch.manual_seed(i)
+        for tensor in state["model"].values():
+            tensor += 0.3 * tensor.std() * torch.randn(tensor.shape) if tensor.dim() > 1 else 0
+        checkpoint.save(home / f"{i}.pt", **state)
+        paths.append(home / f"{i}.pt")
+    return paths
+
+
+def by_hand(paths, data):
+    """(M, N, K, ...) probabilities of each network for all images, and the majority (N, ...) of classes; of
+    equal numbers of votes, the class of the higher mean wins."""
+    images = data[list(range(len(data)))]["image"].float() / 255
+    networks = [restore(checkpoint.load(path, target=None), "cpu") for path in paths]
+    with torch.no_grad():
+        outputs = [network(images) for network in networks]
+    key = "class" if "class" in outputs[0] else "semantic"
+    probs = torch.stack([output[key].softmax(1) for output in outputs]).movedim(2, -1).numpy()
+    rows = probs.reshape(len(paths), -1, probs.shape[-1])
+    preds = []
+    for i in range(rows.shape[1]):
+        votes = np.bincount(rows[:, i].argmax(1), minlength=rows.shape[-1]).tolist()
+        preds.append(max(range(len(votes)), key=lambda k: (votes[k], rows[:, i, k].mean())))
+    return torch.tensor(probs).movedim(-1, 2), torch.tensor(preds).view(probs.shape[1:-1])
+
+
+def figures(tmp_path, *flags):
+    run(*flags, "--device", "cpu", "--json", tmp_path / "figures.json")
+    return json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_parsers_vote(folder, parsers, tmp_path, capsys):
+    """Soft: by the mean of their probabilities; hard: by majority, which is something else here."""
+    data = load(splits.open_data(folder), "val", 32)
+    labels = data[list(range(len(data)))]["semantic"]
+    num_classes = 11
+    found = figures(tmp_path, "--init", *parsers[:2])
+    assert found == figures(tmp_path, "--init", *parsers[:2], "--vote", "soft") and found["vote"] == "soft"
+    soft = by_hand(parsers[:2], data)[0].mean(0)
+    counts = metrics.confusion(soft.argmax(1), labels, num_classes).sum(0)
+    assert found["mean_f1"] == pytest.approx(metrics.mean_f1(counts).item(), abs=1e-6)
+    calibration = metrics.calibration_counts(soft, labels)
+    assert found["ece"] == pytest.approx(metrics.ece(calibration), abs=1e-5)
+    assert found["init"] == [str(path) for path in parsers[:2]] and len(found["step"]) == 2
+    found = figures(tmp_path, "--init", *parsers, "--vote", "hard")
+    probs, majority = by_hand(parsers, data)
+    counts = metrics.confusion(majority, labels, num_classes).sum(0)
+    assert found["mean_f1"] == pytest.approx(metrics.mean_f1(counts).item(), abs=1e-6)
+    assert (majority != probs.mean(0).argmax(1)).any(), "or the test would not tell them apart"
+    assert "next:" not in capsys.readouterr().out, "predict.py takes one"
+
+
+def test_what_a_vote_says():
+    """Two networks against one that is surer; and one against one, where the mean decides."""
+    probs = torch.tensor([[[0.6, 0.4, 0.0]], [[0.6, 0.4, 0.0]], [[0.0, 0.98, 0.02]]])
+    soft, hard = (evaluate.vote(list(probs.log()), how).exp() for how in ("soft", "hard"))
+    assert torch.allclose(soft, torch.tensor([[0.4, 0.5933, 0.0067]]), atol=1e-4)
+    assert torch.allclose(hard, torch.tensor([[2.4, 1.5933, 0.0067]]) / 4, atol=1e-4)
+    tie = evaluate.vote(list(probs[1:].log()), "hard")
+    assert tie.argmax(1) == 1 and tie.exp().sum() == pytest.approx(1)
+    assert evaluate.vote([probs[0].log()] * 2, "soft").isfinite().all(), "where all give a class nothing"
+
+
+# ---- classifiers
+
+
+NAMES = ["blue", "green", "red"]
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """20 images of 3 classes to test, of more or less their colour, and one of each to train and validate."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 3), ("test", 20)):
+        for i in range(count):
+            k = i % 3
+            (root / split / NAMES[k]).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 200, (20, 20, 3))
+            pixels[..., 2 - k] += 55
+            Image.fromarray(pixels.astype(np.uint8)).save(root / split / NAMES[k] / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifiers(colours, tmp_path_factory):
+    """Three checkpoints of untrained networks, as train_classify.py writes them."""
+    home = tmp_path_factory.mktemp("classifiers")
+    return [untrained(home / f"{i}.pt", i, colours, {"class": 3}) for i in range(3)]
+
+
+def untrained(path, seed, data, heads, **flags):
+    torch.manual_seed(seed)
+    model = build_classifier("cnn", heads).state_dict()
+    model = {name: tensor * 3 if "heads" in name else tensor for name, tensor in model.items()}
+    args = {"model": "cnn", "size": 20, "data": str(data), "val_fraction": 0.15, "leave_out": None}
+    args |= {"head": "linear", "dropout": 0.0, **flags}
+    meaning = labelled.label_info(labelled.open_images(str(data)))
+    state = {"script": "train_classify.py", "args": args, "step": 5, "data": meaning, "model": model}
+    checkpoint.save(path, **state)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tested(colours):
+    return labelled.load(labelled.open_images(str(colours)), "test", 20)
+
+
+def test_classifiers_vote(classifiers, tested, tmp_path, capsys):
+    labels = tested[list(range(20))]["class"]
+    probs, majority = by_hand(classifiers, tested)
+    assert (majority != probs.mean(0).argmax(1)).any(), "or the test would not tell them apart"
+    cases = {None: probs[0], "soft": probs.mean(0), "hard": torch.nn.functional.one_hot(majority)}
+    for vote, expected in cases.items():
+        files = classifiers[:1] if vote is None else classifiers
+        found = figures(tmp_path, "--init", *files, *(["--vote", vote] if vote else []))
+        ours = class_metrics.summary({"probs": expected.double(), "labels": labels}, NAMES)
+        assert found["confusion"] == ours["confusion"]
+        if vote != "hard":  # a vote of each is a one, and ranks nothing
+            assert found["map"] == pytest.approx(ours["map"], abs=1e-6)
+            assert found["ece"] == pytest.approx(ours["ece"], abs=1e-5)
+    assert found["classes"] == NAMES and found["target"] == "class" and found["split"] == "test"
+    assert f"accuracy {found['accuracy']:.3f}  macro_f1 " in capsys.readouterr().out
+
+
+def test_domains_are_scored(tmp_path, capsys):
+    """... but not where the only one there is was left out of training."""
+    for left_out, split in ((None, "test"), ("noise", "val"), ("noise", "test")):
+        heads = {"class": 10, "domain": 4}
+        path = untrained(tmp_path / "shapes.pt", 0, "shapes", heads, leave_out=left_out)
+        found = figures(tmp_path, "--init", path, "--split", split)
+        scored = not (left_out and split == "test")
+        assert ("domain" in found) == scored and found["leave_out"] == left_out
+        said = capsys.readouterr().out
+        assert ("domains are not scored" in said) != scored
+        if scored:
+            assert f"\ndomain:\naccuracy {found['domain']['accuracy']:.3f}  " in said
+            assert sum(map(sum, found["domain"]["confusion"])) == found["n_images"]
+            assert list(found["domain"]["f1"]) == found["domains"] and list(found["f1"]) == found["classes"]
+
+
+def test_mistakes_are_saved(classifiers, tested, tmp_path, complaint, capsys):
+    out = tmp_path / "new/errors"
+    found = figures(tmp_path, "--init", classifiers[0], "--save-errors", out)
+    probs, _ = by_hand(classifiers[:1], tested)
+    labels = tested[list(range(20))]["class"].tolist()
+    expected = {
+        tested.ids[i]: [NAMES[labels[i]], NAMES[k], round(confidence, 4)]
+        for i, (confidence, k) in enumerate(zip(*(x.tolist() for x in probs[0].max(1)), strict=True))
+        if k != labels[i]
+    }
+    rows = json.loads((out / "errors.json").read_text())
+    assert {r["id"]: [r["truth"], r["guess"], round(r["probability"], 4)] for r in rows} == expected
+    assert 1 < len(rows) == 20 - round(20 * found["accuracy"])
+    surest = [row["probability"] for row in rows]
+    assert surest == sorted(surest, reverse=True)
+    picture = np.asarray(Image.open(out / "errors.png"))
+    first = tested[[tested.ids.index(rows[0]["id"])]]["image"][0].permute(1, 2, 0).numpy()
+    enlarged = first.repeat(7, 0).repeat(7, 1)
+    tops = [y for y in range(len(picture) - 140) if (picture[y : y + 140, :140] == enlarged).all()]
+    assert len(tops) == 1, "the surest mistake is the first picture"
+    assert "errors.png" in capsys.readouterr().out
+    said = complaint(evaluate, "--init", classifiers[0], "--save-errors", out)
+    assert "holds errors.json already" in said and json.loads((out / "errors.json").read_text()) == rows
+
+
+def test_without_a_mistake_there_is_no_picture(tested, tmp_path):
+    labels = tested[list(range(20))]["class"]
+    right = {"probs": torch.nn.functional.one_hot(labels).double(), "labels": labels}
+    assert "none" in evaluate.save_errors(tmp_path, tested, right, NAMES)
+    assert json.loads((tmp_path / "errors.json").read_text()) == [] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_cannot_vote_is_refused(complaint, parsers, classifiers, colours, folder, tmp_path):
+    state = checkpoint.load(classifiers[0], target="class")
+    for name, change in (
+        ("size", {"args": state["args"] | {"size": 24}}),
+        ("classes", {"data": state["data"] | {"classes": NAMES[::-1]}}),
+        ("domains", {"data": state["data"] | {"domains": ["flat", "noise"]}}),
+    ):
+        other = tmp_path / f"{name}.pt"
+        checkpoint.save(other, **state | change)
+        said = complaint(evaluate, "--init", classifiers[0], other)
+        assert f"--init: {name} of {classifiers[0]}: " in said and str(other) in said
+        assert said.count("\n") == 1
+    for flags, why in (
+        ([classifiers[0], parsers[0]], "target of"),
+        ([parsers[0], "--vote", "soft"], "--vote soft: has no effect with one checkpoint"),
+        ([parsers[0], "--save-errors", tmp_path / "out"], "has no effect on face parsers"),
+        ([classifiers[0], "--part-order", "farl"], "has no effect on images"),
+        ([classifiers[0], "--split", "tset"], "tset"),
+    ):
+        said = complaint(evaluate, "--init", *flags)
+        assert why in said and said.count("\n") == 1
+    for script, flags in (
+        (predict, ["--init", classifiers[0], colours]),
+        (train_finetune, ["--init", classifiers[0], "--data", folder, "--steps", 1, *TINY]),
+    ):
+        said = complaint(script, *flags, "--out", tmp_path / "out")
+        assert said.count("\n") == 1
+        assert "holds a classifier of images, and a face parser is needed" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_split_is_named(classifiers, tmp_path, capsys):
+    state = checkpoint.load(classifiers[0], target="class")
+    checkpoint.save(tmp_path / "b.pt", **state | {"args": state["args"] | {"val_fraction": 0.3}})
+    run("--init", *classifiers[:2], "--device", "cpu")
+    assert "another split" not in capsys.readouterr().out
+    run("--init", *classifiers[:2], tmp_path / "b.pt", "--device", "cpu")
+    said = [line for line in capsys.readouterr().out.splitlines() if "another split than" in line]
+    assert len(said) == 1 and said[0].endswith(f": {tmp_path / 'b.pt'}")

@@ -15,6 +15,8 @@ from utils.errors import UserError
 
 ARGS = {"data": "faces", "model": "unet", "size": 32, "part_order": "canonical", "val_fraction": 0.15}
 DATA = {"classes": ["background", "skin"], "colors": [[0, 0, 0], [255, 0, 0]], "flip_pairs": []}
+KNOWN = {"target": "class", "classes": ["ant", "bee"], "domains": []}  # what a classifier knows
+HOW = {"data": "images", "model": "cnn", "size": 32, "val_fraction": 0.15, "head": "mlp", "dropout": 0.5}
 RUN = {"optimizer": {"state": {}}, "scaler": {}, "best": {"step": 3}}  # what a run goes on from
 STATE = {"script": "train_finetune.py", "step": 3, "args": ARGS, "data": DATA}
 
@@ -25,9 +27,15 @@ def written(tmp_path, **more):
     return path
 
 
-def refusal(path, *args):
+def classifier(path, **more):
+    state = {"script": "train_classify.py", "step": 3, "args": HOW, "data": KNOWN}
+    checkpoint.save(path, **state | {"model": {"w": torch.zeros(2)}} | more)
+    return path
+
+
+def refusal(path, *args, **more):
     with pytest.raises(UserError) as caught:
-        checkpoint.load(path, *args)
+        checkpoint.load(path, *args, **more)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -156,6 +164,33 @@ def test_what_a_checkpoint_lacks_is_named(tmp_path, fault):
     state = {"format": checkpoint.FORMAT, **STATE, "model": {"w": torch.zeros(2)}, **FAULTS[fault]}
     torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "best.pt")
     assert fault in refusal(tmp_path / "best.pt")
+
+
+CLASSIFIER_FAULTS = {
+    "its flags lack head": {"args": {k: v for k, v in HOW.items() if k != "head"}},
+    "its flags lack dropout": {"args": {**HOW, "dropout": "a half"}},
+    "it names no classes": {"data": {**KNOWN, "classes": None}},
+    "its 2 classes do not have a name each": {"data": {**KNOWN, "classes": ["ant", "ant"]}},
+    "no list of its domains": {"data": {"target": "class", "classes": ["ant", "bee"]}},
+    "its target is depth, none of semantic, class": {"data": {**KNOWN, "target": "depth"}},
+}
+
+
+@pytest.mark.parametrize("fault", CLASSIFIER_FAULTS)
+def test_what_a_classifier_lacks_is_named(tmp_path, fault):
+    path = classifier(tmp_path / "best.pt", **CLASSIFIER_FAULTS[fault])
+    assert fault in refusal(path, target="class")
+
+
+def test_a_checkpoint_of_another_target_is_refused(tmp_path):
+    """... unless any is taken, as by evaluate.py and by a run that goes on."""
+    parser, images = written(tmp_path), classifier(tmp_path / "best.pt", **RUN)
+    assert "holds a classifier of images, and a face parser is needed" in refusal(images)
+    assert "holds a face parser, and a classifier of images is needed" in refusal(parser, target="class")
+    assert checkpoint.load(images, target="class")["data"] == KNOWN
+    assert checkpoint.target_of(checkpoint.load(parser, target=None)) == "semantic"
+    assert checkpoint.load(images, "train_classify.py", target=None)["step"] == 3
+    assert "was written by train_classify.py" in refusal(images, "train_finetune.py", target=None)
 
 
 def test_what_a_run_goes_on_from_is_there(tmp_path):
