@@ -22,7 +22,7 @@ from datasets.augmentation import augment
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy, scaled
 from models import freeze, keep_frozen_eval, load_weights
-from models.classifier import build_classifier
+from models.classifier import build_classifier, carry_over, check_size
 from utils import checkpoint, class_metrics, cli, dist, draw
 from utils.errors import UserError
 from utils.log import RunLog
@@ -155,17 +155,35 @@ class Bootstrap:
         return self.data[[self.rows[i] for i in index]]
 
 
+def shares_in_words(shares, names):
+    """(K,) shares of classes -> "circle 70 %, square 30 %", in two lines where there are two."""
+    (first, second), (i, j) = (found.tolist() for found in shares.topk(2))
+    return f"{names[i]} {first:.0%}\n{names[j]} {second:.0%}" if second else names[i]
+
+
+def guesses(measured, data, names, count=32):
+    """A picture of images spread over a data set, each with its class and what it is taken for."""
+    count = min(count, len(data))
+    rows = [i * len(data) // count for i in range(count)]
+    labels = measured["labels"][rows].tolist()
+    confidence, preds = (found.tolist() for found in measured["probs"][rows].max(1))
+    captions = [
+        f"{names[guess]} ({share:.0%})" + (f"\nbut it is {names[truth]}" if guess != truth else "")
+        for truth, guess, share in zip(labels, preds, confidence, strict=True)
+    ]
+    return draw.captioned(data[rows]["image"], captions, "held-out images: what they are taken for", 8)
+
+
 def refuse_contradictions(given, args, labelled, weights):
     """Flags that nothing would come of."""
     if "class" not in weights or not weights["class"]:
         raise UserError(f"--loss {' '.join(args.loss)}: class needs a weight above zero")
     if "domain" in weights and not labelled.domains:
         raise UserError(f"--loss {' '.join(args.loss)}: {args.data} has no domains")
-    learns_domain = "domain" in weights
     reasons = {
         "weights": "beside --init, which has weights" if args.init and args.weights != "none" else None,
-        "val_fraction": f"on {args.data}, which has a validation split" if not labelled.holds_out else None,
-        "domain_labels": None if args.mixstyle and learns_domain else "without --mixstyle and a domain to learn",
+        "val_fraction": None if labelled.holds_out else f"on {args.data}, which has a validation split",
+        "domain_labels": None if args.mixstyle and "domain" in weights else "without --mixstyle and domains",
     }
     if args.freeze == "backbone":
         reasons["backbone_lr_scale"] = "on a backbone that is frozen" if args.backbone_lr_scale != 1 else None
@@ -189,7 +207,7 @@ def main(args):
     weights = cli.named_weights(args.loss, "--loss", ["class", "domain"], negative=False)
     if not last:
         refuse_contradictions(given, args, labelled, weights)
-    policy = load_policy(args.augment)
+    policy = load_policy(args.augment, target="class")
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
@@ -217,7 +235,15 @@ def main(args):
         args.stochastic_depth,
         args.mixstyle,
     )
-    fresh = carry_over(model, names, init, args) if init else []
+    fresh = []
+    if init:
+        had = init["args"]
+        if (had["model"], had["head"]) != (args.model, args.head):
+            holds = f"{args.init} holds a {had['model']}, {had['head']}"
+            raise UserError(f"--model {args.model} --head {args.head}: {holds}")
+        state, fresh = carry_over(model, init, names)
+        load_weights(model, state, args.init)
+    check_size(model, round(args.size * grown(FIRST_SIZE, progress_at(0, args.steps, args.progressive))))
     model.to(device, memory_format=torch.channels_last)
     if device.type == "cuda" and world > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -308,8 +334,9 @@ def main(args):
         if size < args.size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         if step == 0 and rank == 0:
-            captions = [f"{labelled.classes[k]}" for k in batch["class"].argmax(1).tolist()]
-            log.image(done, "train/batch", draw.captioned(images, captions), "train_batch.png")
+            captions = [shares_in_words(row, names["class"]) for row in batch["class"]]
+            picture = draw.captioned(images, captions, "the first batch, and what it is taught", 8)
+            log.image(done, "train/batch", picture, "train_batch.png")
         for group in optimizer.param_groups:
             group["lr"] = rate_at(args.schedule, step, args.steps, args.lr) * group["scale"]
         logits = predict(images, net)  # {key: (B, K)}
@@ -362,7 +389,7 @@ def main(args):
                 star = " *" if best["step"] == done else ""
                 shown = [f"{key} accuracy {result['accuracy']:.4f}" for key, result in results.items()]
                 tqdm.write(f"step {done}: loss {mean_loss:.3f}, val {', '.join(shown)}{star}")
-                log.image(done, "val/grid", draw.guesses(predict, val, "class", names["class"]), "val.png")
+                log.image(done, "val/grid", guesses(measured["class"], val, names["class"]), "val.png")
             since = time.time()
         if eval_now and not val and rank == 0:
             tqdm.write(f"step {done}: loss {mean_loss:.3f}, nothing is held out to validate")

@@ -27,7 +27,8 @@ class Images:
 
     splits: lists of `Sample` (faces.py) by name: `train`, `val`, `test`; absent ones are absent. A label is
     (id of the class, id of the domain or None); `image` is a path, a row of `pixels`, or a shape's index.
-    notes: lines the user should see.
+    holds_out: whether `val` was held out, since the data set has none of its own. notes: lines the user should
+    see.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Images:
     domains: list[str]  # empty where there are none
     splits: dict[str, list[Sample]]
     notes: list[str] = dataclasses.field(default_factory=list)
+    holds_out: bool = False
     pixels: np.ndarray | None = None  # (M, 1 or 3, H, W) uint8, of data sets that are arrays
 
 
@@ -71,6 +73,7 @@ def open_images(path, val_fraction=0.15, leave_out=None):
         if splits["test"]:
             images.notes.append(f"no test split: {_held(splits['test'], val_fraction)}")
     if "val" not in splits:
+        images.holds_out = True
         splits["train"], splits["val"] = hold_out(splits["train"], val_fraction)
         if splits["val"]:
             images.notes.append(f"no validation split: {_held(splits['val'], val_fraction)}")

@@ -188,3 +188,26 @@ def check_size(model, size):
             f"this network takes no images of {size} x {size} pixels ({reason}): choose others"
         ) from None
     model.train()
+
+
+def carry_over(model, state, names):
+    """What a trained classifier, the checkpoint `state`, hands on to `model`, of the same network and kind of
+    head: a state dict of `model`, and the names that begin anew.
+
+    names: {key: those of each head of `model`}. Last layers keep the rows of the names that both have.
+    """
+    own = model.state_dict()
+    trained = {name: tensor for name, tensor in state["model"].items() if name in own}
+    fresh = []
+    for key, wanted in names.items():
+        last = f"heads.{key}.{len(model.heads[key]) - 1}"
+        had = state["data"]["classes" if key == "class" else "domains"]
+        if f"{last}.weight" not in trained:
+            had = []
+        for name in (f"{last}.weight", f"{last}.bias") if had else ():
+            rows = own[name].clone()
+            for i, j in [(wanted.index(n), had.index(n)) for n in wanted if n in had]:
+                rows[i] = trained[name][j]
+            trained[name] = rows
+        fresh += [name for name in wanted if name not in had]
+    return own | trained, fresh
