@@ -27,8 +27,8 @@ class Images:
 
     splits: lists of `Sample` (faces.py) by name: `train`, `val`, `test`; absent ones are absent. A label is
     (id of the class, id of the domain or None); `image` is a path, a row of `pixels`, or a shape's index.
-    holds_out: whether `val` was held out, since the data set has none of its own. notes: lines the user should
-    see.
+    holds_out: whether `val` was held out, since the data set has none of its own. notes: for the user, a line
+    each.
     """
 
     name: str
