@@ -15,8 +15,8 @@ from datasets.cache import CachedFaces, contents
 from datasets.faces import Faces, Sample, check_classes, counted, rank, some
 from utils.errors import UserError
 
-FORMATS = (mnist, cifar, class_folder)  # the first that recognises a folder, wins
-LOOKED_FOR = ", or ".join(module.LOOKS_FOR for module in FORMATS)
+ARRAYS = (mnist, cifar)
+LOOKED_FOR = ", or ".join(module.LOOKS_FOR for module in (*ARRAYS, class_folder))
 MANY = 20  # classes; a table shows no line for each of more
 PIECE = 1000  # images resized at once
 
@@ -89,7 +89,11 @@ def _recognise(root):
     if not os.path.isdir(root):
         raise UserError(f"{root}: a file; unpack it and give the folder")
     _refuse_masks(root)
-    found = next((found for module in FORMATS if (found := module.recognise(root))), None)
+    arrays = [found for module in ARRAYS if (found := module.recognise(root))]
+    if len(arrays) > 1:  # as a folder that torchvision filled
+        both = " and ".join(found["name"] for found in arrays)
+        raise UserError(f"{root}: both {both}; give the folder of one: MNIST/, or that of CIFAR itself")
+    found = arrays[0] if arrays else class_folder.recognise(root)
     if found is None:
         names = sorted(name for name in os.listdir(root) if not name.startswith("."))
         inside = os.path.join(root, names[0]) if len(names) == 1 else ""

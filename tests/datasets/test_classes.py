@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, refusal
 from PIL import Image
 
-from datasets import UnknownFolder, classes, open_faces, shapes, summary
+from datasets import UnknownFolder, cifar, classes, open_faces, shapes, summary
 from datasets.faces import Sample
 from utils.errors import UserError
 
@@ -124,7 +124,7 @@ def idx(array):
 
 
 @pytest.mark.parametrize("place, zipped", [("MNIST/raw", True), ("raw", False), (".", True)])
-def test_mnist(tmp_path, place, zipped):
+def test_mnist(tmp_path, place, zipped, monkeypatch):
     folder = tmp_path / place
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -149,6 +149,8 @@ def test_mnist(tmp_path, place, zipped):
     small = classes.load(images, "test", 2)[[0]]["image"][0, 0].numpy()
     one = Image.fromarray(pixels["t10k"][0]).resize((2, 2), Image.BILINEAR)
     assert abs(small.astype(int) - np.asarray(one)).max() <= 1, "antialiased, as pictures are"
+    monkeypatch.setattr(cifar, "recognise", lambda root: {"name": "cifar10"})
+    assert "both mnist and cifar10; give the folder of one" in refusal(classes.open_images, tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
     assert "download it again" in refusal(classes.open_images, tmp_path)
     path.unlink()
@@ -386,7 +388,7 @@ def test_shapes_look_like_their_class():
 # ---- real packagings
 
 
-def test_real_pacs_and_yoga(monkeypatch):
+def test_real_pacs_and_yoga():
     pacs = classes.open_images(real("pacs"), leave_out="sketch")
     assert pacs.domains == ["art_painting", "cartoon", "photo", "sketch"] and len(pacs.classes) == 7
     assert sum(sizes(pacs).values()) == 4115 and sizes(pacs)["test"] == 980
