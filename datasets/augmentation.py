@@ -38,6 +38,8 @@ def sample_operations(policy, seed, positions):
 def sample_always(policy, seed, positions):
     """`op` and `m` (B, A) of what is done to every image with probability p."""
     ops = policy.get("always", [])
+    if not ops:
+        return torch.empty(len(positions), 0, dtype=torch.long), torch.empty(len(positions), 0)
     u = rng.uniform(seed, positions, 3 * len(ops), stream=1001).reshape(len(positions), len(ops), 3)
     op = torch.arange(len(ops)).expand(len(positions), -1)
     m = bounds(ops, u[..., 2], op) * u[..., 1]
