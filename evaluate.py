@@ -34,7 +34,8 @@ def get_parser():
     p = cli.parser(__doc__)
     g = p.add_argument_group("data", "where a flag is not given: what --init trained on")
     g.add_argument(
-        "--data", help="folder of faces or of labelled images, its layout recognised, or synthetic"
+        "--data",
+        help="folder of faces or of images with classes, its layout recognised, or synthetic or shapes",
     )
     g.add_argument(
         "--part-order", choices=cli.PART_ORDERS, help="which part of CelebAMask-HQ is painted last"

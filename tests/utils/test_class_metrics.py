@@ -154,6 +154,7 @@ def test_measuring_in_parts_and_by_several_processes(monkeypatch, world):
     for what, tensors in (("probs", gathered[::2]), ("labels", gathered[1::2])):
         whole = torch.zeros_like(data.found[what])
         for rank, rows in enumerate(tensors):
+            assert len(rows) == len(whole[rank::world])
             whole[rank::world] = rows
         assert torch.allclose(whole, data.found[what])
 
