@@ -46,7 +46,15 @@ INHERITED = {
     "model": None,
     "head": None,
 }
-ON_SHAPES = {"model": "cnn", "head": "mlp", "size": 48, "steps": 600, "augment": "crop", "dropout": 0.5}
+ON_SHAPES = {
+    "model": "cnn",
+    "head": "mlp",
+    "size": 48,
+    "steps": 600,
+    "augment": "crop",
+    "dropout": 0.5,
+    "lr": 1e-3,
+}
 ON_MNIST = {**ON_SHAPES, "size": 28, "steps": 3000, "augment": "none"}
 ON_IMAGES = {
     "model": "efficientnet_lite0",
@@ -55,6 +63,7 @@ ON_IMAGES = {
     "steps": 1000,
     "augment": "crop",
     "dropout": 0.2,
+    "lr": 3e-3,
 }
 
 
@@ -103,7 +112,7 @@ def get_parser():
     g.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine", help=rate)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=32, help="images per process")
-    g.add_argument("--lr", type=cli.above_zero, default=1e-3, help="peak rate")
+    g.add_argument("--lr", type=cli.above_zero, help="peak rate")
     g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)
     cli.add_output_flags(p, out="runs/classify", eval_every=100)
@@ -295,7 +304,12 @@ def main(args):
             "args": vars(args),
             "step": step,
             "best": best,
-            "data": {"path": args.data, **classes.label_info(labelled), **summary.kept(found)},
+            "data": {
+                "path": args.data,
+                **classes.label_info(labelled),
+                "domains": names.get("domain", []),  # those that a head tells apart
+                **summary.kept(found),
+            },
             "inputs": inputs,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
