@@ -49,13 +49,13 @@ INHERITED = {
 ON_SHAPES = {
     "model": "cnn",
     "head": "mlp",
-    "size": 48,
-    "steps": 600,
+    "size": 28,
+    "steps": 1200,
     "augment": "crop",
-    "dropout": 0.5,
-    "lr": 1e-3,
+    "dropout": 0.2,
+    "lr": 3e-3,
 }
-ON_MNIST = {**ON_SHAPES, "size": 28, "steps": 3000, "augment": "none"}
+ON_MNIST = {**ON_SHAPES, "augment": "none", "dropout": 0.5, "lr": 1e-3}
 ON_IMAGES = {
     "model": "efficientnet_lite0",
     "head": "linear",
@@ -111,7 +111,7 @@ def get_parser():
     rate = f"of the rate: half a cosine, {DROPS} equal parts of which each halves it, or none"
     g.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine", help=rate)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
-    g.add_argument("--batch-size", type=cli.images, default=32, help="images per process")
+    g.add_argument("--batch-size", type=cli.images, default=64, help="images per process")
     g.add_argument("--lr", type=cli.above_zero, help="peak rate")
     g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)

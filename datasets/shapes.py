@@ -33,9 +33,9 @@ def _images(seed, index, size):
     between = lambda lane, low, high: low + (high - low) * draw[:, lane]
     grid = (torch.arange(size) + 0.5) * (2 / size) - 1
     v, u = grid[None, :, None], grid[None, None, :]  # -1 to 1, downwards and to the right
-    scale = between(0, 0.3, 0.7)
+    scale = between(0, 0.55, 0.85)
     left, top = u - between(1, -1, 1) * (1 - scale), v - between(2, -1, 1) * (1 - scale)
-    turn = between(3, 0, 2 * math.pi)
+    turn = between(3, -0.4, 0.4)
     stretch = between(4, 0.85, 1.18)
     x = (left * turn.cos() + top * turn.sin()) / scale * stretch
     y = (top * turn.cos() - left * turn.sin()) / scale / stretch
