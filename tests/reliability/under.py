@@ -2,7 +2,7 @@
 
 memory=MEGABYTES  it can take so much more than it has with its packages
 keep=FOLDER       every last.pt is also kept there, as 1.pt, 2.pt, ... by its step
-dies=STEP         it is killed before that step, counted from 0, while it waits for nobody
+dies=STEP         it is killed, with its workers, before that step, counted from 0, while it waits for nobody
 """
 
 import os
@@ -44,7 +44,7 @@ def die_before(last):
 
     def die_or_go_on(step, *more):
         if step == int(last):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
         return positions(step, *more)
 
     batches.positions = die_or_go_on
