@@ -344,8 +344,8 @@ def test_a_class_that_vanishes_stops_the_run(student, crowd, folder, tmp_path, c
         student("--resume", out=out.name)
     assert "has collapsed" in capsys.readouterr().out
     # a teacher that stays as it is forgets nothing; what its student forgot is found when the round ends
-    for rounds, step in ((1, 20), (2, 11)):
-        fixed = ["--ema", 0, "--rounds", rounds, "--steps", 20]
+    for rounds, step in ((1, 12), (2, 7)):
+        fixed = ["--ema", 0, "--rounds", rounds, "--steps", 12]
         student(*flags, *fixed, out=f"fixed {rounds}", status=3)
         assert f"by step {step}." in capsys.readouterr().out.splitlines()[-1]
 
@@ -360,7 +360,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("case", "kills"), [("fixed", [2]), ("follows", [2, 3]), ("fresh", [2, 3])])
+@pytest.mark.parametrize(("case", "kills"), [("fixed", [1, 2]), ("follows", [2, 3]), ("fresh", [2, 3])])
 def test_killed_in_any_round_it_is_the_run_never_killed(case, kills, student, crowd, tmp_path, monkeypatch):
     """Killed after its checkpoint of a step, of which 2 is at the end of a round, with lines more in the log:
     the folder as it then was is kept beside the run."""
