@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -57,7 +56,8 @@ def start(environment, tmp_path_factory):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen(serve, env=environment, text=True, **pipes)
     assert process.stdout.readline() == "ready\n"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {ROOT}/tests/server.py {path} "$@"\n')
+    client = f"exec {sys.executable} -SE {ROOT}/tests/server.py {path}"
+    python.write_text(f'#!/bin/sh\n[ "$1" != -u ] || shift  # of torchrun\n{client} "$@"\n')
     python.chmod(0o755)
 
     def start(script, *flags, stdout=os.devnull, stderr=os.devnull, **more):
@@ -158,16 +158,6 @@ def assert_same_run(a, b):
 
 def logged(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def kill_in_the_middle(process, out):
-    """Wait for the first checkpoint, and SIGKILL the whole group a little later."""
-    until = time.time() + 120
-    while not ((out / "last.pt").is_file() and weights(out / "last.pt")["step"] > 0):
-        assert process.poll() is None and time.time() < until
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
 
 
 # ---- faces

@@ -8,6 +8,7 @@ A client sends one line of JSON, {"argv", "env"}, with its standard input, outpu
 with the pid of the fork, which leads a session of its own, and with its exit status when it has ended.
 """
 
+import faulthandler
 import gc
 import json
 import os
@@ -89,9 +90,10 @@ def serve(path):
 
 def run_script(job, streams):
     os.setsid()
-    signal.alarm(300)  # nobody waits for it longer
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)  # says where it hangs, and ends
+    signal.alarm(120)  # nobody waits for it longer
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
     os.environ.clear()
     os.environ.update(job["env"])

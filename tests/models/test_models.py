@@ -1,10 +1,7 @@
 """The models: shapes, sizes, weights from files, freezing. No network is needed or used."""
 
 import gzip
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -408,21 +405,24 @@ def test_weights_that_do_not_exist():
             build_model(name, 3, weights=weights)
 
 
-def test_without_a_network_one_line_says_what_to_do(tmp_path):
-    code = """
+def test_without_a_network_one_line_says_what_to_do(start, tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
 from models import build_model
 from utils.cli import run
 run(lambda _: build_model("fpn_resnet18", 3, weights="imagenet"), None)
 """
+    script, said, told = (tmp_path / name for name in ("build.py", "said", "told"))
+    script.write_text(code)
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    environment = {**os.environ, **nowhere, "no_proxy": "", "TORCH_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: cannot fetch https://download.pytorch.org/models/resnet18")
-    assert f"put resnet18-f37072fd.pth into {tmp_path / 'hub' / 'checkpoints'}" in done.stderr
+    environment = {**nowhere, "no_proxy": "", "TORCH_HOME": str(tmp_path)}
+    status = start(script, stdout=said, stderr=told, **environment).wait()
+    assert status == 2, told.read_text()
+    told = told.read_text()
+    assert told.count("\n") == 1 and said.read_text() == ""
+    assert told.startswith("error: cannot fetch https://download.pytorch.org/models/resnet18")
+    assert f"put resnet18-f37072fd.pth into {tmp_path / 'hub' / 'checkpoints'}" in told
 
 
 # ---- heads

@@ -68,7 +68,7 @@ def harass(start, script, flags, out, signals, n):
 def flags_of(script, folder, finetuned, judge, n):
     """So many steps that n signals find it at work. Rows are logged every ten steps, too: a killed run has
     some of steps that it had not saved."""
-    flags = ["--steps", 30 + 8 * n, "--eval-every", 7, "--batch-size", 4, "--device", "cpu"]
+    flags = ["--steps", 14 + 8 * n, "--eval-every", 7, "--batch-size", 4, "--device", "cpu"]
     if script == "train_finetune.py":
         return [*flags, "--data", folder, "--augment", "cutmix", "--size", 32, "--ema", 0.9, "--workers", 2]
     flags += ["--init", finetuned / "best.pt", "--lr", "1e-6"]

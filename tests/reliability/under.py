@@ -2,12 +2,15 @@
 
 memory=MEGABYTES  it can take so much more than it has with its packages
 keep=FOLDER       every last.pt is also kept there, as 1.pt, 2.pt, ... by its step
+dies=STEP         it is killed, with its workers, before that step, counted from 0, while it waits for nobody
 """
 
+import os
 import pathlib
 import resource
 import runpy
 import shutil
+import signal
 import sys
 
 import torch  # noqa: F401
@@ -34,9 +37,22 @@ def keep_every_save(folder):
     checkpoint.save_run = save_and_keep
 
 
+def die_before(last):
+    from datasets import batches
+
+    positions = batches.positions
+
+    def die_or_go_on(step, *more):
+        if step == int(last):
+            os.killpg(0, signal.SIGKILL)
+        return positions(step, *more)
+
+    batches.positions = die_or_go_on
+
+
 if __name__ == "__main__":
     condition, script, *flags = sys.argv[1:]
     name, _, value = condition.partition("=")
-    {"memory": limit_memory, "keep": keep_every_save}[name](value)
+    {"memory": limit_memory, "keep": keep_every_save, "dies": die_before}[name](value)
     sys.argv = [script, *flags]
     runpy.run_path(str(ROOT / script), run_name="__main__")

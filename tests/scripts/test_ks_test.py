@@ -13,6 +13,7 @@ from PIL import Image
 import ks_test
 
 QUICK = ["--features", "pixel", "--size", "32", "--permutations", "199", "--splits", "5", "--device", "cpu"]
+QUICKER = [*QUICK, "--permutations", 99, "--splits", 2]  # for all operations
 PASS, REJECT, UNKNOWN = 0, 1, 3
 
 
@@ -45,7 +46,15 @@ def halves(photos, tmp_path_factory):
     return folders
 
 
-def test_identity_passes_and_the_same_seed_gives_the_same_report(calls, photos, tmp_path):
+@pytest.fixture(scope="module")
+def operations(start, photos, tmp_path_factory):
+    """A run of --ops, which takes long: it begins before the other tests of this file."""
+    home = tmp_path_factory.mktemp("operations")
+    flags = ["--real", photos, "--ops", *QUICKER, "--out", home / "out"]
+    return start("ks_test.py", *flags, stdout=home / "said"), home
+
+
+def test_identity_passes_and_the_same_seed_gives_the_same_report(calls, operations, photos, tmp_path):
     """G4, G8."""
     flags = ["ks_test.py", "--real", photos, "--augment", "none", *QUICK]
     jobs = [[*flags, "--out", tmp_path / "a"], [*flags, "--out", tmp_path / "b"]]
@@ -123,9 +132,10 @@ def test_eight_people_are_too_few(call, photos, tmp_path):
     assert report(tmp_path / "a")["status"] == "UNDERPOWERED"
 
 
-def test_every_operation_and_a_policy_that_the_next_script_takes(call, photos, tmp_path):
-    out = tmp_path / "ops"
-    done = call("ks_test.py", "--real", photos, "--ops", *QUICK, "--out", out, status=PASS)
+def test_every_operation_and_a_policy_that_the_next_script_takes(call, operations, photos, tmp_path):
+    process, home = operations
+    out, said = home / "out", home / "said"
+    assert process.wait() == PASS
     found, policy = report(out), json.loads((out / "policy.json").read_text())
     assert found["ops"]["brightness"]["status"] == "PASS" and found["ops"]["equalise"]["status"] == "REJECT"
     dark = found["ops"]["brightness"]["neg"]
@@ -134,12 +144,12 @@ def test_every_operation_and_a_policy_that_the_next_script_takes(call, photos, t
     assert accepted[dark["m"]] and not any(ok for m, ok in accepted.items() if m > dark["m"])
     bounds = {op["name"]: (op["m_neg"], op["m_pos"]) for op in policy["ops"]}
     assert bounds["brightness"][0] <= dark["m"] and "equalise" not in bounds
-    assert f"--augment {out}/policy.json" in done.stdout
+    assert f"--augment {out}/policy.json" in said.read_text()
     for name in ("operations", "magnitudes", "faces"):
         assert Image.open(out / f"{name}.png").width > 400
     flags = ["--data", "synthetic", "--augment", out / "policy.json", "--steps", 2, "--size", 32]
     call("train_finetune.py", *flags, "--device", "cpu", "--out", tmp_path / "run")
-    flags = ["--real", photos, "--augment", out / "policy.json", *QUICK]
+    flags = ["--real", photos, "--augment", out / "policy.json", *QUICKER]
     call("ks_test.py", *flags, "--out", tmp_path / "again", status=PASS)
 
 

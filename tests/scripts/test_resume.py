@@ -5,15 +5,16 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 
 import pytest
-from conftest import TINY, assert_same_run, kill_in_the_middle, logged, torchrun, weights
+import torch.distributed.run
+from conftest import ROOT, TINY, assert_same_run, logged, weights
 
 import train_finetune
 
-STEPS = 26  # of which the first five are done when a run is killed
+STEPS = 12  # of which five are saved and two more done when a run is killed
+DIES = ["tests/reliability/under.py", "dies=7"]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
         flags += ["--kl", 0.1, "--ce-weight", 0.1]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     other = start(script, *flags, "--out", whole)
-    kill_in_the_middle(start(script, *flags, "--out", broken), broken)
-    assert 0 < weights(broken / "last.pt")["step"] < STEPS
+    assert start(*DIES, script, *flags, "--out", broken).wait() == -signal.SIGKILL
+    assert weights(broken / "last.pt")["step"] == 5
     call(script, "--out", broken, "--resume", "--workers", 2 - workers)
     assert other.wait() == 0
     assert_same_run(whole / "last.pt", broken / "last.pt")
@@ -59,8 +60,8 @@ def test_no_score_is_asked_for_twice(estimator, call, start, folder, finetuned, 
     flags += ["--estimator", estimator]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     other = start("train_scores.py", *flags, "--out", whole)
-    kill_in_the_middle(start("train_scores.py", *flags, "--out", broken), broken)
-    assert 0 < weights(broken / "last.pt")["step"] < STEPS
+    assert start(*DIES, "train_scores.py", *flags, "--out", broken).wait() == -signal.SIGKILL
+    assert weights(broken / "last.pt")["step"] == 5
     call("train_scores.py", "--out", broken, "--resume")
     assert other.wait() == 0
     assert_same_run(whole / "last.pt", broken / "last.pt")
@@ -71,7 +72,7 @@ def test_no_score_is_asked_for_twice(estimator, call, start, folder, finetuned, 
 
 def test_sigterm_saves_and_resumes(call, complaint, start, folder, tmp_path):
     """... and meanwhile the folder is nobody else's. --resume begins where there is nothing to go on with."""
-    flags = ["--data", folder, "--steps", STEPS, "--eval-every", 5, *TINY]
+    flags = ["--data", folder, "--steps", 26, "--eval-every", 5, *TINY]
     whole, broken, said = tmp_path / "whole", tmp_path / "broken", tmp_path / "said"
     other = start("train_finetune.py", *flags, "--out", whole)
     process = start("train_finetune.py", *flags, "--out", broken, "--resume", stdout=said)
@@ -81,7 +82,7 @@ def test_sigterm_saves_and_resumes(call, complaint, start, folder, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 143 and "--resume goes on" in said.read_text()
     assert "holds no last.pt yet, so the run begins" in said.read_text()
-    assert 0 < weights(broken / "last.pt")["step"] < STEPS
+    assert 0 < weights(broken / "last.pt")["step"] < 26
     call("train_finetune.py", "--out", broken, "--resume")
     assert other.wait() == 0
     assert_same_run(whole / "last.pt", broken / "last.pt")
@@ -125,11 +126,11 @@ def test_two_processes_are_one(script, start, folder, finetuned, tmp_path):
         assert all(a[k] == pytest.approx(b[k], abs=1e-4) for k in a if k.startswith(("loss/", "train/loss")))
 
 
-def test_three_processes_count_as_one(call, environment, folder, finetuned, tmp_path):
+def test_three_processes_count_as_one(calls, finetuned, tmp_path):
+    """By torchrun."""
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     flags = ["--init", finetuned / "best.pt", "--split", "train", "--batch-size", "3", "--device", "cpu"]
-    call("evaluate.py", *flags, "--json", one)
-    run = torchrun(3, "evaluate.py", *flags, "--json", two)
-    subprocess.run(run, env=environment, check=True, capture_output=True, timeout=300)
+    run = [torch.distributed.run.__file__, "--standalone", "--nproc_per_node=3", ROOT / "evaluate.py"]
+    calls(["evaluate.py", *flags, "--json", one], [*run, *flags, "--json", two])
     one, two = json.loads(one.read_text()), json.loads(two.read_text())
     assert one == two and one["n_images"] == 20  # not a multiple of 3: nothing is padded

@@ -1,8 +1,6 @@
 """Checkpoints are whole or refused."""
 
 import pickle
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -225,8 +223,9 @@ def test_a_failed_write_keeps_the_earlier_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
-FULL_DISK = """
+FULL_DISK = f"""
 import resource, signal, sys, torch
+sys.path.insert(0, {str(ROOT)!r})
 from utils import checkpoint
 from utils.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -238,12 +237,13 @@ except UserError as error:
 """
 
 
-def test_a_full_disk_keeps_the_earlier_file(tmp_path):
+def test_a_full_disk_keeps_the_earlier_file(call, tmp_path, tmp_path_factory):
+    script = tmp_path_factory.mktemp("script") / "save.py"
+    script.write_text(FULL_DISK)
     path = written(tmp_path)
     before = path.read_bytes()
-    command = [sys.executable, "-c", FULL_DISK, str(path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert str(path) in result.stdout and "cannot be written" in result.stdout, result.stderr
+    said = call(script, path).stdout
+    assert str(path) in said and "cannot be written" in said
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 

@@ -247,7 +247,8 @@ def measure_as(rank, world, meeting, out):
 
 def test_processes_without_an_image_count_nothing(tmp_path):
     out = tmp_path / "found"
-    torch.multiprocessing.spawn(measure_as, (3, tmp_path / "meeting", out), nprocs=3)
+    args = (3, tmp_path / "meeting", out)
+    torch.multiprocessing.start_processes(measure_as, args, nprocs=3, start_method="fork")
     for rank in range(3):
         for (n, name), found in torch.load(f"{out}.{rank}").items():
             whole = metrics.measure(predict, First(n), "semantic", K, reward=JUDGED[name])
