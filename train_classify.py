@@ -164,25 +164,6 @@ class Bootstrap:
         return self.data[[self.rows[i] for i in index]]
 
 
-def shares_in_words(shares, names):
-    """(K,) shares of classes -> "circle 70 %, square 30 %", in two lines where there are two."""
-    (first, second), (i, j) = (found.tolist() for found in shares.topk(2))
-    return f"{names[i]} {first:.0%}\n{names[j]} {second:.0%}" if second else names[i]
-
-
-def guesses(measured, data, names, count=32):
-    """A picture of images spread over a data set, each with its class and what it is taken for."""
-    count = min(count, len(data))
-    rows = [i * len(data) // count for i in range(count)]
-    labels = measured["labels"][rows].tolist()
-    confidence, preds = (found.tolist() for found in measured["probs"][rows].max(1))
-    captions = [
-        f"{names[guess]} ({share:.0%})" + (f"\nbut it is {names[truth]}" if guess != truth else "")
-        for truth, guess, share in zip(labels, preds, confidence, strict=True)
-    ]
-    return draw.captioned(data[rows]["image"], captions, "held-out images: what they are taken for", 8)
-
-
 def refuse_contradictions(given, args, labelled, weights):
     """Flags that nothing would come of."""
     if "class" not in weights or not weights["class"]:
@@ -348,7 +329,7 @@ def main(args):
         if size < args.size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         if step == 0 and rank == 0:
-            captions = [shares_in_words(row, names["class"]) for row in batch["class"]]
+            captions = [draw.shares_in_words(row, names["class"]) for row in batch["class"]]
             picture = draw.captioned(images, captions, "the first batch, and what it is taught", 8)
             log.image(done, "train/batch", picture, "train_batch.png")
         for group in optimizer.param_groups:
@@ -403,7 +384,8 @@ def main(args):
                 star = " *" if best["step"] == done else ""
                 shown = [f"{key} accuracy {result['accuracy']:.4f}" for key, result in results.items()]
                 tqdm.write(f"step {done}: loss {mean_loss:.3f}, val {', '.join(shown)}{star}")
-                log.image(done, "val/grid", guesses(measured["class"], val, names["class"]), "val.png")
+                picture = draw.guesses(measured["class"], val, names["class"])
+                log.image(done, "val/grid", picture, "val.png")
             since = time.time()
         if eval_now and not val and rank == 0:
             tqdm.write(f"step {done}: loss {mean_loss:.3f}, nothing is held out to validate")

@@ -4,9 +4,9 @@ Run:    python train_student.py --teacher runs/mine/last.pt --unlabelled PHOTOS 
         python train_student.py --teacher a/last.pt b/last.pt --unlabelled PHOTOS --out runs/of_two
         python train_student.py --teacher a/last.pt --unlabelled PHOTOS --students unet --out runs/small
 Needs:  one checkpoint or several of any script here, of the same classes and size; the labelled photos that
-        they were trained on, or others; photos
-Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
-        train_batch.png, pseudo.png and val.png into --out
+        they were trained on, or others; photos. For classifiers of images the same
+Writes: best.pt (by validation mean F1, of a classifier by accuracy), last.pt, args.json, metrics.jsonl,
+        TensorBoard events, train_batch.png, pseudo.png and val.png into --out
 Expect: docs/student.md   -> evaluate.py, predict.py or train_scores.py --init runs/student/last.pt
 
 Who labels the photos, and how, is what methods differ in: a teacher that stays as it is (pseudo-labels,
@@ -19,23 +19,24 @@ import math
 import time
 
 import torch
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from datasets import batches, splits, summary
+from datasets import classes as labelled
 from datasets.augmentation import augment, mirror
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy
 from datasets.synthetic import scheme_of
-from models import build_model, freeze, keep_frozen_eval, load_weights, restore
-from utils import checkpoint, cli, dist, draw, metrics, rng
+from models import build_like, freeze, keep_frozen_eval, load_weights, restore
+from models.classifier import check_size, without_domains
+from utils import checkpoint, class_metrics, cli, dist, draw, metrics, rng
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.losses import LOSSES
-from utils.metrics import IGNORE_INDEX
 from utils.teaching import (
-    UNSURE,
     described,
     distillation,
     hard_labels,
@@ -44,6 +45,7 @@ from utils.teaching import (
     pseudo_scalars,
     soften,
     survey,
+    targets_of,
     vanished,
     yaw_bins,
 )
@@ -52,6 +54,10 @@ WARMUP = 0.05  # share of the steps of a round
 RAMP = 0.1  # share of the steps of a round in which the weight of a following teacher's labels grows to 1
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 10  # steps between two lines of metrics.jsonl
+FIGURES = {  # of validation, in words; best.pt is chosen by the first
+    "semantic": {"mean_f1": "mean F1", "miou": "mIoU"},
+    "class": {"accuracy": "accuracy", "macro_f1": "macro F1"},
+}
 TEACHING = {
     "unlabelled_share": 0.5,
     "unlabelled_weight": 1.0,
@@ -141,14 +147,16 @@ def lr_at(step, steps, peak):
 
 
 @torch.no_grad()
-def teach(predict, teachers, images, pairs):
-    """(B, 3, H, W) -> (B, K, H, W): the mean of the teachers' probabilities for photos as they are and for
-    their mirror images, turned back. pairs: class ids that a mirror swaps."""
+def teach(predict, teachers, images, pairs, both=True):
+    """(B, 3, H, W) -> (B, K, H, W), or (B, K): the mean of the teachers' probabilities for photos as they are
+    and, with `both`, for their mirror images, turned back. pairs: class ids that a mirror swaps."""
     probs = 0.0
     for teacher in teachers:
-        straight = predict(images, teacher).softmax(1)
-        mirrored = predict(images.flip(-1), teacher).softmax(1)
-        probs = probs + (straight + mirror(mirrored, pairs)) / (2 * len(teachers))
+        said = predict(images, teacher).softmax(1)
+        if both:
+            mirrored = predict(images.flip(-1), teacher).softmax(1)
+            said = (said + mirror(mirrored, pairs)) / 2
+        probs = probs + said / len(teachers)
     return probs
 
 
@@ -164,8 +172,8 @@ def ranking(order, data, label, batch_size, seed):
         return sorted(rows, key=lambda row: abs(data.yaws[row]))
     means = []
     for i in range(0, len(rows), batch_size):
-        confidence = label(data[rows[i : i + batch_size]]["image"]).max(1).values  # (B, H, W)
-        means += confidence.mean((1, 2)).tolist()
+        confidence = label(data[rows[i : i + batch_size]]["image"]).max(1).values  # (B, H, W), or (B,)
+        means += confidence.reshape(len(confidence), -1).mean(1).tolist()
     return sorted(rows, key=lambda row: -means[row])
 
 
@@ -176,8 +184,9 @@ def mean_over_all(total, count, world):
 
 
 def refuse_unlike(a, b, what, other):
-    """A UserError where two checkpoints differ in class list, size or preprocessing."""
+    """A UserError where two checkpoints differ in what they are for, class list, size or preprocessing."""
     for key, values in (
+        ("target", [checkpoint.TARGETS[checkpoint.target_of(state)] for state in (a, b)]),
         ("classes", [state["data"]["classes"] for state in (a, b)]),
         ("size", [state["args"]["size"] for state in (a, b)]),
         ("preprocess", [state["args"].get("preprocess", "none") for state in (a, b)]),
@@ -227,10 +236,15 @@ def main(args):
     # ---- setup ----
     out, args, last = cli.start_run(args, get_parser(), "train_student.py", needs=["teacher"])
     given = args
-    states = [checkpoint.load(file) for file in args.teacher]
+    states = [checkpoint.load(file, target=None) for file in args.teacher]
     init = states[0]
     for file, state in zip(args.teacher[1:], states[1:], strict=True):
         refuse_unlike(init, state, args.teacher[0], file)
+    task = checkpoint.target_of(init)
+    classifies = task == "class"
+    if classifies:
+        states = [without_domains(state) for state in states]
+        init = states[0]
     rank, world, device = dist.init(args.device)
     ids = splits.ids_file(args.ids, args.data, init["args"], args.limit)
     args = cli.inherit(args, init, data=None, val_fraction=None, allow_empty=[])
@@ -243,18 +257,26 @@ def main(args):
         args = cli.fill(args, {"unlabelled_share": 0.0})
     if args.distill:
         args = cli.fill(args, {"temperature": 2.0})
+    if classifies:
+        args = cli.inherit(args, init, augment=None)
     args = cli.fill(args, {**TEACHING, "augment": "flip" if args.data == "synthetic" else "cutmix"})
-    for name in args.students:  # a name that is none, now rather than when its round begins
-        build_model(name, len(init["data"]["classes"]), preprocess=init["args"].get("preprocess", "none"))
-    for key in ("model", "classes", "part_order", "size"):  # its checkpoints say what they hold
-        setattr(args, key, init["args"][key])
+    for name in args.students:  # one that cannot be, now rather than when its round begins
+        student = build_like(init, name)
+        if classifies:
+            check_size(student, init["args"]["size"])
+    flags = ("head", "dropout") if classifies else ("classes", "part_order")
+    for flag in ("model", "size", *flags):  # its checkpoints say what they hold
+        setattr(args, flag, init["args"][flag])
+    if classifies and not last:
+        as_taught = splits.same_folder(args.data, init["args"]["data"])
+        args.leave_out = init["args"].get("leave_out") if as_taught else None
     args.preprocess = init["args"].get("preprocess", "none")
     num_unlabelled = round(args.unlabelled_share * args.batch_size)
     num_labelled = args.batch_size - num_unlabelled
     if not last:
         refuse_contradictions(given, args, num_unlabelled)
     per_round = args.steps // args.rounds
-    policy = load_policy(args.augment)
+    policy = load_policy(args.augment, task)
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
@@ -263,27 +285,42 @@ def main(args):
     classes = init["data"]["classes"]
     if args.data == "synthetic":
         args.classes = scheme_of(classes)
-    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
+    if classifies:
+        load, open_unlabelled = labelled.load, labelled.open_unlabelled
+        faces = labelled.open_images(args.data, args.val_fraction, args.leave_out)
+    else:
+        load, open_unlabelled = batches.load, splits.open_unlabelled
+        faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
     if list(faces.classes) != classes:
         lists = f"the teacher's are {' '.join(classes)}, those of --data {' '.join(faces.classes)}"
         raise UserError(f"--data {args.data}: other classes: {lists}")
-    if not last:
+    if not last and classifies:
+        idle = dict.fromkeys(("synthetic", "ids", "allow_empty"), "on images with classes")
+        idle["val_fraction"] = None if faces.holds_out else f"on {args.data}, which has a validation split"
+        cli.refuse_without_effect(given, idle)
+    elif not last:
         cli.refuse_idle_data_flags(given, args, faces)
     render_on = "cpu" if args.workers else device  # where synthetic faces are made
-    train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
-    validates = "val" in faces.splits if args.ids else args.val_fraction
-    val = batches.load(faces, "val", args.size, device=device) if validates else None
+    train = load(faces, "train", args.size, args.seed, args.limit, render_on)
+    validates = "val" in faces.splits if args.ids or classifies else args.val_fraction
+    val = load(faces, "val", args.size, device=device) if validates else None
     unlabelled = None
     if args.unlabelled:
-        opened = splits.open_unlabelled(args.unlabelled, classes, args.val_fraction, faces, args.data)
-        unlabelled = batches.load(opened, "unlabelled", args.size, device=render_on)
+        opened = open_unlabelled(args.unlabelled, classes, args.val_fraction, faces, args.data)
+        unlabelled = load(opened, "unlabelled", args.size, device=render_on)
     found = summary.inspect({"train": train, "val": val, "unlabelled": unlabelled}, classes)
     rendered = args.synthetic or args.data == "synthetic"  # these have what may be on no photo
-    labelled = {split: facts for split, facts in found.items() if split != "unlabelled"}
-    summary.refuse_empty(labelled, classes if rendered else args.allow_empty)
+    facts = {split: facts for split, facts in found.items() if split != "unlabelled"}
+    if classifies:
+        labelled.refuse_empty(facts)
+    else:
+        summary.refuse_empty(facts, classes if rendered else args.allow_empty)
     summary.refuse_changed(found, last, out / "data.json")
+    meaning = {**labelled.label_info(faces), "domains": []} if classifies else label_info(faces)
     num_classes = len(classes)
-    pairs = faces.flip_pairs
+    counted = "images" if classifies else "pixels"
+    pairs = [] if classifies else faces.flip_pairs
+    both = not classifies or policy["flip"] > 0  # a mirrored 2 is no 2
     flip_pairs = {"semantic": pairs, "probs": pairs}
     threshold, keep = (0.0, 0.0) if args.target == "soft" else (args.threshold, args.keep)
     first = last["step"] if last else 0
@@ -295,18 +332,15 @@ def main(args):
     # ---- model ----
     teachers = [restore(state, device, file) for state, file in zip(states, args.teacher, strict=True)]
 
-    # >>> shared: predict
     def predict(images, by=None):
-        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W), or (B, K), float32, of a network."""
         network = evaluated if by is None else by
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return network(images)["semantic"].float()
-
-    # <<< shared: predict
+            return network(images)[task].float()
 
     def label(images):
-        return teach(predict, teachers, images, pairs)
+        return teach(predict, teachers, images, pairs, both)
 
     if unlabelled:
         steps = range(first, args.steps)
@@ -323,9 +357,9 @@ def main(args):
         found = survey(label, unlabelled, num_classes, args.batch_size, threshold, keep)
         log.scalars(step, **pseudo_scalars(found, classes))
         if rank == 0:
-            tqdm.write(f"what the teacher says: {described(found, classes)}")
+            tqdm.write(f"what the teacher says: {described(found, classes, counted)}")
         first_shares = surveyed.get("shares", found["shares"])
-        lost = vanished(found["shares"], first_shares, found["photos"], pairs, classes)
+        lost = vanished(found["shares"], first_shares, found["photos"], pairs, classes, counted)
         if dist.total(torch.tensor(float(lost is not None), device=device)):  # all processes stop, or none
             lost = lost or "a class, as another process sees it"
         return {"thresholds": found["thresholds"], "shares": first_shares}, lost
@@ -336,7 +370,7 @@ def main(args):
         torch.manual_seed(args.seed + round_)
         if args.students:
             args.model = args.students[min(round_, len(args.students) - 1)]
-            model = build_model(args.model, num_classes, args.weights, args.preprocess)
+            model = build_like(init, args.model, args.weights)
         else:
             model = copy.deepcopy(teachers[0]).requires_grad_(True)
         model.to(device, memory_format=torch.channels_last)
@@ -367,7 +401,9 @@ def main(args):
             f"--bn {given.bn}: has no effect on {args.model}, which has no BatchNorm; leave it out"
         )
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    best = {"step": 0, "mean_f1": -1.0}
+    scores = class_metrics if classifies else metrics
+    figure, *_ = FIGURES[task]
+    best = {"step": 0, figure: -1.0}
     surveyed = {}  # what the teacher says of photos, see `survey_photos`
     if last:
         load_weights(model, last["model"], out / "last.pt")
@@ -389,7 +425,7 @@ def main(args):
         others = f"; {len(unlabelled)} unlabelled ({args.unlabelled})" if unlabelled else ""
         print(f"{faces.name} ({args.data}): {len(train)} labelled, {len(val) if val else 0} val{others}")
         notes = [f"{args.unlabelled}: {note}" for note in opened.notes] if unlabelled else []
-        print(summary.table(found), *faces.notes, *notes, sep="\n  ")
+        print((labelled if classifies else summary).table(found), *faces.notes, *notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         follows = ", which follows the student" if args.ema else ""
         print(f"BatchNorm {args.bn}; teacher {' '.join(args.teacher)}{follows}")
@@ -400,7 +436,7 @@ def main(args):
             "args": vars(args),
             "step": step,
             "best": best,
-            "data": {"path": args.data, **label_info(faces), **summary.kept(found)},
+            "data": {"path": args.data, **meaning, **summary.kept(found)},
             "inputs": inputs,
             "model": model.state_dict(),
             "ema": average.state_dict() if average else None,
@@ -423,13 +459,13 @@ def main(args):
     for step in range(first, args.steps):
         round_, at = divmod(step, per_round)
         if at == 0 and step:  # the student becomes the teacher
-            state = {"args": dict(vars(args)), "data": {"classes": classes}}
+            state = {"args": dict(vars(args)), "data": meaning}
             taught_by = {**state, "model": copy.deepcopy(evaluated.state_dict())}
             teachers = [restore(taught_by, device)]
             model, average, still, optimizer, net = begin(round_)
             evaluated = average if args.ema else model
             teachers = [average] if args.ema else teachers
-            best = {"step": 0, "mean_f1": -1.0}  # of this round: another network, perhaps
+            best = {"step": 0, figure: -1.0}  # of this round: another network, perhaps
             if rank == 0:
                 tqdm.write(f"round {round_ + 1} of {args.rounds}: {args.model}, taught by the last student")
         if at == 0 and unlabelled:
@@ -448,26 +484,33 @@ def main(args):
         photos = next(photo_iterator) if unlabelled else None
         waited += time.time() - began
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        if classifies:  # shares of classes (B, K), which follow what is done to the pixels
+            batch[task] = F.one_hot(batch[task], num_classes).float()
         positions = batches.positions(step, args.batch_size, rank, world)
         strong = at_step(policy, step)
         batch = augment(batch, strong, args.seed, positions[:num_labelled], flip_pairs)
-        images, labels = batch["image"], batch["semantic"].long()
+        images = batch["image"]
+        labels, inside, _ = targets_of(batch[task])
         if unlabelled:  # augmented apart: CutMix takes from photos of the same half
             weak = photos["image"].to(device)
-            probs = label(weak)  # (B, K, H, W)
+            probs = label(weak)  # (B, K, H, W), or (B, K)
             bins = yaw_bins(unlabelled, photos)
             pseudo = hard_labels(probs, surveyed["thresholds"][bins].to(device))
-            taught = {"image": weak, "semantic": pseudo}
+            taught = {"image": weak, task: pseudo}
             if args.target == "soft":
                 taught["probs"] = soften(probs, args.temperature)
             taught = augment(taught, strong, args.seed, positions[num_labelled:], flip_pairs)
             images = torch.cat([images, taught["image"]])
         if step == 0 and rank == 0:
-            picture = draw.pairs(batch["image"], labels, faces.colors, faces.classes)
+            if classifies:
+                words = [draw.shares_in_words(row, classes) for row in labels]
+                picture = draw.captioned(images[:num_labelled], words, "the first batch: what is labelled", 8)
+            else:
+                picture = draw.pairs(batch["image"], labels, faces.colors, faces.classes)
             log.image(done, "train/batch", picture, "train_batch.png")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(at, per_round, args.lr) * group["scale"]
-        logits, photo_logits = predict(images, net).tensor_split([num_labelled])  # each (B, K, H, W)
+        logits, photo_logits = predict(images, net).tensor_split([num_labelled])  # (B, K, H, W), (B, K)
         total, count = LOSSES["ce"](logits, labels)
         parts = {"labelled": mean_over_all(total, count, world)}
         loss = parts["labelled"]
@@ -475,19 +518,17 @@ def main(args):
             with torch.no_grad():  # the teacher sees what the student sees
                 given_probs = [predict(batch["image"], teacher).softmax(1) for teacher in teachers]
             target = soften(sum(given_probs) / len(teachers), args.temperature)
-            distance = distillation(logits, target, args.temperature)[labels != IGNORE_INDEX]
+            distance = distillation(logits, target, args.temperature)[inside]
             parts["kd"] = mean_over_all(distance.sum(), count, world)
             loss = (1 - args.distill) * loss + args.distill * parts["kd"]
         if unlabelled:
-            pseudo_labels = taught["semantic"].long()
-            inside = pseudo_labels != IGNORE_INDEX  # of the photo: all of it divides the loss, sure or not
-            sure = inside & (pseudo_labels != UNSURE)
+            hard, inside, sure = targets_of(taught[task])  # all inside divides the loss, sure or not
             if args.target == "soft":
                 weights = taught["probs"]
                 target = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)  # they fade out at borders
                 total = distillation(photo_logits, target, args.temperature)[inside].sum()
             else:
-                total, _ = LOSSES["ce"](photo_logits, pseudo_labels.masked_fill(~sure, IGNORE_INDEX))
+                total, _ = LOSSES["ce"](photo_logits, hard)
             parts["unlabelled"] = mean_over_all(total, inside.sum(), world)
             ramp = min(1, (at + 1) / (RAMP * per_round)) if args.ema else 1
             weight = args.unlabelled_weight
@@ -527,7 +568,7 @@ def main(args):
             }
             seen = {f"loss/{key}": value.detach() for key, value in parts.items()}
             if unlabelled:
-                agree = photo_logits.argmax(1) == pseudo_labels
+                agree = photo_logits.argmax(1) == (hard.argmax(1) if classifies else hard)
                 seen["pseudo/agreement"] = agree[sure].float().mean()
                 if None not in unlabelled.yaws:
                     seen["order/yaw"] = 15 * bins.float().mean()
@@ -542,24 +583,35 @@ def main(args):
             if args.ema or done == args.steps:
                 surveyed, collapsed = survey_photos(done)
             if rank == 0:
-                picture = draw.taught(weak, probs.argmax(1), pseudo, taught, faces.colors, classes)
+                if classifies:
+                    shares = taught["probs" if args.target == "soft" else task]
+                    picture = draw.taught_shares(weak, probs, taught["image"], shares, classes)
+                else:
+                    picture = draw.taught(weak, probs.argmax(1), pseudo, taught, faces.colors, classes)
                 log.image(done, "pseudo/grid", picture, "pseudo.png")
         if eval_now and val:
             evaluated.eval()
-            counts = metrics.measure(predict, val, "semantic", num_classes, args.batch_size, rank, world)
-            result = metrics.summary(counts, classes)
-            log.scalars(done, **metrics.scalars("val", result))
-            if result["mean_f1"] is None:
+            how = args.batch_size, rank, world
+            if classifies:
+                measured = class_metrics.measure(lambda images: {task: predict(images)}, val, [task], *how)[
+                    task
+                ]
+            else:
+                measured = metrics.measure(predict, val, task, num_classes, *how)
+            result = scores.summary(measured, classes)
+            log.scalars(done, **scores.scalars("val", result))
+            if result[figure] is None:
                 raise UserError(f"val: at --size {args.size} no class but {classes[0]} is left to score")
-            if result["mean_f1"] > best["mean_f1"]:
-                best = {"step": done, "mean_f1": result["mean_f1"]}
+            if result[figure] > best[figure]:
+                best = {"step": done, figure: result[figure]}
             if rank == 0:
                 star = " *" if best["step"] == done else ""
-                tqdm.write(
-                    f"step {done}: loss {mean_loss:.3f}, val mean F1 {result['mean_f1']:.4f}, "
-                    f"mIoU {result['miou']:.4f}{star}"
-                )
-                picture = draw.validation(predict, val, "semantic", faces.colors, classes)
+                shown = ", ".join(f"{words} {result[name]:.4f}" for name, words in FIGURES[task].items())
+                tqdm.write(f"step {done}: loss {mean_loss:.3f}, val {shown}{star}")
+                if classifies:
+                    picture = draw.guesses(measured, val, classes)
+                else:
+                    picture = draw.validation(predict, val, task, faces.colors, classes)
                 log.image(done, "val/grid", picture, "val.png")
         if eval_now and not val and rank == 0:
             tqdm.write(f"step {done}: loss {mean_loss:.3f}, nobody is held out to validate")
@@ -585,9 +637,9 @@ def main(args):
         print(f"collapsed: {collapsed} by step {done}. Try a lower --lr than {args.lr}, more --steps{keep}")
         return cli.COLLAPSED
     if val:
-        print(metrics.table(result))
+        print(scores.table(result))
         print(
-            f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}: of the labelled people alone"
+            f"best.pt: step {best['step']}, val {FIGURES[task][figure]} {best[figure]:.4f}: of labelled data"
         )
     print(f"last.pt: step {done}, the last one")
     print(f"next:    python evaluate.py --init {out}/last.pt")

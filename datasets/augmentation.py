@@ -142,7 +142,10 @@ def blank(values):
 
 
 def mirror(values, pairs):
-    """A map (B, H, W) mirrored, its left and right ids swapped by one table; or weights (B, K, H, W)."""
+    """A map (B, H, W) mirrored, its left and right ids swapped by one table; or weights (B, K, H, W). Shares
+    of classes (B, K) are those of the mirror image, too."""
+    if values.dim() == 2:
+        return values
     if values.dim() == 4:
         order = list(range(values.shape[1]))
         for left, right in pairs:

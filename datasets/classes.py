@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from datasets import cifar, class_folder, mnist, recognise, shapes
 from datasets.batches import APART
 from datasets.cache import CachedFaces, contents
-from datasets.faces import Faces, Sample, check_classes, counted, rank, some
+from datasets.faces import Faces, Sample, check_classes, counted, not_read, rank, some
+from datasets.images import pictures, unread_pictures
+from datasets.splits import same_folder
 from utils.errors import UserError
 
 ARRAYS = (mnist, cifar)
@@ -26,7 +28,8 @@ class Images:
     """A data set recognised, but not read yet.
 
     splits: lists of `Sample` (faces.py) by name: `train`, `val`, `test`; absent ones are absent. A label is
-    (id of the class, id of the domain or None); `image` is a path, a row of `pixels`, or a shape's index.
+    (id of the class, id of the domain or None), or None where nobody labelled the image; `image` is a path, a
+    row of `pixels`, or a shape's index.
     holds_out: whether `val` was held out, since the data set has none of its own. notes: for the user, a line
     each.
     """
@@ -81,6 +84,58 @@ def open_images(path, val_fraction=0.15, leave_out=None):
     if images.name != "shapes":
         images.notes += _copies(images)
     return images
+
+
+def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
+    """`Images` with one split, `unlabelled`, of images without labels: those that train in a data set of any
+    classes, or a folder of pictures, or other shapes; without copies of images that validate in `labelled`,
+    the `Images` of `labelled_path`. classes: the names that the teacher tells apart.
+
+    Raises UserError where one is an image of a test split, by content, whatever it is called.
+    """
+    if path == "shapes":
+        found = Images("shapes", classes, [], {"train": shapes.samples("unlabelled")})
+    elif same_folder(path, labelled_path):
+        found = labelled
+    else:
+        found = _open_any(path, val_fraction)
+    samples = found.splits.get("train", [])
+    if found.name != "shapes":
+        held, tested = _ids_by_content("val", labelled), _ids_by_content("test", found, labelled)
+        known = _contents(found, samples)
+        samples = [s for s in samples if known[s.image] not in held]
+        if seen := [f"{s.id} = {tested[known[s.image]]}" for s in samples if known[s.image] in tested]:
+            raise UserError(
+                f"{path}: {counted(len(seen), 'image')} of a test split, byte for byte; they train nothing, "
+                f"not without their labels either, so take them out: {some(seen)}"
+            )
+    if not samples:
+        raise UserError(f"{path}: no images to train on")
+    samples = [s._replace(label=None) for s in samples]
+    return dataclasses.replace(found, classes=classes, domains=[], splits={"unlabelled": samples})
+
+
+def _open_any(path, val_fraction):
+    """`Images` of a data set, or of a folder of pictures, which are all in `train`."""
+    try:
+        return open_images(path, val_fraction)
+    except UserError:
+        if not (plain := pictures(path)):
+            raise
+    samples = [Sample(stem, file, None, stem) for stem, file in plain.items()]
+    left_out = unread_pictures(path)
+    notes = [f"left out: {some(left_out, 5)}"] if left_out else []
+    return Images("pictures", [], [], {"train": samples}, notes + not_read(os.fspath(path), samples))
+
+
+def _ids_by_content(split, *sources):
+    """{hash of what an image holds: its id} of a split of several `Images`."""
+    found = {}
+    for images in sources:
+        samples = images.splits.get(split, []) if images.name != "shapes" else []
+        known = _contents(images, samples)
+        found |= {known[s.image]: s.id for s in samples if known[s.image]}
+    return found
 
 
 def _recognise(root):
@@ -206,11 +261,11 @@ def _copies(images):
 # ---- reading them
 
 
-def load(images, split, size, seed=0, count=None):
+def load(images, split, size, seed=0, count=None, device="cpu"):
     """One split as data, see `Labelled`. Raises UserError if there is no such split, or a file is no picture.
 
     count: so many images, spread over classes and domains, see `limit`. Shapes to train on are others for
-    each seed.
+    each seed. device: as in `batches.load`; whatever it is, shapes are rendered on the CPU.
     """
     samples = images.splits.get(split, [])
     if not samples:
@@ -281,7 +336,7 @@ def _resized(pixels, size):
 
 class Labelled:
     """Images as batches. `data[[3, 1]]` -> {"image": (2, 3, S, S) uint8, "class": (2,) int64, "domain": (2,)
-    int64 where there are domains, "index": (2,)}.
+    int64 where there are domains, "index": (2,)}; without labels there is neither.
 
     targets: {"class": (N,) int64, "domain": ...}. digests: N hex strings, of what each image holds, its class
     and domain. digest: of what labels mean, ids and digests. counts: (N, K + 1) int64, 1 at the class. sizes:
@@ -296,16 +351,19 @@ class Labelled:
         if paths is not None:
             self.paths = paths
         self.sizes, self.notes = np.array(sizes), list(notes)
-        classes = torch.tensor([s.label[0] for s in samples])
-        self.targets = {"class": classes}
-        self.domains = {}
-        names = [images.classes[s.label[0]] for s in samples]
+        self.targets, self.domains = {}, {}
+        self.counts = np.zeros((len(samples), len(images.classes) + 1), np.int64)
+        names = [""] * len(samples)
+        if samples[0].label is not None:
+            classes = torch.tensor([s.label[0] for s in samples])
+            self.targets["class"] = classes
+            self.counts = F.one_hot(classes, len(images.classes) + 1).numpy()
+            names = [images.classes[s.label[0]] for s in samples]
         if images.domains:
             self.targets["domain"] = torch.tensor([s.label[1] for s in samples])
             domains = [images.domains[s.label[1]] for s in samples]
             self.domains = {name: domains.count(name) for name in images.domains}
             names = [f"{name} {domain}" for name, domain in zip(names, domains, strict=True)]
-        self.counts = F.one_hot(classes, len(images.classes) + 1).numpy()
         self.digests = [_hash(f"{what} {name}")[:16] for what, name in zip(held, names, strict=True)]
         self.digest = _hash(f"{label_info(images)} {self.ids} {self.digests}")
 
@@ -328,10 +386,10 @@ def _hash(text):
 def table(found):
     """What `summary.inspect` found, as lines of text: images of each split, of each class and domain in it;
     of many classes the smallest, the median and the largest number."""
-    lines = ["  " + " " * 22 + "".join(f"{split:>10}" for split in found)]
+    lines = ["  " + " " * 22 + "".join(f"{split:>12}" for split in found)]
 
     def line(name, values):
-        lines.append(f"  {name:<22}" + "".join(f"{value:>10,}" for value in values))
+        lines.append(f"  {name:<22}" + "".join(f"{value:>12,}" for value in values))
 
     line("images", [facts["photos"] for facts in found.values()])
     classes = list(next(iter(found.values()))["pixels"])
@@ -345,7 +403,7 @@ def table(found):
     for i, name in enumerate(next(iter(found.values()))["domains"]):
         if i == 0:
             lines.append("  of domains")
-        line(f"  {name}", [facts["domains"][name] for facts in found.values()])
+        line(f"  {name}", [facts["domains"].get(name, 0) for facts in found.values()])
     for split, facts in found.items():
         sizes = [f"{size} ({count:,})" for size, count in facts["sizes"].items()]
         lines.append(f"  sizes of {split}: {some(sizes, 4)}")

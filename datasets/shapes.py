@@ -13,7 +13,7 @@ from utils.rng import uniform
 
 CLASSES = "arrow circle crescent cross heart pentagon ring square star triangle".split()
 DOMAINS = "flat noise outline texture".split()
-SPLITS = {"train": 4000, "val": 400, "test": 800}  # images in each
+SPLITS = {"train": 4000, "unlabelled": 1000, "val": 400, "test": 800}  # images in each
 PIECE = 200  # images rendered at once
 
 

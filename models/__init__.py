@@ -58,20 +58,25 @@ def from_torchvision(name, num_classes, preprocess):
     )
 
 
+def build_like(state, name, weights="none"):
+    """A new model called `name` for what the checkpoint `state` was trained for: its classes, and its
+    preprocessing or, of a `Classifier`, its kind of heads. weights: see `build_model`, `build_classifier`."""
+    args, data = state["args"], state["data"]
+    if data.get("target") != "class":
+        return build_model(name, len(data["classes"]), weights, args.get("preprocess", "none"))
+    heads = {"class": len(data["classes"])}
+    if data["domains"]:
+        heads["domain"] = len(data["domains"])
+    return build_classifier(name, heads, weights, args["head"], args["dropout"])
+
+
 def restore(state, device, source="checkpoint"):
     """The model of a checkpoint (a dict with `args`, `data` and `model`) on a device, in eval mode: a
     `Classifier` where the data's `target` is `class`.
 
     source: its file, for the UserError where its weights are of another model.
     """
-    args, data = state["args"], state["data"]
-    if data.get("target") == "class":
-        heads = {"class": len(data["classes"])}
-        if data["domains"]:
-            heads["domain"] = len(data["domains"])
-        model = build_classifier(args["model"], heads, head=args["head"], dropout=args["dropout"])
-    else:
-        model = build_model(args["model"], len(data["classes"]), preprocess=args.get("preprocess", "none"))
+    model = build_like(state, state["args"]["model"])
     load_weights(model, state["model"], source)
     return model.to(device, memory_format=torch.channels_last).eval()
 

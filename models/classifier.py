@@ -190,6 +190,12 @@ def check_size(model, size):
     model.train()
 
 
+def without_domains(state):
+    """The checkpoint of a classifier without its head for domains."""
+    model = {name: tensor for name, tensor in state["model"].items() if not name.startswith("heads.domain.")}
+    return {**state, "data": {**state["data"], "domains": []}, "model": model}
+
+
 def carry_over(model, state, names):
     """What a trained classifier, the checkpoint `state`, hands on to `model`, of the same network and kind of
     head: a state dict of `model`, and the names that begin anew.

@@ -211,6 +211,40 @@ def captioned(images, captions, heading, columns=10):
     return sheet(np.concatenate([photos, below], 1), columns, words(heading, total, 2 * size, size))
 
 
+def shares_in_words(shares, classes):
+    """(K,) shares of classes, largest first, as up to two lines: "circle 70 %", "square 30 %"; the class
+    alone where it has all, "nothing" where none has any."""
+    (first, second), (i, j) = (found.tolist() for found in shares.topk(2))
+    if first > 0.995:
+        return classes[i]
+    lines = [f"{classes[k]} {share:.0%}" for k, share in ((i, first), (j, second)) if share]
+    return "\n".join(lines) or "nothing"
+
+
+def guesses(measured, data, classes, count=32):
+    """A picture of images spread over a data set, each with its class and what it is taken for. measured:
+    see `class_metrics.measure`, of one key."""
+    count = min(count, len(data))
+    rows = [i * len(data) // count for i in range(count)]
+    labels = measured["labels"][rows].tolist()
+    confidence, preds = (found.tolist() for found in measured["probs"][rows].max(1))
+    captions = [
+        f"{classes[guess]} ({share:.0%})" + (f"\nbut it is {classes[truth]}" if guess != truth else "")
+        for truth, guess, share in zip(labels, preds, confidence, strict=True)
+    ]
+    return captioned(data[rows]["image"], captions, "held-out images: what they are taken for", 8)
+
+
+def taught_shares(images, probs, seen, shares, classes):
+    """Up to eight images with what the teacher says of each, and beside it what the student sees of it and is
+    taught. images (B, 3, H, W) uint8, seen the same in float; probs, shares (B, K)."""
+    pairs = torch.stack([images[:8], (seen[:8] * 255).byte()], 1).flatten(0, 1)
+    rows = torch.stack([probs[:8], shares[:8]], 1).flatten(0, 1)
+    captions = [shares_in_words(row, classes) for row in rows]
+    heading = "what the teacher says of an image; what the student sees of it and is taught"
+    return captioned(pairs, captions, heading, 8)
+
+
 def words(text, width, height, size=13):
     """(height, width, 3) uint8: text on paper, in the middle of the left side."""
     image = Image.new("RGB", (width, height), PAPER)

@@ -11,7 +11,9 @@ from utils.metrics import IGNORE_INDEX
 
 
 def ce(logits, labels):
-    """Cross-entropy over pixels."""
+    """Cross-entropy over pixels; of images, logits (B, K), with shares of classes (B, K) as labels."""
+    if labels.dim() == 2:
+        return F.cross_entropy(logits, labels, reduction="sum"), labels.new_tensor(len(labels))
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return total, (labels != IGNORE_INDEX).sum()
 

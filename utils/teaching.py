@@ -4,15 +4,18 @@ probs and logits are (B, K, ...), over classes along dimension 1: at a pixel, or
 """
 
 import torch
+import torch.nn.functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils import metrics
+from utils.metrics import IGNORE_INDEX
 
 UNSURE = 254  # a pseudo-label below its threshold: a pixel of the photo that teaches nothing
 SURVEYED = 256  # photos that thresholds and statistics are measured on
 BINS = 7  # of |yaw|, 0 to 90 degrees in steps of 15
 VANISHED = 0.25  # share of a class's first share below which it counts as lost
 NOTICED = 2e-3  # share of pixels below which a class may come and go
+COUNTED = 10  # images, of those surveyed, up to which it may
 FEW = 3  # photos of one |yaw| that say nothing about what is lost
 
 
@@ -31,10 +34,26 @@ def distillation(logits, target, temperature):
 
 def hard_labels(probs, thresholds):
     """(B, K, H, W), and (B, K) of each photo -> (B, H, W) uint8: the likeliest class, `UNSURE` where its
-    probability is below its threshold."""
+    probability is below its threshold. Of images, (B, K) -> shares of classes (B, K): 1 for the likeliest
+    class, or zeros."""
+    if probs.dim() == 2:
+        return F.one_hot(probs.argmax(1), probs.shape[1]) * (probs >= thresholds).float()
     confidence, preds = probs.max(1)
     least = thresholds.gather(1, preds.view(len(preds), -1)).view_as(confidence)
     return preds.masked_fill(confidence < least, UNSURE).byte()
+
+
+def targets_of(labels):
+    """`hard_labels` as augmentation left them -> (targets of cross-entropy, where they count, where they
+    teach): for maps ids (B, H, W), what is inside of the photo, and what of it is sure; for shares the shares
+    (B, K), all images (B,), and those with any."""
+    if labels.dim() == 2:
+        teaches = labels.sum(1) > 0
+        return labels, torch.ones_like(teaches), teaches
+    labels = labels.long()
+    inside = labels != IGNORE_INDEX
+    sure = inside & (labels != UNSURE)
+    return labels.masked_fill(~sure, IGNORE_INDEX), inside, sure
 
 
 def yaw_bins(data, batch):
@@ -75,16 +94,18 @@ def survey(label, data, num_classes, batch_size, threshold, keep):
     kept (K,), the share of each class that is sure; confusion (BINS, K, K) with masks, where photos have
     them, which is shown and never used.
 
-    label: (B, 3, H, W) -> (B, K, H, W), see `teach`.
+    label: (B, 3, H, W) -> (B, K, H, W), or (B, K) of images, which count as one pixel each; see `teach`.
     """
     rows = spread(len(data))
     found = []
     for i in range(0, len(rows), batch_size):
         batch = data[rows[i : i + batch_size]]
         confidence, preds = label(batch["image"]).max(1)
-        counts = metrics.confusion(preds, batch["semantic"].to(preds.device), num_classes)
+        counts = torch.zeros(len(preds), num_classes, num_classes, dtype=torch.long)
+        if "semantic" in batch:
+            counts = metrics.confusion(preds, batch["semantic"].to(preds.device), num_classes)
         step = max(1, preds[0].numel() // 2**14)  # enough pixels of each photo
-        thinned = (values.flatten(1)[:, ::step].cpu() for values in (confidence, preds))
+        thinned = (values.reshape(len(values), -1)[:, ::step].cpu() for values in (confidence, preds))
         found.append((*thinned, yaw_bins(data, batch), counts.cpu()))
     confidence, preds, bins, counts = zip(*found, strict=True)
     confidence, preds, bins, counts = map(torch.cat, (confidence, preds, bins, counts))
@@ -124,32 +145,33 @@ def pseudo_scalars(found, classes):
     return named | {"pseudo/mean_f1": metrics.mean_f1(confusion.sum(0)).item()}
 
 
-def vanished(shares, first, photos, pairs, classes):
-    """In words, which class has lost most of the pixels that it had at first; None if none has.
+def vanished(shares, first, photos, pairs, classes, of="pixels"):
+    """In words, which class has lost most of the pixels, or images, that it had at first; None if none has.
 
     shares, first (BINS, K), see `survey`; photos (BINS,) how many there are at each |yaw|: where they are
     `FEW`, nothing is judged. pairs: classes that differ in the side alone count together: in profile one eye
-    may vanish.
+    may vanish. of: what was counted, "pixels" or "images".
     """
+    noticed = NOTICED if of == "pixels" else COUNTED / photos[:, None]
     shares, first = shares.clone(), first.clone()
     for pair in pairs:
         for values in (shares, first):
             values[:, pair] = values[:, pair].sum(1, keepdim=True)
-    lost = (shares < VANISHED * first) & (first > NOTICED) & (photos > FEW)[:, None]
+    lost = (shares < VANISHED * first) & (first > noticed) & (photos > FEW)[:, None]
     for b, k in lost.nonzero().tolist():
         where = f" at |yaw| {15 * b}" if (photos > 0).sum() > 1 else ""
-        return f"{classes[k]}{where}: {first[b, k]:.2%} of the pixels at first, now {shares[b, k]:.2%}"
+        return f"{classes[k]}{where}: {first[b, k]:.2%} of the {of} at first, now {shares[b, k]:.2%}"
     return None
 
 
-def described(found, classes):
+def described(found, classes, of="pixels"):
     """What `survey` found, in a line: how much is sure, which classes are nowhere, and F1 by the masks."""
     shares = found["shares"].nanmean(0)
     sure = (shares * found["kept"]).nansum()
     absent = [name for name, share in zip(classes, shares.tolist(), strict=True) if not share]
     f1 = metrics.mean_f1(found["confusion"].sum(0))
     by_masks = "" if f1.isnan() else f"; mean F1 by the masks, which train nothing, {f1:.3f}"
-    return f"{sure:.0%} of the pixels are sure{by_masks}" + (
+    return f"{sure:.0%} of the {of} are sure{by_masks}" + (
         f"; on none: {', '.join(absent)}" if absent else ""
     )
 
