@@ -242,7 +242,7 @@ def main(args):
         refuse_unlike(init, state, args.teacher[0], file)
     task = checkpoint.target_of(init)
     classifies = task == "class"
-    if classifies:
+    if classifies:  # of whose heads it is `class` that teaches and is taught
         states = [without_domains(state) for state in states]
         init = states[0]
     rank, world, device = dist.init(args.device)
@@ -593,9 +593,8 @@ def main(args):
             evaluated.eval()
             how = args.batch_size, rank, world
             if classifies:
-                measured = class_metrics.measure(lambda images: {task: predict(images)}, val, [task], *how)[
-                    task
-                ]
+                named = lambda images: {task: predict(images)}
+                measured = class_metrics.measure(named, val, [task], *how)[task]
             else:
                 measured = metrics.measure(predict, val, task, num_classes, *how)
             result = scores.summary(measured, classes)
