@@ -160,6 +160,35 @@ def logged(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def tags(out):
+    """The latest value of each."""
+    return {name: value for row in logged(out) for name, value in row.items()}
+
+
+@pytest.fixture
+def student(teacher, tmp_path, monkeypatch):
+    """student(*flags, out="run", status=None): a run of train_student.py in this process; its folder.
+    teacher: a fixture of the module that asks."""
+    import train_student
+
+    def student(*flags, out="run", status=None):
+        flags = [*flags, "--out", tmp_path / out]
+        if "--resume" not in flags:
+            flags = ["--batch-size", 4, "--device", "cpu", *flags]
+            flags += [] if "--teacher" in flags else ["--teacher", teacher]
+        flags = [str(flag) for flag in flags]
+        monkeypatch.setattr("sys.argv", [train_student.__file__, *flags])  # --resume reads them again
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            assert train_student.main(train_student.get_parser().parse_args(flags)) == status
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return tmp_path / out
+
+    return student
+
+
 # ---- faces
 
 

@@ -4,12 +4,11 @@ import json
 import pathlib
 import re
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
-from conftest import FASSEG, assert_same_run, logged, needs_fasseg, refusal, weights, write
+from conftest import FASSEG, assert_same_run, logged, needs_fasseg, refusal, tags, weights, write
 from PIL import Image
 
 import train_student
@@ -56,33 +55,6 @@ def teacher(call, folder, tmp_path_factory):
     flags = ["--data", folder, "--size", 32, "--model", "unet", "--augment", "flip", *PLAIN]
     call("train_finetune.py", *flags, "--steps", 40, "--eval-every", 40, "--out", out)
     return out / "best.pt"
-
-
-@pytest.fixture
-def student(teacher, tmp_path, monkeypatch):
-    """student(*flags, out="run", status=None): a run in this process; its folder."""
-
-    def student(*flags, out="run", status=None):
-        flags = [*flags, "--out", tmp_path / out]
-        if "--resume" not in flags:
-            flags += PLAIN
-            flags += [] if "--teacher" in flags else ["--teacher", teacher]
-        flags = [str(flag) for flag in flags]
-        monkeypatch.setattr("sys.argv", [train_student.__file__, *flags])  # --resume reads them again
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            assert train_student.main(train_student.get_parser().parse_args(flags)) == status
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        return tmp_path / out
-
-    return student
-
-
-def tags(out):
-    """The latest value of each."""
-    return {name: value for row in logged(out) for name, value in row.items()}
 
 
 # ---- who teaches, and what
