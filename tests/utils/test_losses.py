@@ -43,6 +43,10 @@ def test_ce():
     assert count == (labels != IGNORE).sum()
     expected = F.cross_entropy(logits, labels, ignore_index=IGNORE)
     torch.testing.assert_close(total / count, expected)
+    logits, shares = torch.randn(3, 4), torch.tensor([[1.0, 0, 0, 0], [0.2, 0, 0.5, 0], [0, 0, 0, 0]])
+    total, count = LOSSES["ce"](logits, shares)
+    assert count == 3, "an image of which nothing is known counts, too"
+    torch.testing.assert_close(total, -(shares * logits.log_softmax(1)).sum())
 
 
 @pytest.mark.parametrize("name", ["dice", "jaccard"])

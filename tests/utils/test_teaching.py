@@ -18,6 +18,7 @@ from utils.teaching import (
     pseudo_scalars,
     soften,
     survey,
+    targets_of,
     vanished,
     yaw_bins,
 )
@@ -76,6 +77,20 @@ def test_a_label_is_the_likeliest_class_where_it_is_sure():
     assert labels.dtype == torch.uint8 and labels.flatten().tolist() == [0, UNSURE]
 
 
+def test_an_image_is_taught_shares_of_classes():
+    probs = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
+    shares = hard_labels(probs, torch.tensor([[0.6, 0.9, 0.9], [0.0, 0.8, 0.0]]))
+    assert shares.tolist() == [[1, 0, 0], [0, 0, 0]]
+    mixed = torch.lerp(shares, shares.flip(0), 0.25)  # as CutMix does
+    target, counts, teaches = targets_of(torch.cat([mixed, torch.zeros(1, 3)]))
+    assert target[:, 0].tolist() == [0.75, 0.25, 0]
+    assert counts.all() and teaches.tolist() == [True, True, False]
+    maps = torch.tensor([[[0, UNSURE, 255]]], dtype=torch.uint8)
+    target, counts, teaches = targets_of(maps)
+    assert target.tolist() == [[[0, 255, 255]]] and target.dtype == torch.long
+    assert counts.tolist() == [[[True, True, False]]] and teaches.tolist() == [[[True, False, False]]]
+
+
 class Photos:
     """Photos whose red is the class that `label` below sees, and whose green its probability."""
 
@@ -88,6 +103,13 @@ class Photos:
 
     def __getitem__(self, rows):
         return {"image": self.images[rows], "semantic": self.masks[rows], "index": torch.tensor(rows)}
+
+
+class Images(Photos):
+    """The same without masks."""
+
+    def __getitem__(self, rows):
+        return {"image": self.images[rows], "index": torch.tensor(rows)}
 
 
 def label(images):
@@ -137,6 +159,23 @@ def test_a_class_counts_as_lost_below_a_quarter_of_what_it_was():
     assert said == "eye at |yaw| 0: 4.00% of the pixels at first, now 0.90%"
     assert vanished(later, first, photos, [(1, 2)], CLASSES) is None, "one side of two may vanish in profile"
     assert vanished(later, first, photos - 1, [], CLASSES) is None, "three photos say nothing"
+
+
+def test_what_a_teacher_says_of_images_is_measured_by_class():
+    """... ten of which may come and go, however many classes there are."""
+    seen = [(torch.tensor(i % 3 // 2), torch.tensor(0.5 + i / 100)) for i in range(30)]
+    data = Images(seen, None, [None] * 30)
+    of_images = lambda images: label(images[:, :, None, None])[:, :, 0, 0]
+    found = survey(of_images, data, 3, 7, threshold=0.9, keep=0.5)
+    assert torch.allclose(found["shares"][0], torch.tensor([2 / 3, 1 / 3, 0])) and found["photos"][0] == 30
+    assert torch.allclose(found["thresholds"][0], torch.tensor([0.65, 0.67, 0.9]))
+    assert torch.allclose(found["kept"][:2], torch.tensor([0.5, 0.5])) and not found["confusion"].any()
+    first, later = found["shares"], found["shares"].clone()
+    later[0, 1] = 0
+    assert vanished(later, first, found["photos"], [], CLASSES, "images") is None
+    later[0, 0] = 0.1
+    said = vanished(later, first, found["photos"], [], CLASSES, "images")
+    assert said == "background: 66.67% of the images at first, now 10.00%"
 
 
 class Batches:
