@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets import batches, classes, summary
+from datasets import batches, classes, splits, summary
 from datasets.augmentation import augment
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy, scaled
@@ -39,7 +39,7 @@ FIRST_MAGNITUDE = 5 / 15
 FIRST_DROPOUT = 0.1 / 0.3
 # Flags that are not given come from --init, else from INHERITED, else from the recipe for this kind of data.
 INHERITED = {
-    "data": "shapes",
+    "data": None,
     "val_fraction": 0.15,
     "leave_out": None,
     "size": None,
@@ -69,7 +69,9 @@ ON_IMAGES = {
 
 def get_parser():
     p = cli.parser(__doc__)
-    g = p.add_argument_group("data", "where a flag is not given: as --init was trained, or shapes, 0.15")
+    g = p.add_argument_group(
+        "data", "where a flag is not given: as --init was trained; else 0.15, and --size as below"
+    )
     g.add_argument("--data", help="folder of images, its layout recognised, or shapes")
     domain = "domain that nobody trains on: it is the test split"
     g.add_argument("--leave-out", metavar="DOMAIN", help=domain)
@@ -185,7 +187,7 @@ def guesses(measured, data, names, count=32):
 
 def refuse_contradictions(given, args, labelled, weights):
     """Flags that nothing would come of."""
-    if "class" not in weights or not weights["class"]:
+    if "class" not in weights:
         raise UserError(f"--loss {' '.join(args.loss)}: class needs a weight above zero")
     if "domain" in weights and not labelled.domains:
         raise UserError(f"--loss {' '.join(args.loss)}: {args.data} has no domains")
@@ -197,7 +199,6 @@ def refuse_contradictions(given, args, labelled, weights):
     if args.freeze == "backbone":
         reasons["backbone_lr_scale"] = "on a backbone that is frozen" if args.backbone_lr_scale != 1 else None
         reasons["stochastic_depth"] = "on a backbone that is frozen"
-        reasons["mixstyle"] = "on a backbone that is frozen"
     cli.refuse_without_effect(given, reasons)
 
 
@@ -208,12 +209,15 @@ def main(args):
     init = checkpoint.load(args.init, target="class") if args.init and not last else None
     rank, world, device = dist.init(args.device)
     args = cli.inherit(args, init, **INHERITED)
+    if init and given.leave_out is None and not splits.same_folder(args.data, init["args"]["data"]):
+        args.leave_out = None  # a domain of the data before
     labelled = classes.open_images(args.data, args.val_fraction, args.leave_out)
     args = cli.fill(args, {"shapes": ON_SHAPES, "mnist": ON_MNIST}.get(labelled.name, ON_IMAGES))
     learns_domain = labelled.domains and not args.leave_out
     args = cli.fill(args, {"loss": ["class=1", "domain=1"] if learns_domain else ["class=1"]})
     args = cli.fill(args, {"domain_labels": "follow", "device": device.type, "amp": dist.default_amp(device)})
     weights = cli.named_weights(args.loss, "--loss", ["class", "domain"], negative=False)
+    weights = {key: weight for key, weight in weights.items() if weight}
     if not last:
         refuse_contradictions(given, args, labelled, weights)
     policy = load_policy(args.augment, target="class")
@@ -223,7 +227,8 @@ def main(args):
 
     # ---- data ----
     train = classes.load(labelled, "train", args.size, args.seed, args.limit)
-    val = classes.load(labelled, "val", args.size) if "val" in labelled.splits else None
+    validates = args.val_fraction and "val" in labelled.splits
+    val = classes.load(labelled, "val", args.size) if validates else None
     found = summary.inspect({"train": train, "val": val}, labelled.classes)
     classes.refuse_empty(found)
     summary.refuse_changed(found, last, out / "data.json")
@@ -248,11 +253,14 @@ def main(args):
     if init:
         had = init["args"]
         if (had["model"], had["head"]) != (args.model, args.head):
-            holds = f"{args.init} holds a {had['model']}, {had['head']}"
+            holds = f"{args.init} holds a {had['model']} with the head {had['head']}; leave both out"
             raise UserError(f"--model {args.model} --head {args.head}: {holds}")
         state, fresh = carry_over(model, init, names)
         load_weights(model, state, args.init)
-    check_size(model, round(args.size * grown(FIRST_SIZE, progress_at(0, args.steps, args.progressive))))
+    try:
+        check_size(model, round(args.size * grown(FIRST_SIZE, progress_at(0, args.steps, args.progressive))))
+    except UserError as error:
+        raise UserError(f"--size {args.size} --progressive {args.progressive}: {error}") from None
     model.to(device, memory_format=torch.channels_last)
     if device.type == "cuda" and world > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -428,7 +436,8 @@ def main(args):
         print(f"best.pt: step {best['step']}, val accuracy {best['accuracy']:.4f}; see {out}/val.png")
     else:
         print(f"best.pt: step {done}, the last one, since nothing is held out")
-    print(f"next:    python evaluate.py --init {out}/best.pt")
+    if {"val", "test"} & labelled.splits.keys():
+        print(f"next:    python evaluate.py --init {out}/best.pt")
 
 
 # >>> shared: start

@@ -269,11 +269,11 @@ MISTAKES = [
     (["--domain-labels", "hard"], "has no effect without --mixstyle and domains"),
     (["--augment", "trivail"], "trivial"),
     (["--init", "{base}", "--weights", "imagenet"], "beside --init, which has weights"),
-    (["--init", "{base}", "--head", "mlp"], "holds a cnn, linear"),
+    (["--init", "{base}", "--head", "mlp"], "holds a cnn with the head linear"),
     (["--init", "{base}", "--freeze", "backbone", "--backbone-lr-scale", "0.1"], "backbone that is frozen"),
     (["--dropout", "1"], "from 0 to below 1"),
     (["--progressive", "0"], "from 1 to"),
-    (["--progressive", "2"], "takes no images of 7 x 7 pixels"),
+    (["--progressive", "2"], "--size 16 --progressive 2: this network takes no images of 7 x 7 pixels"),
 ]
 
 
