@@ -44,6 +44,12 @@ def figures(out, name):
 
 
 @pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Images without domains."""
+    return draw_pictures(tmp_path_factory.mktemp("plain") / "data", ["."], ["cat", "cow"], 3)
+
+
+@pytest.fixture(scope="module")
 def base(pictures, tmp_path_factory):
     """A run of two steps on `pictures`."""
     out = tmp_path_factory.mktemp("base") / "run"
@@ -115,22 +121,32 @@ def test_what_is_frozen_stays_bit_for_bit(what, prefix, base, pictures, tmp_path
 
 
 def test_the_backbone_has_a_rate_of_its_own(base, tmp_path):
+    """... and a head of no weight is none."""
     still = ["--backbone-lr-scale", 0, "--optimizer", "sgd", "--schedule", "constant", "--steps", 1]
-    after = model_of(train(tmp_path / "run", "--init", base / "best.pt", *still, *SMALL))
-    before = weights(base / "best.pt")["model"]
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    still += ["--loss", "class=1", "domain=0"]
+    out = train(tmp_path / "run", "--init", base / "best.pt", *still, *SMALL)
+    before, after = weights(base / "best.pt")["model"], model_of(out)
+    assert weights(out / "best.pt")["data"]["domains"] == []
+    assert before.keys() - after.keys() == {"heads.domain.1.weight", "heads.domain.1.bias"}
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
     assert all(name.startswith("heads.") or "running" in name or "tracked" in name for name in moved)
     assert "heads.class.1.weight" in moved and "backbone.features.0.3.running_mean" in moved
 
 
 def test_labels_follow_mixed_styles(pictures, tmp_path):
-    flags = ["--data", pictures, "--steps", 4, "--eval-every", 1, *SMALL]
+    """On a frozen backbone too, which mixes all the same."""
+    flags = ["--data", pictures, "--steps", 4, "--eval-every", 1, *SMALL, "--freeze", "backbone"]
+    flags += ["--loss", "class=1", "domain=3"]
     ways = {"none": [], "follow": ["--mixstyle", 1], "hard": ["--mixstyle", 1, "--domain-labels", "hard"]}
     outs = {way: train(tmp_path / way, *flags, *more) for way, more in ways.items()}
     _, follow, hard = (figures(out, "loss/domain") for out in outs.values())
     first = [a == b for a, b in zip(follow, hard, strict=True)].index(False)  # domains mixed, and visibly
     none, follow, hard = (figures(out, "loss/class") for out in outs.values())
     assert follow[: first + 1] == hard[: first + 1] != none[: first + 1]
+    whole, first, second = (
+        figures(outs["hard"], name) for name in ("train/loss", "loss/class", "loss/domain")
+    )
+    assert whole == pytest.approx([a + 3 * b for a, b in zip(first, second, strict=True)], abs=1e-4)
     none, follow, hard = (model_of(out) for out in outs.values())
     assert none.keys() == follow.keys()
     assert not torch.equal(follow["heads.domain.1.weight"], hard["heads.domain.1.weight"])
@@ -173,9 +189,9 @@ def test_mnist_has_its_recipe(tmp_path):
     assert found["loss"] == ["class=1"] and weights(out / "best.pt")["data"]["classes"] == list("0123456789")
 
 
-def test_folders_of_splits_and_nobody_held_out(pictures, tmp_path, capsys):
-    """Without validation the last step is the best one."""
-    root = draw_pictures(tmp_path / "data", ["train", "test"], ["cat", "cow"], 4)
+def test_folders_of_splits_and_nobody_validates(plain, tmp_path, capsys):
+    """The last step is the best one, then. What comes next is named where there is something to score."""
+    root = draw_pictures(tmp_path / "data", ["train", "val", "test"], ["cat", "cow"], 4)
     flags = ["--val-fraction", 0, "--steps", 3, "--eval-every", 2, *SMALL]
     out = train(tmp_path / "run", "--data", root, *flags)
     assert "8 train, 0 val" in (said := capsys.readouterr().out) and "step 3, the last one" in said
@@ -184,10 +200,13 @@ def test_folders_of_splits_and_nobody_held_out(pictures, tmp_path, capsys):
         torch.equal(best["model"][name], last["model"][name]) for name in best["model"]
     )
     evaluate.main(evaluate.get_parser().parse_args(["--init", str(out / "best.pt"), "--device", "cpu"]))
-    assert "test: 8 images" in capsys.readouterr().out
+    assert "next: " in said and "test: 8 images" in capsys.readouterr().out
+    train(tmp_path / "plain", "--data", plain, *flags)
+    assert "6 train, 0 val" in (said := capsys.readouterr().out) and "next: " not in said
 
 
-def test_a_domain_left_out_is_the_test(pictures, tmp_path, capsys):
+def test_a_domain_left_out_is_the_test(pictures, plain, tmp_path):
+    """... and of runs from there on the same data."""
     flags = ["--leave-out", "photo", "--steps", 2, *SMALL]
     out = train(tmp_path / "run", "--data", pictures, *flags)
     facts = json.loads((out / "data.json").read_text())
@@ -198,6 +217,9 @@ def test_a_domain_left_out_is_the_test(pictures, tmp_path, capsys):
     found = json.loads((tmp_path / "test.json").read_text())
     assert found["n_images"] == 18 and found["leave_out"] == "photo" and "domain" not in found
     assert found["support"] == {"cat": 6, "cow": 6, "dog": 6}
+    for data, expected in ((pictures, "photo"), (plain, None)):
+        flags = ["--init", out / "best.pt", "--data", data, "--steps", 1, *SMALL]
+        assert args_of(train(tmp_path / f"on {data.name}", *flags))["leave_out"] == expected
 
 
 # ---- from an earlier run
@@ -275,12 +297,6 @@ MISTAKES = [
     (["--progressive", "0"], "from 1 to"),
     (["--progressive", "2"], "--size 16 --progressive 2: this network takes no images of 7 x 7 pixels"),
 ]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """Images without domains."""
-    return draw_pictures(tmp_path_factory.mktemp("plain") / "data", ["."], ["cat", "cow"], 3)
 
 
 @pytest.mark.parametrize(("flags", "named"), MISTAKES)
