@@ -59,7 +59,7 @@ def base(pictures, tmp_path_factory):
 @pytest.fixture
 def seen(monkeypatch):
     """{what: [of each step]} of the runs that follow: what the loop gives to the functions it calls."""
-    seen = {"index": [], "scale": [], "dropout": []}
+    seen = {"index": [], "scale": [], "dropout": [], "size": []}
     augment, build = train_classify.augment, train_classify.build_classifier
 
     def augment_and_note(batch, policy, *more):
@@ -70,7 +70,12 @@ def seen(monkeypatch):
 
     def build_and_note(*how):
         seen["model"] = build(*how)
+        seen["model"].register_forward_pre_hook(note_size)
         return seen["model"]
+
+    def note_size(model, inputs):
+        if model.training:
+            seen["size"].append(inputs[0].shape[-1])
 
     monkeypatch.setattr(train_classify, "augment", augment_and_note)
     monkeypatch.setattr(train_classify, "build_classifier", build_and_note)
@@ -98,7 +103,7 @@ def test_stages():
 def test_a_progressive_run_grows(pictures, seen, tmp_path):
     flags = ["--steps", 8, "--eval-every", 2, "--progressive", 4, "--augment", "trivial"]
     out = train(tmp_path / "run", "--data", pictures, *flags, *SMALL, "--size", 40, "--dropout", 0.6)
-    assert figures(out, "train/size") == [17, 25, 32, 40]
+    assert figures(out, "train/size") == seen["size"][::2] == seen["size"][1::2] == [17, 25, 32, 40]
     assert seen["scale"][::2] == seen["scale"][1::2] == pytest.approx([1 / 3, 5 / 9, 7 / 9, 1])
     for p in zip(*seen["dropout"], strict=True):  # of each head
         assert p[::2] == p[1::2] == pytest.approx([0.2, 1 / 3, 7 / 15, 0.6])
