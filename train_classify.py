@@ -86,7 +86,8 @@ def get_parser():
     g = p.add_argument_group("model", "--model and --head, where not given: as --init has them, or as below")
     g.add_argument("--model", help="efficientnet_lite0, cnn, cnn_plain, or a classifier of torchvision")
     g.add_argument("--weights", default="none", help="none, imagenet, or a file")
-    g.add_argument("--init", metavar="FILE", help="checkpoint to start from; heads of the same names go on")
+    start = "checkpoint to start from; classes and domains of the same names go on"
+    g.add_argument("--init", metavar="FILE", help=start)
     heads = "of each head: one linear layer, or two with ReLU and dropout between them"
     g.add_argument("--head", choices=["linear", "mlp"], help=heads)
     g.add_argument("--dropout", type=cli.below_one, metavar="P", help="of what goes into the last layer")
@@ -103,14 +104,14 @@ def get_parser():
     recipes = {"shapes": ON_SHAPES, "MNIST": ON_MNIST, "other images": ON_IMAGES}
     defaults = "; ".join(f"on {kind} {cli.as_flags(values)}" for kind, values in recipes.items())
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
-    weights = "weighted sum of class and domain; without: of both, of class alone with --leave-out"
+    weights = "weights of class and domain; where it is not given: both 1, with --leave-out class alone"
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=weights)
     smooth = "share of each label that is spread over all classes"
     g.add_argument("--label-smoothing", type=cli.below_one, default=0.0, metavar="SHARE", help=smooth)
-    grow = "equally long stages in which size, strength of --augment and --dropout grow; 1: they stay"
+    grow = "equally long stages, in which --size, --dropout and --augment (what it draws) grow; 1: they stay"
     g.add_argument("--progressive", type=cli.positive, default=1, metavar="STAGES", help=grow)
     g.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="sgd: with momentum")
-    rate = f"of the rate: half a cosine, {DROPS} equal parts of which each halves it, or none"
+    rate = f"of the rate: warm-up and half a cosine, halved after each of {DROPS} equal parts, or as it is"
     g.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine", help=rate)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=64, help="images per process")
