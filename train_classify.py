@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from datasets import batches, classes, splits, summary
 from datasets.augmentation import augment
+from datasets.faces import some
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy, scaled
 from models import freeze, keep_frozen_eval, load_weights
@@ -90,7 +91,8 @@ def get_parser():
     g.add_argument("--init", metavar="FILE", help=start)
     heads = "of each head: one linear layer, or two with ReLU and dropout between them"
     g.add_argument("--head", choices=["linear", "mlp"], help=heads)
-    g.add_argument("--dropout", type=cli.below_one, metavar="P", help="of what goes into the last layer")
+    drop = "share of each head's last features that are left out in training"
+    g.add_argument("--dropout", type=cli.below_one, metavar="P", help=drop)
     depth = "probability that the last block is left out, growing linearly from the first"
     g.add_argument("--stochastic-depth", type=cli.below_one, default=0.0, metavar="P", help=depth)
     mix = "stages after which the styles of images are mixed"
@@ -192,6 +194,8 @@ def refuse_contradictions(given, args, labelled, weights):
         raise UserError(f"--loss {' '.join(args.loss)}: class needs a weight above zero")
     if "domain" in weights and not labelled.domains:
         raise UserError(f"--loss {' '.join(args.loss)}: {args.data} has no domains")
+    if args.progressive > args.steps:
+        raise UserError(f"--progressive {args.progressive}: needs as many --steps; there are {args.steps}")
     reasons = {
         "weights": "beside --init, which has weights" if args.init and args.weights != "none" else None,
         "val_fraction": None if labelled.holds_out else f"on {args.data}, which has a validation split",
@@ -298,7 +302,7 @@ def main(args):
         if frozen and not init and not last and args.weights == "none":
             print(f"--freeze {args.freeze}: frozen as it is drawn at random, without --weights or --init")
         if fresh:
-            print(f"--init {args.init}: begun anew, of other names: {', '.join(fresh)}")
+            print(f"--init {args.init}: begun anew, of other names: {some(fresh)}")
 
     def predict(images, by=None):
         """(B, 3, H, W) uint8, or float in 0 to 1 -> {key: logits (B, K) float32}, of a network."""

@@ -300,7 +300,11 @@ MISTAKES = [
     (["--init", "{base}", "--freeze", "backbone", "--backbone-lr-scale", "0.1"], "backbone that is frozen"),
     (["--dropout", "1"], "from 0 to below 1"),
     (["--progressive", "0"], "from 1 to"),
-    (["--progressive", "2"], "--size 16 --progressive 2: this network takes no images of 7 x 7 pixels"),
+    (["--progressive", "2"], "--progressive 2: needs as many --steps; there are 1"),
+    (
+        ["--progressive", "2", "--steps", "2"],
+        "--size 16 --progressive 2: this network takes no images of 7 x 7 pixels",
+    ),
 ]
 
 
@@ -309,9 +313,8 @@ def test_a_mistake_gets_one_line(flags, named, complaint, pictures, plain, base,
     flags = [flag.format(plain=plain, base=base / "best.pt") for flag in flags]
     data = [] if not flags or {"--data", "--init"} & {*flags} else ["--data", pictures]
     model = [] if "--model" in flags or not flags else ["--model", "cnn"]
-    said = complaint(
-        train_classify, *data, *model, *flags, "--size", 16, "--steps", 1, "--out", tmp_path / "run"
-    )
+    short = ["--size", 16, "--steps", 1]  # should a mistake not be noticed
+    said = complaint(train_classify, *data, *model, *short, *flags, "--out", tmp_path / "run")
     assert named in said and said.startswith("error: ") and said.count("\n") == 1
     assert not (tmp_path / "run").exists(), "what was refused leaves nothing behind"
 
