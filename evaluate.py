@@ -282,6 +282,8 @@ def main(args):
     dist.finish()
     if rank:
         return
+    if args.json:  # before a word is said, which `head` may cut short
+        files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
     people = f" of {len(set(data.groups))} people" if parses else ""
     print(
         f"{' '.join(args.init)} on {found.name} {split}: {len(data)} images{people}",
@@ -290,8 +292,6 @@ def main(args):
         sep="\n  ",
     )
     print(*lines, sep="\n")
-    if args.json:
-        files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
     if args.save_errors:
         print(save_errors(folder, data, measured["class"], classes))
     if parses and single:

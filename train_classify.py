@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets import batches, classes, summary
+from datasets import batches, classes, splits, summary
 from datasets.augmentation import augment
+from datasets.faces import some
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy, scaled
 from models import freeze, keep_frozen_eval, load_weights
@@ -39,7 +40,7 @@ FIRST_MAGNITUDE = 5 / 15
 FIRST_DROPOUT = 0.1 / 0.3
 # Flags that are not given come from --init, else from INHERITED, else from the recipe for this kind of data.
 INHERITED = {
-    "data": "shapes",
+    "data": None,
     "val_fraction": 0.15,
     "leave_out": None,
     "size": None,
@@ -69,7 +70,9 @@ ON_IMAGES = {
 
 def get_parser():
     p = cli.parser(__doc__)
-    g = p.add_argument_group("data", "where a flag is not given: as --init was trained, or shapes, 0.15")
+    g = p.add_argument_group(
+        "data", "where a flag is not given: as --init was trained; else 0.15, and --size as below"
+    )
     g.add_argument("--data", help="folder of images, its layout recognised, or shapes")
     domain = "domain that nobody trains on: it is the test split"
     g.add_argument("--leave-out", metavar="DOMAIN", help=domain)
@@ -84,10 +87,12 @@ def get_parser():
     g = p.add_argument_group("model", "--model and --head, where not given: as --init has them, or as below")
     g.add_argument("--model", help="efficientnet_lite0, cnn, cnn_plain, or a classifier of torchvision")
     g.add_argument("--weights", default="none", help="none, imagenet, or a file")
-    g.add_argument("--init", metavar="FILE", help="checkpoint to start from; heads of the same names go on")
+    start = "checkpoint to start from; classes and domains of the same names go on"
+    g.add_argument("--init", metavar="FILE", help=start)
     heads = "of each head: one linear layer, or two with ReLU and dropout between them"
     g.add_argument("--head", choices=["linear", "mlp"], help=heads)
-    g.add_argument("--dropout", type=cli.below_one, metavar="P", help="of what goes into the last layer")
+    drop = "share of each head's last features that are left out in training"
+    g.add_argument("--dropout", type=cli.below_one, metavar="P", help=drop)
     depth = "probability that the last block is left out, growing linearly from the first"
     g.add_argument("--stochastic-depth", type=cli.below_one, default=0.0, metavar="P", help=depth)
     mix = "stages after which the styles of images are mixed"
@@ -101,14 +106,14 @@ def get_parser():
     recipes = {"shapes": ON_SHAPES, "MNIST": ON_MNIST, "other images": ON_IMAGES}
     defaults = "; ".join(f"on {kind} {cli.as_flags(values)}" for kind, values in recipes.items())
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
-    weights = "weighted sum of class and domain; without: of both, of class alone with --leave-out"
+    weights = "weights of class and domain; where it is not given: both 1, with --leave-out class alone"
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=weights)
     smooth = "share of each label that is spread over all classes"
     g.add_argument("--label-smoothing", type=cli.below_one, default=0.0, metavar="SHARE", help=smooth)
-    grow = "equally long stages in which size, strength of --augment and --dropout grow; 1: they stay"
+    grow = "equally long stages, in which --size, --dropout and --augment (what it draws) grow; 1: they stay"
     g.add_argument("--progressive", type=cli.positive, default=1, metavar="STAGES", help=grow)
     g.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw", help="sgd: with momentum")
-    rate = f"of the rate: half a cosine, {DROPS} equal parts of which each halves it, or none"
+    rate = f"of the rate: warm-up and half a cosine, halved after each of {DROPS} equal parts, or as it is"
     g.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine", help=rate)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=64, help="images per process")
@@ -166,10 +171,12 @@ class Bootstrap:
 
 def refuse_contradictions(given, args, labelled, weights):
     """Flags that nothing would come of."""
-    if "class" not in weights or not weights["class"]:
+    if "class" not in weights:
         raise UserError(f"--loss {' '.join(args.loss)}: class needs a weight above zero")
     if "domain" in weights and not labelled.domains:
         raise UserError(f"--loss {' '.join(args.loss)}: {args.data} has no domains")
+    if args.progressive > args.steps:
+        raise UserError(f"--progressive {args.progressive}: needs as many --steps; there are {args.steps}")
     reasons = {
         "weights": "beside --init, which has weights" if args.init and args.weights != "none" else None,
         "val_fraction": None if labelled.holds_out else f"on {args.data}, which has a validation split",
@@ -178,7 +185,6 @@ def refuse_contradictions(given, args, labelled, weights):
     if args.freeze == "backbone":
         reasons["backbone_lr_scale"] = "on a backbone that is frozen" if args.backbone_lr_scale != 1 else None
         reasons["stochastic_depth"] = "on a backbone that is frozen"
-        reasons["mixstyle"] = "on a backbone that is frozen"
     cli.refuse_without_effect(given, reasons)
 
 
@@ -189,12 +195,15 @@ def main(args):
     init = checkpoint.load(args.init, target="class") if args.init and not last else None
     rank, world, device = dist.init(args.device)
     args = cli.inherit(args, init, **INHERITED)
+    if init and given.leave_out is None and not splits.same_folder(args.data, init["args"]["data"]):
+        args.leave_out = None  # a domain of the data before
     labelled = classes.open_images(args.data, args.val_fraction, args.leave_out)
     args = cli.fill(args, {"shapes": ON_SHAPES, "mnist": ON_MNIST}.get(labelled.name, ON_IMAGES))
     learns_domain = labelled.domains and not args.leave_out
     args = cli.fill(args, {"loss": ["class=1", "domain=1"] if learns_domain else ["class=1"]})
     args = cli.fill(args, {"domain_labels": "follow", "device": device.type, "amp": dist.default_amp(device)})
     weights = cli.named_weights(args.loss, "--loss", ["class", "domain"], negative=False)
+    weights = {key: weight for key, weight in weights.items() if weight}
     if not last:
         refuse_contradictions(given, args, labelled, weights)
     policy = load_policy(args.augment, target="class")
@@ -204,7 +213,8 @@ def main(args):
 
     # ---- data ----
     train = classes.load(labelled, "train", args.size, args.seed, args.limit)
-    val = classes.load(labelled, "val", args.size) if "val" in labelled.splits else None
+    validates = args.val_fraction and "val" in labelled.splits
+    val = classes.load(labelled, "val", args.size) if validates else None
     found = summary.inspect({"train": train, "val": val}, labelled.classes)
     classes.refuse_empty(found)
     summary.refuse_changed(found, last, out / "data.json")
@@ -229,11 +239,14 @@ def main(args):
     if init:
         had = init["args"]
         if (had["model"], had["head"]) != (args.model, args.head):
-            holds = f"{args.init} holds a {had['model']}, {had['head']}"
+            holds = f"{args.init} holds a {had['model']} with the head {had['head']}; leave both out"
             raise UserError(f"--model {args.model} --head {args.head}: {holds}")
         state, fresh = carry_over(model, init, names)
         load_weights(model, state, args.init)
-    check_size(model, round(args.size * grown(FIRST_SIZE, progress_at(0, args.steps, args.progressive))))
+    try:
+        check_size(model, round(args.size * grown(FIRST_SIZE, progress_at(0, args.steps, args.progressive))))
+    except UserError as error:
+        raise UserError(f"--size {args.size} --progressive {args.progressive}: {error}") from None
     model.to(device, memory_format=torch.channels_last)
     if device.type == "cuda" and world > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -270,7 +283,7 @@ def main(args):
         if frozen and not init and not last and args.weights == "none":
             print(f"--freeze {args.freeze}: frozen as it is drawn at random, without --weights or --init")
         if fresh:
-            print(f"--init {args.init}: begun anew, of other names: {', '.join(fresh)}")
+            print(f"--init {args.init}: begun anew, of other names: {some(fresh)}")
 
     def predict(images, by=None):
         """(B, 3, H, W) uint8, or float in 0 to 1 -> {key: logits (B, K) float32}, of a network."""
@@ -410,7 +423,8 @@ def main(args):
         print(f"best.pt: step {best['step']}, val accuracy {best['accuracy']:.4f}; see {out}/val.png")
     else:
         print(f"best.pt: step {done}, the last one, since nothing is held out")
-    print(f"next:    python evaluate.py --init {out}/best.pt")
+    if {"val", "test"} & labelled.splits.keys():
+        print(f"next:    python evaluate.py --init {out}/best.pt")
 
 
 # >>> shared: start

@@ -18,7 +18,7 @@ for row in ${ROWS:-cnn plain sgd constant}; do
     out=runs/classify_mnist/$row/$seed
     # shellcheck disable=SC2086
     python train_classify.py --data "$data" --augment $policy --val-fraction 0 --batch-size 100 --steps 15000 \
-      --eval-every 1500 $flags --amp bf16 --seed "$seed" --out "$out"
+      --eval-every 3000 $flags --amp bf16 --seed "$seed" --out "$out"
     python evaluate.py --init "$out"/last.pt --split test --json "$out"/test.json
   done
   echo "$row"; python recipes/summary.py runs/classify_mnist/"$row"/?/test.json

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# PACS (up to 150 images of each class and domain), class and domain from ImageNet weights, with and without MixStyle,
-# and with the first stages frozen: split at random; and LEAVE_OUT="photo sketch": that domain is the test. Last
-# weights.
+# PACS (up to 150 images of each class and domain), class and domain from ImageNet weights at 64 px: plain, with
+# MixStyle, and with the first stages frozen. Split at random; or LEAVE_OUT="photo sketch": that domain is the test.
+# Last weights.
 # ROWS="plain hard" SEEDS="0 1 2" bash recipes/classify_pacs.sh FOLDER, of domains with classes
 set -euo pipefail
 data=${1:?usage: bash recipes/classify_pacs.sh FOLDER, of domains with classes}
@@ -10,9 +10,9 @@ mix="--mixstyle 2 3"
 for row in ${ROWS:-plain hard follow freeze1 freeze2}; do
   case $row in
     plain) flags="" ;;
+    mix) flags="$mix" ;;
     hard) flags="$mix --domain-labels hard" ;;
-    follow) flags="$mix" ;;
-    mixstyle) flags="$mix" ;;
+    follow) flags="$mix --domain-labels follow" ;;
     freeze1) flags="$mix --freeze 1" ;;
     freeze2) flags="$mix --freeze 2" ;;
   esac
@@ -22,7 +22,8 @@ for row in ${ROWS:-plain hard follow freeze1 freeze2}; do
     for seed in ${SEEDS:-0 1 2}; do
       out=runs/classify_pacs/$domain/$row/$seed
       # shellcheck disable=SC2086
-      python train_classify.py --data "$data" $lite $flags $left_out --size 96 --steps 400 --seed "$seed" --out "$out"
+      python train_classify.py --data "$data" $lite $flags $left_out --size 64 --batch-size 32 --steps 300 \
+        --seed "$seed" --out "$out"
       python evaluate.py --init "$out"/last.pt --split test --json "$out"/test.json
     done
     echo "$domain $row"; python recipes/summary.py runs/classify_pacs/"$domain"/"$row"/?/test.json

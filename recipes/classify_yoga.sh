@@ -15,8 +15,8 @@ for row in ${ROWS:-scratch all half head}; do
     for seed in ${SEEDS:-0 1 2}; do
       out=runs/classify_yoga/$row/$limit/$seed
       # shellcheck disable=SC2086
-      python train_classify.py --data "$data" --model efficientnet_lite0 $flags --augment randaugment --size 128 \
-        --limit "$limit" --val-fraction 0 --batch-size 16 --steps 200 --lr 3e-3 --seed "$seed" --out "$out"
+      python train_classify.py --data "$data" --model efficientnet_lite0 $flags --augment randaugment --size 96 \
+        --limit "$limit" --val-fraction 0 --batch-size 16 --steps 200 --seed "$seed" --out "$out"
       python evaluate.py --init "$out"/last.pt --split test --json "$out"/test.json
     done
     echo "$row $limit"; python recipes/summary.py runs/classify_yoga/"$row"/"$limit"/?/test.json

@@ -36,6 +36,12 @@ def worst(r):
     return min(v["f1"] for k, v in r["per_class"].items() if k != "background" and v["f1"] is not None)
 
 
+if "accuracy" in results[0]:  # of classifiers
+    for key in ("accuracy", "macro_f1", "map", "ece"):
+        figures(key, lambda r, key=key: r[key])
+    if all("domain" in r for r in results + others):
+        figures("domain map", lambda r: r["domain"]["map"])
+    sys.exit()
 for key in ("mean_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
     figures(key, lambda r, key=key: r[key])
 figures("worst class F1", worst)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import server
 import torch
@@ -262,3 +263,27 @@ def judge(folder, tmp_path_factory):
         "    return (masks == labels).mean((1, 2))\n"
     )
     return f"{path}:right"
+
+
+# ---- images with classes
+
+
+def draw_pictures(root, domains, classes, count, size=20):
+    """{domain}/{class}/{i}.png of noise, brighter for later classes and redder for later domains."""
+    rng = np.random.default_rng(0)
+    for d, domain in enumerate(domains):
+        for c, name in enumerate(classes):
+            (root / domain / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 100, (size, size, 3))
+                pixels[..., 0] += 60 * d
+                pixels += 45 * c
+                Image.fromarray(pixels.astype(np.uint8)).save(root / domain / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """36 images of three classes in two domains: 23 train, 7 validate, 6 test."""
+    root = tmp_path_factory.mktemp("pictures")
+    return draw_pictures(root, ["paint", "photo"], ["cat", "cow", "dog"], 6)

@@ -18,7 +18,8 @@ TREES = {name: ast.parse((ROOT / name).read_text()) for name in SCRIPTS}
 # of each script's own kind: defaults, what may be chosen, and words of help
 OWN = set(
     "--steps --lr --augment --out --eval-every --init --data --model --size --split --reward --estimator "
-    "--samples --temperature --limit --val-fraction --synthetic --unlabelled --ema".split()
+    "--samples --temperature --limit --val-fraction --synthetic --unlabelled --ema --weights "
+    "--batch-size --loss".split()
 )
 SECTIONS = "setup data model optimizer resume train test gate search allocate finish".split()
 

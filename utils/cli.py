@@ -229,8 +229,8 @@ def _known(error):
         return "another process of this run has ended or keeps silent; what it said tells why"
     if "more than 1 value per channel" in text:
         return (
-            "BatchNorm needs more than one value of each channel: a larger --batch-size or --size, or "
-            "--model unet_gn"
+            "BatchNorm needs more than one value of each channel: a larger --batch-size or --size, or a "
+            "--model without it, such as unet_gn or cnn_plain"
         )
     full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in text
     if full or "can't allocate memory" in text:

@@ -20,6 +20,7 @@ import augment
 import evaluate
 import ks_test
 import predict
+import train_classify
 import train_finetune
 import train_reward
 import train_scores
@@ -42,7 +43,9 @@ class Trap:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # that a trap is one is known
 @pytest.mark.parametrize("wrapped", ["by torch", "by torch before 1.6", "by pickle"])
-def test_no_script_runs_what_a_file_holds(wrapped, complaint, folder, times, record_property, tmp_path):
+def test_no_script_runs_what_a_file_holds(
+    wrapped, complaint, folder, pictures, times, record_property, tmp_path
+):
     times(1, 1)
     file, trap = tmp_path / "evil.pt", tmp_path / "trap"
     state = {"format": checkpoint.FORMAT, "script": "train_finetune.py", "model": Trap(trap)}
@@ -56,6 +59,21 @@ def test_no_script_runs_what_a_file_holds(wrapped, complaint, folder, times, rec
         (train_finetune, "--data", folder, "--init", file, "--out", tmp_path / "a"),
         (train_finetune, "--data", folder, "--weights", file, *TINY, "--out", tmp_path / "b"),
         (train_finetune, "--resume", "--out", out),
+        (train_classify, "--init", file, "--out", tmp_path / "h"),
+        (
+            train_classify,
+            "--data",
+            pictures,
+            "--weights",
+            file,
+            "--model",
+            "cnn",
+            "--size",
+            16,
+            "--out",
+            tmp_path / "i",
+        ),
+        (train_classify, "--resume", "--out", out),
         (train_reward, "--init", file, "--out", tmp_path / "c"),
         (train_reward, "--resume", "--out", out),
         (

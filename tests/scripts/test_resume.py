@@ -19,15 +19,23 @@ DIES = ["tests/reliability/under.py", "dies=7"]
 
 @pytest.mark.parametrize(
     ("script", "workers"),
-    [*itertools.product(["train_finetune.py", "train_reward.py"], [0, 2]), ("train_student.py", 0)],
+    [
+        *itertools.product(["train_finetune.py", "train_reward.py"], [0, 2]),
+        ("train_student.py", 0),
+        ("train_classify.py", 0),
+    ],
 )
 def test_a_killed_and_resumed_run_is_the_run_never_killed(
-    script, workers, call, start, folder, finetuned, tmp_path
+    script, workers, call, start, folder, pictures, finetuned, tmp_path
 ):
-    flags = ["--data", folder, "--workers", workers, "--device", "cpu"]
+    data = pictures if script == "train_classify.py" else folder
+    flags = ["--data", data, "--workers", workers, "--device", "cpu"]
     flags += ["--steps", STEPS, "--eval-every", 5, "--batch-size", 4]
     if script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
         flags += ["--augment", "cutmix", "--size", 32, "--ema", 0.9, "--synthetic", 0.25]
+    elif script == "train_classify.py":
+        flags += ["--model", "cnn", "--size", 38, "--progressive", 3, "--augment", "cutmix", "--bootstrap"]
+        flags += ["--dropout", 0.5, "--mixstyle", 1, "--freeze", 1]
     elif script == "train_student.py":
         flags += [
             "--teacher",
@@ -70,6 +78,19 @@ def test_no_score_is_asked_for_twice(estimator, call, start, folder, finetuned, 
     assert keys[0] == keys[1] and len(keys[0]) > 40
 
 
+def test_a_classifier_saves_at_sigterm(start, pictures, tmp_path):
+    """Before it validates for the first time."""
+    out, said = tmp_path / "run", tmp_path / "said"
+    flags = ["--data", pictures, "--model", "cnn", "--size", 32, "--device", "cpu", "--steps", 30]
+    process = start("train_classify.py", *flags, "--out", out, stdout=said)
+    while not (out / "train_batch.png").is_file():  # drawn in the first step
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 143 and "--resume goes on" in said.read_text()
+    assert 0 < weights(out / "last.pt")["step"] < 30 and not (out / "best.pt").exists()
+
+
 def test_sigterm_saves_and_resumes(call, complaint, start, folder, tmp_path):
     """... and meanwhile the folder is nobody else's. --resume begins where there is nothing to go on with."""
     flags = ["--data", folder, "--steps", 26, "--eval-every", 5, *TINY]
@@ -89,15 +110,26 @@ def test_sigterm_saves_and_resumes(call, complaint, start, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["train_finetune.py", "train_reward.py", "train_reward.py batch", "train_student.py"]
+    "script",
+    [
+        "train_finetune.py",
+        "train_reward.py",
+        "train_reward.py batch",
+        "train_student.py",
+        "train_classify.py",
+    ],
 )
-def test_two_processes_are_one(script, start, folder, finetuned, tmp_path):
+def test_two_processes_are_one(script, start, folder, pictures, finetuned, tmp_path):
     # Adam turns rounding in tiny gradients into a share of the rate, so the rate is small: the loss
     # divided by each process's own count, say, would still move weights apart by 6e-5
-    flags = ["--data", folder, "--steps", 3, "--eval-every", 3, "--augment", "trivial"]
+    data = pictures if script == "train_classify.py" else folder
+    flags = ["--data", data, "--steps", 3, "--eval-every", 3, "--augment", "trivial"]
     flags += ["--device", "cpu", "--grad-clip", "1e6"]
     if script == "train_finetune.py":
         flags += ["--size", 32, "--model", "unet_gn", "--loss", "ce=1", "dice=1", "--synthetic", 0.25]
+        flags += ["--lr", "3e-5"]
+    elif script == "train_classify.py":
+        flags += ["--size", 20, "--model", "cnn_plain", "--dropout", 0, "--label-smoothing", 0.1]
         flags += ["--lr", "3e-5"]
     elif script == "train_student.py":  # photos have other places in a batch, and CutMix other neighbours
         flags += ["--teacher", finetuned / "best.pt", "--unlabelled", folder, "--distill", 0.5]
