@@ -77,13 +77,16 @@ def get_parser():
     g = p.add_argument_group(
         "data", "--data, --val-fraction, --ids and --allow-empty: else as --teacher was trained"
     )
-    g.add_argument("--data", help="folder of faces, its layout recognised, or synthetic")
+    g.add_argument("--data", help="folder of faces, or of images with classes, or synthetic or shapes")
     share = "of the people held out, where the data has no validation split; 0: nobody"
     g.add_argument("--val-fraction", type=cli.below_one, metavar="SHARE", help=share)
     cli.add_who_trains(g)
     share = "share of every batch that is synthetic faces"
     g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=share)
-    policy = f"of what the student sees: {', '.join(POLICIES)}, or a policy.json; cutmix, on synthetic flip"
+    policy = (
+        f"of what the student sees: {', '.join(POLICIES)}, or a policy.json; where it is not given, cutmix, "
+        "on synthetic flip, of a classifier as its teacher's"
+    )
     g.add_argument("--augment", metavar="POLICY", help=policy)
     g = p.add_argument_group("model")
     g.add_argument("--teacher", nargs="+", metavar="FILE", help="checkpoints; of several the mean counts")
@@ -101,7 +104,7 @@ def get_parser():
     g = p.add_argument_group(
         "teaching", f"where a flag is not given: {cli.as_flags(TEACHING)}; --ema as below"
     )
-    photos = "photos, or a data set, whose masks are left alone; or synthetic"
+    photos = "photos, or a data set, whose labels are left alone; or synthetic or shapes"
     g.add_argument("--unlabelled", metavar="FOLDER", help=photos)
     share = "share of every batch that is of --unlabelled"
     g.add_argument("--unlabelled-share", type=cli.below_one, metavar="SHARE", help=share)
@@ -111,7 +114,7 @@ def get_parser():
     g.add_argument("--order", choices=["mixed", "yaw", "confidence", "random"], help=order)
     target = "classes where the teacher is sure, or its probabilities everywhere"
     g.add_argument("--target", choices=["hard", "soft"], help=target)
-    sure = "probability from which a pixel is sure (hard)"
+    sure = "probability from which a pixel, or an image, is sure (hard)"
     g.add_argument("--threshold", type=cli.share, metavar="P", help=sure)
     keep = "share of each class, by |yaw|, that is sure in any case (hard)"
     g.add_argument("--keep", type=cli.share, metavar="SHARE", help=keep)
@@ -262,8 +265,10 @@ def main(args):
     args = cli.fill(args, {**TEACHING, "augment": "flip" if args.data == "synthetic" else "cutmix"})
     for name in args.students:  # one that cannot be, now rather than when its round begins
         student = build_like(init, name)
-        if classifies:
+        try:
             check_size(student, init["args"]["size"])
+        except UserError as error:
+            raise UserError(f"--students {name}: {error}") from None
     flags = ("head", "dropout") if classifies else ("classes", "part_order")
     for flag in ("model", "size", *flags):  # its checkpoints say what they hold
         setattr(args, flag, init["args"][flag])
@@ -302,7 +307,8 @@ def main(args):
         cli.refuse_idle_data_flags(given, args, faces)
     render_on = "cpu" if args.workers else device  # where synthetic faces are made
     train = load(faces, "train", args.size, args.seed, args.limit, render_on)
-    validates = "val" in faces.splits if args.ids or classifies else args.val_fraction
+    holds = "val" in faces.splits
+    validates = holds if args.ids else args.val_fraction and (holds or not classifies)
     val = load(faces, "val", args.size, device=device) if validates else None
     unlabelled = None
     if args.unlabelled:

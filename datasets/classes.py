@@ -112,7 +112,10 @@ def open_unlabelled(path, classes, val_fraction, labelled, labelled_path):
     if not samples:
         raise UserError(f"{path}: no images to train on")
     samples = [s._replace(label=None) for s in samples]
-    return dataclasses.replace(found, classes=classes, domains=[], splits={"unlabelled": samples})
+    notes = [] if found is labelled else found.notes
+    return dataclasses.replace(
+        found, classes=classes, domains=[], splits={"unlabelled": samples}, notes=notes
+    )
 
 
 def _open_any(path, val_fraction):

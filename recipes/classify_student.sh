@@ -15,17 +15,18 @@ for row in ${ROWS:-start control ema fixed soft}; do
   for seed in ${SEEDS:-0 1 2}; do
     start=runs/classify_student/start/$seed
     out=runs/classify_student/$row/$seed
-    common="--limit 25 --steps $steps --seed $seed --out $out"
+    common="--limit 25 --seed $seed --out $out"
     # shellcheck disable=SC2086
     case $row in
       start)
         python train_classify.py --data "$data" --weights imagenet --backbone-lr-scale 0.1 --lr 3e-3 --batch-size 16 \
-          --augment randaugment --size 128 --val-fraction 0 $common ;;
+          --augment randaugment --size 128 --val-fraction 0 --steps 200 $common ;;
       control)
-        python train_classify.py --init "$start"/last.pt --lr 5e-4 --batch-size 16 --augment cutmix --dropout 0.2 $common ;;
+        python train_classify.py --init "$start"/last.pt --lr 5e-4 --batch-size 16 --augment cutmix \
+          --steps "$steps" $common ;;
       *)
         python train_student.py --teacher "$start"/last.pt --unlabelled "$data" --lr 5e-4 --batch-size 32 \
-          --augment cutmix $flags $common ;;
+          --augment cutmix --steps "$steps" $flags $common ;;
     esac
     python evaluate.py --init "$out"/last.pt --split test --json "$out"/test.json
   done
