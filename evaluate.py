@@ -17,8 +17,7 @@ import shlex
 
 import torch
 
-from datasets import batches, splits
-from datasets import classes as labelled
+from datasets import batches, labelled, splits
 from datasets.faces import label_info, some
 from datasets.images import to_float
 from datasets.synthetic import scheme_of

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets import batches, classes, splits, summary
+from datasets import batches, splits, summary
 from datasets.augmentation import augment
 from datasets.faces import some
 from datasets.images import to_float
@@ -169,17 +169,17 @@ class Bootstrap:
         return self.data[[self.rows[i] for i in index]]
 
 
-def refuse_contradictions(given, args, labelled, weights):
+def refuse_contradictions(given, args, dataset, weights):
     """Flags that nothing would come of."""
     if "class" not in weights:
         raise UserError(f"--loss {' '.join(args.loss)}: class needs a weight above zero")
-    if "domain" in weights and not labelled.domains:
+    if "domain" in weights and not dataset.domains:
         raise UserError(f"--loss {' '.join(args.loss)}: {args.data} has no domains")
     if args.progressive > args.steps:
         raise UserError(f"--progressive {args.progressive}: needs as many --steps; there are {args.steps}")
     reasons = {
         "weights": "beside --init, which has weights" if args.init and args.weights != "none" else None,
-        "val_fraction": None if labelled.holds_out else f"on {args.data}, which has a validation split",
+        "val_fraction": None if dataset.holds_out else f"on {args.data}, which has a validation split",
         "domain_labels": None if args.mixstyle and "domain" in weights else "without --mixstyle and domains",
     }
     if args.freeze == "backbone":
@@ -197,28 +197,28 @@ def main(args):
     args = cli.inherit(args, init, **INHERITED)
     if init and given.leave_out is None and not splits.same_folder(args.data, init["args"]["data"]):
         args.leave_out = None  # a domain of the data before
-    labelled = classes.open_images(args.data, args.val_fraction, args.leave_out)
-    args = cli.fill(args, {"shapes": ON_SHAPES, "mnist": ON_MNIST}.get(labelled.name, ON_IMAGES))
-    learns_domain = labelled.domains and not args.leave_out
+    dataset = labelled.open_images(args.data, args.val_fraction, args.leave_out)
+    args = cli.fill(args, {"shapes": ON_SHAPES, "mnist": ON_MNIST}.get(dataset.name, ON_IMAGES))
+    learns_domain = dataset.domains and not args.leave_out
     args = cli.fill(args, {"loss": ["class=1", "domain=1"] if learns_domain else ["class=1"]})
     args = cli.fill(args, {"domain_labels": "follow", "device": device.type, "amp": dist.default_amp(device)})
     weights = cli.named_weights(args.loss, "--loss", ["class", "domain"], negative=False)
     weights = {key: weight for key, weight in weights.items() if weight}
     if not last:
-        refuse_contradictions(given, args, labelled, weights)
+        refuse_contradictions(given, args, dataset, weights)
     policy = load_policy(args.augment, target="class")
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
 
     # ---- data ----
-    train = classes.load(labelled, "train", args.size, args.seed, args.limit)
-    validates = args.val_fraction and "val" in labelled.splits
-    val = classes.load(labelled, "val", args.size) if validates else None
-    found = summary.inspect({"train": train, "val": val}, labelled.classes)
-    classes.refuse_empty(found)
+    train = labelled.load(dataset, "train", args.size, args.seed, args.limit)
+    validates = args.val_fraction and "val" in dataset.splits
+    val = labelled.load(dataset, "val", args.size) if validates else None
+    found = summary.inspect({"train": train, "val": val}, dataset.classes)
+    labelled.refuse_empty(found)
     summary.refuse_changed(found, last, out / "data.json")
-    names = {"class": labelled.classes, "domain": labelled.domains}
+    names = {"class": dataset.classes, "domain": dataset.domains}
     names = {key: names[key] for key in weights}
     first = last["step"] if last else 0
     source = Bootstrap(train, args.seed) if args.bootstrap else train
@@ -276,8 +276,8 @@ def main(args):
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
     if rank == 0:
-        print(f"{labelled.name} ({args.data}): {len(train)} train, {len(val) if val else 0} val")
-        print(classes.table(found), *labelled.notes, sep="\n  ")
+        print(f"{dataset.name} ({args.data}): {len(train)} train, {len(val) if val else 0} val")
+        print(labelled.table(found), *dataset.notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         if frozen and not init and not last and args.weights == "none":
@@ -300,7 +300,7 @@ def main(args):
             "best": best,
             "data": {
                 "path": args.data,
-                **classes.label_info(labelled),
+                **labelled.label_info(dataset),
                 "domains": names.get("domain", []),  # those that a head tells apart
                 **summary.kept(found),
             },
@@ -423,7 +423,7 @@ def main(args):
         print(f"best.pt: step {best['step']}, val accuracy {best['accuracy']:.4f}; see {out}/val.png")
     else:
         print(f"best.pt: step {done}, the last one, since nothing is held out")
-    if {"val", "test"} & labelled.splits.keys():
+    if {"val", "test"} & dataset.splits.keys():
         print(f"next:    python evaluate.py --init {out}/best.pt")
 
 

@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets import batches, splits, summary
-from datasets import classes as labelled
+from datasets import batches, labelled, splits, summary
 from datasets.augmentation import augment, mirror
 from datasets.faces import label_info
 from datasets.images import to_float

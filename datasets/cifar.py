@@ -17,7 +17,7 @@ LOOKS_FOR = f"CIFAR ({', '.join(FOLDERS.values())})"
 
 
 def recognise(root):
-    """What `classes.Images` is made of, as a dict, or None where neither is in the folder `root`."""
+    """What `labelled.Images` is made of, as a dict, or None where neither is in the folder `root`."""
     root = os.path.abspath(root)
     parents = {
         name: parent

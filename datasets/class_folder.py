@@ -18,7 +18,7 @@ LOOKS_FOR = "folders of pictures (train/CLASS/x.jpg and test/CLASS/x.jpg, CLASS/
 
 
 def recognise(root):
-    """What `classes.Images` is made of, as a dict, or None where `root` holds no folders of pictures."""
+    """What `labelled.Images` is made of, as a dict, or None where `root` holds no folders of pictures."""
     named = split_folders(root)
     splits = {os.path.basename(path): split for split, path in named.items()}
     here = _classes(root)

@@ -19,7 +19,7 @@ PARTS = {"train": "train", "test": "t10k"}
 
 
 def recognise(root):
-    """What `classes.Images` is made of, as a dict, or None where the files are not in the folder `root`."""
+    """What `labelled.Images` is made of, as a dict, or None where the files are not in the folder `root`."""
     for folder in (os.path.join(root, "MNIST", "raw"), os.path.join(root, "raw"), root):
         if _path(folder, "train-images-idx3-ubyte"):
             break

@@ -11,8 +11,7 @@ from PIL import Image
 import evaluate
 import predict
 import train_finetune
-from datasets import classes as labelled
-from datasets import splits
+from datasets import labelled, splits
 from datasets.batches import load
 from models import restore
 from models.classifier import build_classifier

@@ -11,8 +11,7 @@ from conftest import assert_same_run, logged, tags, weights, write
 from PIL import Image
 
 import train_student
-from datasets import batches, shapes
-from datasets import classes as labelled
+from datasets import batches, labelled, shapes
 from datasets.augmentation import augment
 from datasets.policies import load_policy
 from models import restore

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, refusal
 from PIL import Image
 
-from datasets import UnknownFolder, cifar, classes, open_faces, shapes, summary
+from datasets import UnknownFolder, cifar, open_faces, shapes, summary
 from datasets.faces import Sample
 from utils.errors import UserError
 
@@ -48,7 +48,7 @@ def sizes(images):
 
 
 def inspected(images, size=8, **options):
-    data = {split: classes.load(images, split, size, **options) for split in images.splits}
+    data = {split: labelled.load(images, split, size, **options) for split in images.splits}
     return summary.inspect(data, images.classes, "class")
 
 
@@ -57,19 +57,19 @@ def inspected(images, size=8, **options):
 
 def test_folders_of_splits_whatever_their_case(tmp_path):
     tree(tmp_path, ["TRAIN", "Test"], each=3)
-    images = classes.open_images(tmp_path, val_fraction=0)
+    images = labelled.open_images(tmp_path, val_fraction=0)
     assert (
         images.classes == ["cat", "dog"] and images.domains == [] and sizes(images) == {"train": 6, "test": 6}
     )
     assert [s.label for s in images.splits["train"]] == [(0, None)] * 3 + [(1, None)] * 3
     assert images.notes == []
     tree(tmp_path, ["valid"], each=1)
-    assert "3 images of val" not in str(images.notes) and sizes(classes.open_images(tmp_path))["val"] == 2
-    data = classes.load(images, "test", 5)
+    assert "3 images of val" not in str(images.notes) and sizes(labelled.open_images(tmp_path))["val"] == 2
+    data = labelled.load(images, "test", 5)
     batch = data[[4, 0]]
     assert batch["image"].shape == (2, 3, 5, 5) and batch["image"].dtype == torch.uint8
     assert batch["class"].tolist() == [1, 0] and batch["index"].tolist() == [4, 0] and "domain" not in batch
-    whole = classes.load(images, "test", 6)[[0]]["image"][0].permute(1, 2, 0).numpy()
+    whole = labelled.load(images, "test", 6)[[0]]["image"][0].permute(1, 2, 0).numpy()
     alone = np.asarray(Image.open(data.paths[0]).resize((6, 6), Image.BILINEAR))
     assert (whole == alone).all(), "stretched to the square, as faces are"
     assert data.memory.shape == (6, 3, 5, 5), "no masks in the cache"
@@ -77,19 +77,19 @@ def test_folders_of_splits_whatever_their_case(tmp_path):
 
 
 def test_one_level_of_classes_is_split(tmp_path):
-    images = classes.open_images(tree(tmp_path, ["."], each=40), val_fraction=0.2)
+    images = labelled.open_images(tree(tmp_path, ["."], each=40), val_fraction=0.2)
     assert list(images.splits) == ["train", "val", "test"] and sum(sizes(images).values()) == 80
     for samples in images.splits.values():
         assert {s.label for s in samples} == {(0, None), (1, None)}
     assert 4 <= sizes(images)["val"] <= 28 and 4 <= sizes(images)["test"] <= 28
     assert "no test split" in images.notes[0] and "about 20% of each class" in images.notes[1]
-    assert sizes(classes.open_images(tmp_path, val_fraction=0)) == {"train": 80}
+    assert sizes(labelled.open_images(tmp_path, val_fraction=0)) == {"train": 80}
 
 
 def test_held_out_images_do_not_move(tmp_path):
     def held(count):
         samples = [Sample(f"dog/{i}", "", (i % 2, None), "") for i in range(count)]
-        rest, out = classes.hold_out(samples, 0.25)
+        rest, out = labelled.hold_out(samples, 0.25)
         assert len(rest) + len(out) == count and not {s.id for s in rest} & {s.id for s in out}
         return {s.id for s in out}
 
@@ -100,23 +100,23 @@ def test_held_out_images_do_not_move(tmp_path):
 
 def test_domains_and_one_left_out(tmp_path):
     tree(tmp_path, ["Art", "Clip", "Real World"], each=10)
-    images = classes.open_images(tmp_path)
+    images = labelled.open_images(tmp_path)
     assert images.domains == ["Art", "Clip", "Real World"] and list(images.splits) == ["train", "val", "test"]
     for samples in images.splits.values():
         assert len({s.label for s in samples}) == 6, "each domain of each class"
-    out = classes.open_images(tmp_path, leave_out="Real World")
+    out = labelled.open_images(tmp_path, leave_out="Real World")
     assert {s.label[1] for s in out.splits["test"]} == {2} and len(out.splits["test"]) == 20
     assert {s.label[1] for split in ("train", "val") for s in out.splits[split]} == {0, 1}
-    batch = classes.load(out, "test", 4)[[11]]
+    batch = labelled.load(out, "test", 4)[[11]]
     assert batch["domain"].tolist() == [2] and batch["class"].tolist() == [1]
-    assert classes.label_info(out) == {
+    assert labelled.label_info(out) == {
         **{"name": "folder", "target": "class"},
         **{"classes": ["cat", "dog"], "domains": ["Art", "Clip", "Real World"]},
     }
-    said = refusal(classes.open_images, tmp_path, 0.15, "real world")
+    said = refusal(labelled.open_images, tmp_path, 0.15, "real world")
     assert "no such domain; it has Art, Clip, Real World" in said
-    assert "no domains" in refusal(classes.open_images, tmp_path / "Art", 0.15, "Art")
-    assert sizes(classes.open_images(tmp_path, 0, "Art")) == {"train": 40, "test": 20}
+    assert "no domains" in refusal(labelled.open_images, tmp_path / "Art", 0.15, "Art")
+    assert sizes(labelled.open_images(tmp_path, 0, "Art")) == {"train": 40, "test": 20}
 
 
 def idx(array):
@@ -135,26 +135,26 @@ def test_mnist(tmp_path, place, zipped, monkeypatch):
         for kind, array in (("images-idx3", pixels[name]), ("labels-idx1", labels[name])):
             path = folder / f"{name}-{kind}-ubyte{'.gz' * zipped}"
             path.write_bytes(gzip.compress(idx(array)) if zipped else idx(array))
-    images = classes.open_images(tmp_path)
+    images = labelled.open_images(tmp_path)
     assert images.name == "mnist" and images.classes == list("0123456789")
     assert sizes(images) == {"train": 28, "val": 12, "test": 10}
     assert {s.label[0] for s in images.splits["val"]} == set(range(10)), "of each class"
-    data = classes.load(images, "val", 4)
+    data = labelled.load(images, "val", 4)
     for i, name in enumerate(data.ids):
         row = int(name.split("/")[1])
         batch = data[[i]]
         assert (batch["image"].numpy() == pixels["train"][row]).all() and batch["image"].shape == (1, 3, 4, 4)
         assert batch["class"] == labels["train"][row]
-    assert (classes.load(images, "test", 4)[[3]]["image"].numpy() == pixels["t10k"][3]).all()
-    small = classes.load(images, "test", 2)[[0]]["image"][0, 0].numpy()
+    assert (labelled.load(images, "test", 4)[[3]]["image"].numpy() == pixels["t10k"][3]).all()
+    small = labelled.load(images, "test", 2)[[0]]["image"][0, 0].numpy()
     one = Image.fromarray(pixels["t10k"][0]).resize((2, 2), Image.BILINEAR)
     assert abs(small.astype(int) - np.asarray(one)).max() <= 1, "antialiased, as pictures are"
     monkeypatch.setattr(cifar, "recognise", lambda root: {"name": "cifar10"})
-    assert "both mnist and cifar10; give the folder of one" in refusal(classes.open_images, tmp_path)
+    assert "both mnist and cifar10; give the folder of one" in refusal(labelled.open_images, tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
-    assert "download it again" in refusal(classes.open_images, tmp_path)
+    assert "download it again" in refusal(labelled.open_images, tmp_path)
     path.unlink()
-    assert "no t10k-labels-idx1-ubyte, nor" in refusal(classes.open_images, tmp_path)
+    assert "no t10k-labels-idx1-ubyte, nor" in refusal(labelled.open_images, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -173,19 +173,19 @@ def test_cifar(tmp_path, name, monkeypatch):
     for file, what in content.items():
         (folder / file).write_bytes(pickle.dumps(what))
         sums[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
-    assert "by their MD5" in refusal(classes.open_images, tmp_path)
+    assert "by their MD5" in refusal(labelled.open_images, tmp_path)
     monkeypatch.setattr(kind, "train_list", [["train", sums["train"]]])
     monkeypatch.setattr(kind, "test_list", [["test", sums["test"]]])
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums[kind.meta["filename"]]})
     for root in (tmp_path, folder):
-        images = classes.open_images(root, val_fraction=0)
+        images = labelled.open_images(root, val_fraction=0)
         assert images.name == name and images.classes == ["apple", "baby"]
         assert sizes(images) == {"train": 20, "test": 20}
-    batch = classes.load(images, "test", 32)[[7]]
+    batch = labelled.load(images, "test", 32)[[7]]
     assert (batch["image"][0].flatten().numpy() == pixels["test"][7]).all() and batch["class"] == 1
     (tmp_path / "cifar-10-batches-py").mkdir(exist_ok=True)
     (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
-    assert "give the folder of one" in refusal(classes.open_images, tmp_path)
+    assert "give the folder of one" in refusal(labelled.open_images, tmp_path)
 
 
 # ---- what is odd
@@ -203,7 +203,7 @@ def test_odd_pictures_are_read_and_odd_files_named(tmp_path):
         (cats / name).write_bytes(b"text")
     picture(cats / "more" / "below.png", 55)
     (root / "train" / "fish").mkdir()
-    images = classes.open_images(root, val_fraction=0)
+    images = labelled.open_images(root, val_fraction=0)
     assert sizes(images) == {"train": 9} and images.classes == ["cat", "dog"]
     assert len({s.id for s in images.splits["train"]}) == 9
     notes = "; ".join(images.notes)
@@ -215,14 +215,14 @@ def test_odd_pictures_are_read_and_odd_files_named(tmp_path):
     ):
         assert said in notes
     assert "hidden" not in notes and "._0" not in notes
-    data = classes.load(images, "train", 4)
+    data = labelled.load(images, "train", 4)
     grey = data[[data.ids.index("train/cat/grey.JPG")]]["image"][0]
     assert (grey[0] == grey[2]).all()
 
     (cats / "page.jpg").write_text("<!DOCTYPE html><html>no such page</html>")
     (cats / "cut.png").write_bytes((cats / "0.png").read_bytes()[:60])
     with pytest.raises(UserError, match="2 of 11 samples are faulty") as caught:
-        classes.load(classes.open_images(root, 0), "train", 4)
+        labelled.load(labelled.open_images(root, 0), "train", 4)
     for said in ("page.jpg: not a readable picture (a web page", "cut.png"):
         assert said in str(caught.value)
 
@@ -232,7 +232,7 @@ def test_copies_are_told(tmp_path):
     for split in ("val", "test"):
         (root / split / "dog" / "copy.png").write_bytes((root / "train/dog/1.png").read_bytes())
     (root / "train" / "cat" / "same.png").write_bytes((root / "train/dog/2.png").read_bytes())
-    images = classes.open_images(root)
+    images = labelled.open_images(root)
     assert len(images.notes) == 3
     assert "1 image of train under two classes" in images.notes[0] and "cat/same.png" in images.notes[0]
     for note, split in zip(images.notes[1:], ("val", "test"), strict=True):
@@ -245,20 +245,20 @@ def test_copies_are_told(tmp_path):
 def test_a_class_without_images_that_train(tmp_path):
     root = tree(tmp_path, ["train", "test"], each=2)
     picture(root / "test" / "fish" / "1.png", 7)
-    images = classes.open_images(root, 0)
+    images = labelled.open_images(root, 0)
     assert images.classes == ["cat", "dog", "fish"] and images.notes == ["train has no fish"]
-    said = refusal(classes.refuse_empty, inspected(images))
+    said = refusal(labelled.refuse_empty, inspected(images))
     assert "train: no image of fish among 4 images" in said and "--limit" in said
     picture(root / "train" / "fish" / "1.png", 8)
-    images = classes.open_images(root, 0)
-    classes.refuse_empty(inspected(images))
-    assert "no image of" in refusal(classes.refuse_empty, inspected(images, count=2))
+    images = labelled.open_images(root, 0)
+    labelled.refuse_empty(inspected(images))
+    assert "no image of" in refusal(labelled.refuse_empty, inspected(images, count=2))
     picture(root / "train" / "Dog" / "1.png", 8)
-    assert "differ in capitals alone" in refusal(classes.open_images, root)
+    assert "differ in capitals alone" in refusal(labelled.open_images, root)
 
 
 def test_what_holds_no_classes_is_refused_in_one_line(tmp_path, folder):
-    say = lambda place: refusal(classes.open_images, place)
+    say = lambda place: refusal(labelled.open_images, place)
     assert "no such folder" in say(tmp_path / "nowhere")
     (tmp_path / "a.zip").write_bytes(b"")
     assert "unpack it" in say(tmp_path / "a.zip")
@@ -283,7 +283,7 @@ def test_what_holds_no_classes_is_refused_in_one_line(tmp_path, folder):
     tree(tmp_path / "flat", ["."], names=["train", "test"], each=1)
     assert "no folders of classes" in say(tmp_path / "flat")
     vehicles = tree(tmp_path / "vehicles", ["."], names=["bus", "train"], each=1)
-    assert classes.open_images(vehicles, 0).classes == ["bus", "train"], "a train may be a class"
+    assert labelled.open_images(vehicles, 0).classes == ["bus", "train"], "a train may be a class"
     with pytest.raises(UnknownFolder, match=r"train_classify\.py"):
         open_faces(tmp_path / "inside" / "pets")
 
@@ -297,28 +297,28 @@ def test_limits_are_nested_and_even(domains):
     samples = [Sample(f"{n}/{label}", "", label, "") for n in range(30) for label in labels]
     before = []
     for n in (1, 5, 12, 28, 29, 70, 168):
-        chosen = [s.id for s in classes.limit(samples, n, seed=3)]
+        chosen = [s.id for s in labelled.limit(samples, n, seed=3)]
         assert chosen[: len(before)] == before and len(set(chosen)) == n
         before = chosen
         for key in (lambda label: label[0], lambda label: label[1], lambda label: label):
             counts = collections.Counter(key(s.label) for s in samples if s.id in chosen)
             kinds = len({key(label) for label in labels})
             assert max(counts.values()) - (min(counts.values()) if len(counts) == kinds else 0) <= 1
-    assert set(before) != {s.id for s in classes.limit(samples, 168, seed=4)}
-    assert "there are only" in refusal(classes.limit, samples, 10_000, 0)
+    assert set(before) != {s.id for s in labelled.limit(samples, 168, seed=4)}
+    assert "there are only" in refusal(labelled.limit, samples, 10_000, 0)
     few = [s for s in samples if s.label[0] or s.id[0] == "1"]  # class 0 has fewer
-    counts = collections.Counter(s.label[0] for s in classes.limit(few, len(few), 0))
+    counts = collections.Counter(s.label[0] for s in labelled.limit(few, len(few), 0))
     assert counts == collections.Counter(s.label[0] for s in few)
 
 
 def test_a_resumed_run_notices(tmp_path):
     root = tree(tmp_path / "pets", ["art", "photo"], each=4)
-    images = classes.open_images(root, 0)
+    images = labelled.open_images(root, 0)
     first = inspected(images)
     path = tmp_path / "data.json"
     path.write_text(json.dumps(first))
     last = {"data": summary.kept(first)}
-    resume = lambda: summary.refuse_changed(inspected(classes.open_images(root, 0)), last, path)
+    resume = lambda: summary.refuse_changed(inspected(labelled.open_images(root, 0)), last, path)
     resume()
     (root / "art/cat/1.png").rename(root / "art/dog/moved.png")
     said = refusal(resume)
@@ -327,25 +327,25 @@ def test_a_resumed_run_notices(tmp_path):
     resume()
     (root / "art" / "cat" / "2.png").write_bytes((root / "art/cat/3.png").read_bytes())
     assert "1 with another photo, mask or class (art/cat/2.png)" in refusal(resume)
-    relabelled = classes.Images(images.name, images.classes, images.domains, dict(images.splits))
+    relabelled = labelled.Images(images.name, images.classes, images.domains, dict(images.splits))
     samples = images.splits["train"]
     for label in ((1, 0), (0, 1)):
         relabelled.splits["train"] = [samples[0]._replace(label=label), *samples[1:]]
-        again = classes.load(relabelled, "train", 8)
+        again = labelled.load(relabelled, "train", 8)
         assert again.digests[0] != first["train"]["digests"][0]
         assert again.digest != first["train"]["digest"]
 
 
 def test_tables(tmp_path):
-    images = classes.open_images(tree(tmp_path, ["art", "photo"], each=4), leave_out="art")
+    images = labelled.open_images(tree(tmp_path, ["art", "photo"], each=4), leave_out="art")
     found = inspected(images)
-    rows = [line.split() for line in classes.table(found).splitlines()]
+    rows = [line.split() for line in labelled.table(found).splitlines()]
     assert ["images", "6", "2", "8"] in rows and ["dog", "3", "1", "4"] in rows
     assert ["art", "0", "0", "8"] in rows and ["photo", "6", "2", "0"] in rows
     names = [f"class {i}" for i in range(30)]
     samples = [Sample(f"{i}", i, (i % 30, None), "") for i in range(31)]
-    many = classes.Images("made", names, [], {"train": samples}, pixels=np.zeros((31, 1, 4, 4), np.uint8))
-    text = classes.table(inspected(many))
+    many = labelled.Images("made", names, [], {"train": samples}, pixels=np.zeros((31, 1, 4, 4), np.uint8))
+    text = labelled.table(inspected(many))
     rows = [line.split() for line in text.splitlines()]
     assert ["smallest", "1"] in rows and ["largest", "2"] in rows and "class 3" not in text
 
@@ -354,22 +354,22 @@ def test_tables(tmp_path):
 
 
 def test_shapes():
-    images = classes.open_images("shapes")
+    images = labelled.open_images("shapes")
     assert (len(images.classes), len(images.domains)) == (10, 4)
     for split, samples in images.splits.items():
         counts = collections.Counter(s.label for s in samples)
         assert len(counts) == 40 and set(counts.values()) == {shapes.SPLITS[split] // 40}
-    val = [classes.load(images, "val", 16, seed, count=80) for seed in (0, 1)]
+    val = [labelled.load(images, "val", 16, seed, count=80) for seed in (0, 1)]
     assert val[0].ids != val[1].ids, "the choice is the seed's"
-    both = [classes.load(images, "val", 16, seed) for seed in (0, 1)]
+    both = [labelled.load(images, "val", 16, seed) for seed in (0, 1)]
     assert (both[0].memory == both[1].memory).all() and both[0].digest == both[1].digest
-    train = [classes.load(images, "train", 16, seed, count=40) for seed in (0, 1)]
+    train = [labelled.load(images, "train", 16, seed, count=40) for seed in (0, 1)]
     assert (train[0].memory != train[1].memory).any() and train[0].digest != train[1].digest
     alone = shapes.render(0, [7], 16)
     assert torch.equal(shapes.render(0, [3, 7], 16)[1:], alone), "a function of seed and index"
     batch = both[0][[13]]
     assert images.classes[batch["class"]] == "cross" and images.domains[batch["domain"]] == "noise"
-    out = classes.open_images("shapes", leave_out="outline")
+    out = labelled.open_images("shapes", leave_out="outline")
     assert sizes(out) == {"train": 3000, "val": 300, "test": 200}
 
 
@@ -389,20 +389,20 @@ def test_shapes_look_like_their_class():
 
 
 def test_real_pacs_and_yoga():
-    pacs = classes.open_images(real("pacs"), leave_out="sketch")
+    pacs = labelled.open_images(real("pacs"), leave_out="sketch")
     assert pacs.domains == ["art_painting", "cartoon", "photo", "sketch"] and len(pacs.classes) == 7
     assert sum(sizes(pacs).values()) == 4115 and sizes(pacs)["test"] == 980
-    data = classes.load(pacs, "train", 16, count=21)
+    data = labelled.load(pacs, "train", 16, count=21)
     assert [data.targets["class"].tolist().count(c) for c in range(7)] == [3] * 7
     assert [data.targets["domain"].tolist().count(d) for d in range(4)] == [7, 7, 7, 0]
-    yoga = classes.open_images(real("yoga5"))
+    yoga = labelled.open_images(real("yoga5"))
     assert yoga.classes == ["downdog", "goddess", "natarajasana", "tree", "warrior2"]
     assert sizes(yoga)["test"] == 72 and sizes(yoga)["train"] + sizes(yoga)["val"] == 224
 
 
 def test_real_mnist():
-    images = classes.open_images(real("mnist"))
+    images = labelled.open_images(real("mnist"))
     assert sizes(images)["test"] == 10000 and sizes(images)["train"] + sizes(images)["val"] == 60000
-    data = classes.load(images, "train", 28, count=1000)
+    data = labelled.load(images, "train", 28, count=1000)
     assert np.bincount(data.targets["class"]).tolist() == [100] * 10
     assert images.splits["test"][0].label == (7, None) and data.memory.strides[1] == 0, "grey is kept once"
