@@ -7,7 +7,7 @@ Expect: a line of figures and a row for each class; for parsers also for each |y
 
 Images are scored at the checkpoint's --size. Of parsers, |yaw| is rounded to the nearest 15 degrees, F1 and
 IoU come from one confusion matrix over the split, and intervals are bootstrapped over people. Several
-checkpoints have one kind of model, size and list of classes; data and split are those of the first.
+checkpoints are for the same classes at one size; data and split are those of the first.
 """
 
 import json
@@ -18,7 +18,7 @@ import shlex
 import torch
 
 from datasets import batches, labelled, splits
-from datasets.faces import label_info, some
+from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.synthetic import scheme_of
 from models import restore
@@ -77,7 +77,6 @@ def refuse_unlike(paths, states):
         "target": lambda state: checkpoint.TARGETS[checkpoint.target_of(state)],
         "size": lambda state: state["args"]["size"],
         "classes": lambda state: state["data"]["classes"],
-        "domains": lambda state: state["data"].get("domains", []),
     }.items():
         first, *others = [of(state) for state in states]
         for path, other in zip(paths[1:], others, strict=True):
@@ -86,15 +85,6 @@ def refuse_unlike(paths, states):
                 raise UserError(
                     f"--init: {what} of {paths[0]}: {a}; of {path}: {b}; to vote they need the same"
                 )
-
-
-def trained_apart(paths, states):
-    """A line, in a list, about checkpoints that had other data or another split than the first."""
-    flags = ("data", "val_fraction", "ids", "leave_out")
-    first, *others = [[state["args"].get(flag) for flag in flags] for state in states]
-    apart = [path for path, how in zip(paths[1:], others, strict=True) if how != first]
-    line = f"trained on other data or another split than {paths[0]}, perhaps on images scored here: "
-    return [line + some(apart, 3)] if apart else []
 
 
 def open_faces(args, trained, classes):
@@ -118,7 +108,7 @@ def open_faces(args, trained, classes):
 def open_images(args, trained, classes):
     """(images, split, plain facts about them) of what a classifier is scored on."""
     path = args.data or trained["data"]
-    left_out = trained.get("leave_out") if splits.same_folder(path, trained["data"]) else None
+    left_out = labelled.known_domain(path, trained.get("leave_out"))
     images = labelled.open_images(path, trained["val_fraction"], left_out)
     split = args.split
     if without_test(images, split):
@@ -240,9 +230,10 @@ def main(args):
             f"{path} has the classes {' '.join(found.classes)}; "
             f"{args.init[0]} was trained on {' '.join(classes)}"
         )
-    names = {"class": classes}
+    names = {"semantic" if parses else "class": classes}
     if domains := state["data"].get("domains"):
-        if found.domains == domains and not (split == "test" and facts["leave_out"]):
+        alike = all(other["data"]["domains"] == domains for other in states)
+        if alike and found.domains == domains and not (split == "test" and facts["leave_out"]):
             names["domain"] = domains
         else:
             found.notes.append("domains are not scored: those here are not what was trained on")
@@ -259,7 +250,7 @@ def main(args):
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
             outputs = [network(images) for network in networks]
-        return {key: vote([output[key].float() for output in outputs], args.vote) for key in outputs[0]}
+        return {key: vote([output[key].float() for output in outputs], args.vote) for key in names}
 
     # ---- finish ----
     how = args.batch_size, rank, world
@@ -286,7 +277,7 @@ def main(args):
     people = f" of {len(set(data.groups))} people" if parses else ""
     print(
         f"{' '.join(args.init)} on {found.name} {split}: {len(data)} images{people}",
-        *trained_apart(args.init, states),
+        *checkpoint.trained_apart(args.init, states),
         *found.notes,
         sep="\n  ",
     )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from datasets import batches, splits, summary
+from datasets import batches, labelled, splits, summary
 from datasets.augmentation import augment
 from datasets.faces import some
 from datasets.images import to_float
@@ -169,8 +169,17 @@ class Bootstrap:
         return self.data[[self.rows[i] for i in index]]
 
 
-def refuse_contradictions(given, args, dataset, weights):
-    """Flags that nothing would come of."""
+def refuse_contradictions(given, args, dataset, weights, init):
+    """Flags that nothing would come of, or something wrong."""
+    if init and splits.same_folder(args.data, init["args"]["data"]):
+        before = init["args"]
+        if args.leave_out not in (None, before["leave_out"]):
+            raise UserError(f"--leave-out {args.leave_out}: {args.init} was trained on that domain")
+        if dataset.holds_out and args.val_fraction > before["val_fraction"]:
+            raise UserError(
+                f"--val-fraction {args.val_fraction:g}: {args.init} was trained on images of these, with "
+                f"--val-fraction {before['val_fraction']:g}; give that, or 0"
+            )
     if "class" not in weights:
         raise UserError(f"--loss {' '.join(args.loss)}: class needs a weight above zero")
     if "domain" in weights and not dataset.domains:
@@ -180,8 +189,11 @@ def refuse_contradictions(given, args, dataset, weights):
     reasons = {
         "weights": "beside --init, which has weights" if args.init and args.weights != "none" else None,
         "val_fraction": None if dataset.holds_out else f"on {args.data}, which has a validation split",
-        "domain_labels": None if args.mixstyle and "domain" in weights else "without --mixstyle and domains",
+        "domain_labels": None if args.mixstyle else "without --mixstyle",
+        "mixstyle": "on one image" if args.batch_size == 1 else None,
     }
+    if "domain" not in weights:
+        reasons["domain_labels"] = "without domain in --loss, where it is not with --leave-out"
     if args.freeze == "backbone":
         reasons["backbone_lr_scale"] = "on a backbone that is frozen" if args.backbone_lr_scale != 1 else None
         reasons["stochastic_depth"] = "on a backbone that is frozen"
@@ -195,8 +207,8 @@ def main(args):
     init = checkpoint.load(args.init, target="class") if args.init and not last else None
     rank, world, device = dist.init(args.device)
     args = cli.inherit(args, init, **INHERITED)
-    if init and given.leave_out is None and not splits.same_folder(args.data, init["args"]["data"]):
-        args.leave_out = None  # a domain of the data before
+    if init and given.leave_out is None:
+        args.leave_out = labelled.known_domain(args.data, args.leave_out)
     dataset = labelled.open_images(args.data, args.val_fraction, args.leave_out)
     args = cli.fill(args, {"shapes": ON_SHAPES, "mnist": ON_MNIST}.get(dataset.name, ON_IMAGES))
     learns_domain = dataset.domains and not args.leave_out
@@ -205,7 +217,7 @@ def main(args):
     weights = cli.named_weights(args.loss, "--loss", ["class", "domain"], negative=False)
     weights = {key: weight for key, weight in weights.items() if weight}
     if not last:
-        refuse_contradictions(given, args, dataset, weights)
+        refuse_contradictions(given, args, dataset, weights, init)
     policy = load_policy(args.augment, target="class")
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
@@ -222,6 +234,8 @@ def main(args):
     names = {key: names[key] for key in weights}
     first = last["step"] if last else 0
     source = Bootstrap(train, args.seed) if args.bootstrap else train
+    if args.bootstrap and len(train.targets["class"][source.rows].unique()) < len(dataset.classes):
+        raise UserError(f"--bootstrap: of some class no image was drawn with --seed {args.seed}; try another")
     order = batches.Order(len(source), args.batch_size, args.seed, first, args.steps, rank, world)
     loader = batches.loader(source, order, args.workers, device)
 

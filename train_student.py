@@ -272,8 +272,7 @@ def main(args):
     for flag in ("model", "size", *flags):  # its checkpoints say what they hold
         setattr(args, flag, init["args"][flag])
     if classifies and not last:
-        as_taught = splits.same_folder(args.data, init["args"]["data"])
-        args.leave_out = init["args"].get("leave_out") if as_taught else None
+        args.leave_out = labelled.known_domain(args.data, init["args"].get("leave_out"))
     args.preprocess = init["args"].get("preprocess", "none")
     num_unlabelled = round(args.unlabelled_share * args.batch_size)
     num_labelled = args.batch_size - num_unlabelled
@@ -430,6 +429,7 @@ def main(args):
         others = f"; {len(unlabelled)} unlabelled ({args.unlabelled})" if unlabelled else ""
         print(f"{faces.name} ({args.data}): {len(train)} labelled, {len(val) if val else 0} val{others}")
         notes = [f"{args.unlabelled}: {note}" for note in opened.notes] if unlabelled else []
+        notes += checkpoint.trained_apart(args.teacher, states)
         print((labelled if classifies else summary).table(found), *faces.notes, *notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         follows = ", which follows the student" if args.ema else ""

@@ -20,7 +20,6 @@ from utils.errors import UserError
 ARRAYS = (mnist, cifar)
 LOOKED_FOR = ", or ".join(module.LOOKS_FOR for module in (*ARRAYS, class_folder))
 MANY = 20  # classes; a table shows no line for each of more
-PIECE = 1000  # images resized at once
 
 
 @dataclasses.dataclass
@@ -139,6 +138,15 @@ def _ids_by_content(split, *sources):
         known = _contents(images, samples)
         found |= {known[s.image]: s.id for s in samples if known[s.image]}
     return found
+
+
+def known_domain(path, domain):
+    """The domain where the data set at `path` has one of that name, else None: what a checkpoint left out is
+    left out of a copy of its data, too, and of no other data."""
+    if domain is None:
+        return None
+    domains = shapes.DOMAINS if path == "shapes" else _recognise(os.fspath(path)).domains
+    return domain if domain in domains else None
 
 
 def _recognise(root):
@@ -280,14 +288,16 @@ def load(images, split, size, seed=0, count=None, device="cpu"):
     if images.name == "shapes":
         seed = (seed if split == "train" else 0) + APART[split]
         memory = shapes.render(seed, rows, size).numpy()
-        return Labelled(images, samples, memory, [f"{seed}:{i}" for i in rows], [(size, size)] * len(rows))
+        held = [f"{seed}:{i}" for i in rows]
+        return Labelled(images, samples, size, memory, range(len(rows)), held, [(size, size)] * len(rows))
     if images.pixels is not None:
         known = _contents(images, samples)
         sizes = [images.pixels.shape[:1:-1]] * len(rows)
-        return Labelled(images, samples, _resized(images.pixels[rows], size), [known[i] for i in rows], sizes)
+        return Labelled(images, samples, size, images.pixels, rows, [known[i] for i in rows], sizes)
     plain = Faces("images", [], [], [], {}, None, target=None)
     cached = CachedFaces(plain, [s._replace(label=None) for s in samples], size)
-    return Labelled(images, samples, cached.memory, cached.digests, cached.sizes, rows, cached.notes)
+    held, sizes = cached.digests, cached.sizes
+    return Labelled(images, samples, size, cached.memory, range(len(rows)), held, sizes, rows, cached.notes)
 
 
 def limit(samples, n, seed):
@@ -325,16 +335,11 @@ def _place_in(keys):
 
 
 def _resized(pixels, size):
-    """(N, 3, size, size) uint8 of (N, 1 or 3, H, W), bilinear and antialiased; the three equal channels of
-    grey are one in memory."""
+    """(B, 3, size, size) uint8 of (B, 1 or 3, H, W) uint8, bilinear and antialiased."""
     if pixels.shape[2:] != (size, size):
-        small = np.empty((*pixels.shape[:2], size, size), np.uint8)
-        for i in range(0, len(pixels), PIECE):
-            piece = torch.from_numpy(pixels[i : i + PIECE]).float()
-            piece = F.interpolate(piece, (size, size), mode="bilinear", antialias=True)
-            small[i : i + PIECE] = piece.round().clamp(0, 255).numpy()
-        pixels = small
-    return np.broadcast_to(pixels, (len(pixels), 3, size, size))
+        pixels = F.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
+        pixels = pixels.round().clamp(0, 255).byte()
+    return pixels.expand(-1, 3, -1, -1)
 
 
 class Labelled:
@@ -347,8 +352,9 @@ class Labelled:
     notes: for the user.
     """
 
-    def __init__(self, images, samples, memory, held, sizes, paths=None, notes=()):
-        self.memory = memory  # (N, 3, S, S) uint8
+    def __init__(self, images, samples, size, memory, rows, held, sizes, paths=None, notes=()):
+        self.size, self.memory = size, memory  # (M, 1 or 3, H, W) uint8; resized when they are asked for
+        self.rows = np.asarray(rows)  # (N,) of `memory`
         self.ids, self.groups = [s.id for s in samples], [s.group for s in samples]
         self.yaws = [None] * len(samples)
         if paths is not None:
@@ -375,8 +381,8 @@ class Labelled:
 
     def __getitem__(self, index):
         targets = {key: labels[index] for key, labels in self.targets.items()}
-        image = torch.from_numpy(self.memory[np.asarray(index)])
-        return {"image": image, **targets, "index": torch.tensor(index)}
+        pixels = torch.from_numpy(self.memory[self.rows[index]])
+        return {"image": _resized(pixels, self.size), **targets, "index": torch.tensor(index)}
 
 
 def _hash(text):

@@ -57,8 +57,8 @@ def _read(folder, name, dimensions):
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); download it again") from None
-    shape = np.frombuffer(content[4 : 4 + 4 * dimensions], ">i4").tolist()
     start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start].ljust(start - 4, b"\0"), ">i4").tolist()
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) - start != np.prod(shape, dtype=np.int64):
         raise UserError(f"{path}: no whole idx file of {dimensions} dimensions; download it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -100,6 +100,19 @@ def target_of(state):
     return state["data"].get("target", "semantic")
 
 
+def trained_apart(paths, states):
+    """A line, in a list, about checkpoints of other data or another split than the first one's: they may have
+    trained on what it has not seen."""
+
+    def split(flags):
+        return os.path.realpath(flags["data"]), *map(flags.get, ("val_fraction", "ids", "leave_out"))
+
+    first, *others = [split(state["args"]) for state in states]
+    apart = [path for path, how in zip(paths[1:], others, strict=True) if how != first]
+    line = f"trained on other data or another split than {paths[0]}, perhaps on what is held out here: "
+    return [line + ", ".join(map(str, apart))] if apart else []
+
+
 def fault_of(state, resumed=False):
     """What scripts rely on and a checkpoint lacks, in words; None if it lacks nothing. resumed: whether a run
     goes on from it."""

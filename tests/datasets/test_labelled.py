@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, refusal
 from PIL import Image
 
-from datasets import UnknownFolder, cifar, open_faces, shapes, summary
+from datasets import UnknownFolder, cifar, labelled, open_faces, shapes, summary
 from datasets.faces import Sample
 from utils.errors import UserError
 

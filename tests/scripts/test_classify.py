@@ -293,7 +293,7 @@ MISTAKES = [
     (["--limit", "2"], "no image of"),
     (["--leave-out", "oil"], "it has paint, photo"),
     (["--data", "{plain}", "--leave-out", "oil"], "it has no domains"),
-    (["--domain-labels", "hard"], "has no effect without --mixstyle and domains"),
+    (["--domain-labels", "hard"], "has no effect without --mixstyle"),
     (["--augment", "trivail"], "trivial"),
     (["--init", "{base}", "--weights", "imagenet"], "beside --init, which has weights"),
     (["--init", "{base}", "--head", "mlp"], "holds a cnn with the head linear"),

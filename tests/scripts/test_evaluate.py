@@ -182,6 +182,20 @@ def test_classifiers_vote(classifiers, tested, tmp_path, capsys):
     assert f"accuracy {found['accuracy']:.3f}  macro_f1 " in capsys.readouterr().out
 
 
+def test_one_without_a_head_for_domains_votes_too(tmp_path):
+    """... and a domain that was left out is left out of a copy of the data as well."""
+    both = [
+        untrained(tmp_path / f"{len(heads)}.pt", len(heads), "shapes", heads, leave_out="noise")
+        for heads in ({"class": 10, "domain": 4}, {"class": 10})
+    ]
+    state = checkpoint.load(both[1], target="class")
+    checkpoint.save(both[1], **state | {"data": {**state["data"], "domains": []}})
+    found = figures(tmp_path, "--init", *both, "--split", "val")
+    assert "domain" not in found and found["n_images"] == 300
+    found = figures(tmp_path, "--init", both[1], "--data", "shapes")
+    assert found["leave_out"] == "noise" and found["n_images"] == 200
+
+
 def test_domains_are_scored(tmp_path, capsys):
     """... but not where the only one there is was left out of training."""
     for left_out, split in ((None, "test"), ("noise", "val"), ("noise", "test")):
@@ -235,7 +249,6 @@ def test_what_cannot_vote_is_refused(complaint, parsers, classifiers, colours, f
     for name, change in (
         ("size", {"args": state["args"] | {"size": 24}}),
         ("classes", {"data": state["data"] | {"classes": NAMES[::-1]}}),
-        ("domains", {"data": state["data"] | {"domains": ["flat", "noise"]}}),
     ):
         other = tmp_path / f"{name}.pt"
         checkpoint.save(other, **state | change)
