@@ -190,8 +190,8 @@ def save_errors(folder, data, measured, classes):
     files.write_whole(folder / "errors.json", json.dumps(rows, indent=1) + "\n")
     if not rows:
         return f"errors:  none: {folder / 'errors.json'}"
-    captions = [f"{row['truth']}\n{row['probability']:.0%} {row['guess']}" for row in rows[:SHOWN]]
-    heading = f"the surest {len(captions)} of {len(rows)} mistakes: what it is, and what it was taken for"
+    captions = [draw.verdict(row["truth"], row["guess"], row["probability"]) for row in rows[:SHOWN]]
+    heading = f"the surest {len(captions)} of {len(rows)} mistakes: what it was taken for, and what it is"
     images = data[wrong[:SHOWN]]["image"]
     draw.write(folder / "errors.png", draw.captioned(images, captions, heading))
     return f"errors:  {len(rows)} of {len(data)}: {folder / 'errors.png'}, {folder / 'errors.json'}"

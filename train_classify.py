@@ -253,12 +253,13 @@ def main(args):
     if init:
         had = init["args"]
         if (had["model"], had["head"]) != (args.model, args.head):
-            holds = f"{args.init} holds a {had['model']} with the head {had['head']}; leave both out"
+            holds = f"{args.init} holds {had['model']} with the head {had['head']}; leave both out"
             raise UserError(f"--model {args.model} --head {args.head}: {holds}")
         state, fresh = carry_over(model, init, names)
         load_weights(model, state, args.init)
+    smallest = round(args.size * grown(FIRST_SIZE, progress_at(0, args.steps, args.progressive)))
     try:
-        check_size(model, round(args.size * grown(FIRST_SIZE, progress_at(0, args.steps, args.progressive))))
+        check_size(model, smallest)
     except UserError as error:
         raise UserError(f"--size {args.size} --progressive {args.progressive}: {error}") from None
     model.to(device, memory_format=torch.channels_last)
@@ -293,7 +294,13 @@ def main(args):
         print(f"{dataset.name} ({args.data}): {len(train)} train, {len(val) if val else 0} val")
         print(labelled.table(found), *dataset.notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
-        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+        learn = sum(p.numel() for group in groups for p in group["params"])
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters, of which {learn:,} train")
+        if args.bootstrap:
+            print(f"--bootstrap: {len(set(source.rows))} different images of {len(train)}")
+        if args.progressive > 1:
+            still = "" if policy["ops"] else "; --augment draws nothing that could grow stronger"
+            print(f"--progressive {args.progressive}: from {smallest} x {smallest} on{still}")
         if frozen and not init and not last and args.weights == "none":
             print(f"--freeze {args.freeze}: frozen as it is drawn at random, without --weights or --init")
         if fresh:
@@ -433,8 +440,10 @@ def main(args):
     # <<< shared: finish
     if val:
         for key, result in results.items():
-            print(f"{key}:", class_metrics.table(result), sep="\n")
-        print(f"best.pt: step {best['step']}, val accuracy {best['accuracy']:.4f}; see {out}/val.png")
+            print(f"{key} at step {done}:", class_metrics.table(result), sep="\n")
+        print(
+            f"best.pt: step {best['step']}, val accuracy {best['accuracy']:.4f}; {out}/val.png: step {done}"
+        )
     else:
         print(f"best.pt: step {done}, the last one, since nothing is held out")
     if {"val", "test"} & dataset.splits.keys():

@@ -73,12 +73,12 @@ def open_images(path, val_fraction=0.15, leave_out=None):
     if "all" in splits:
         splits["train"], splits["test"] = hold_out(splits.pop("all"), val_fraction, seed=1)
         if splits["test"]:
-            images.notes.append(f"no test split: {_held(splits['test'], val_fraction)}")
+            images.notes.append(f"no test split: {_held(splits['test'], splits['train'])}")
     if "val" not in splits:
         images.holds_out = True
         splits["train"], splits["val"] = hold_out(splits["train"], val_fraction)
         if splits["val"]:
-            images.notes.append(f"no validation split: {_held(splits['val'], val_fraction)}")
+            images.notes.append(f"no validation split: {_held(splits['val'], splits['train'])}")
     images.splits = {split: splits[split] for split in ("train", "val", "test") if splits.get(split)}
     if images.name != "shapes":
         images.notes += _copies(images)
@@ -234,9 +234,11 @@ def hold_out(samples, fraction, seed=0):
     return [s for s in samples if s.id not in held], [s for s in samples if s.id in held]
 
 
-def _held(samples, fraction):
+def _held(samples, others):
     names = some((s.id for s in samples), 2)
-    return f"{counted(len(samples), 'image')} held out, about {fraction:.0%} of each class ({names})"
+    share = len(samples) / (len(samples) + len(others))
+    fewest = min(collections.Counter(s.label[0] for s in samples).values())
+    return f"{counted(len(samples), 'image')} held out ({share:.0%}; of each class {fewest} or more): {names}"
 
 
 def _contents(images, samples):

@@ -1,6 +1,7 @@
 """Pictures, on Pillow alone: coloured masks, overlays with a legend, and grids for the eye."""
 
 import itertools
+import unicodedata
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ def legend(classes, colors, width):
     gap = size // 2
     row = size + gap + 3
     spots, x, y = [], gap, gap // 2
+    classes = [drawable(name) for name in classes]
     for name in classes:
         step = int(font.getlength(name)) + size + 3 * gap
         if x + step > width and x > gap:
@@ -213,23 +215,27 @@ def captioned(images, captions, heading, columns=10):
 
 def shares_in_words(shares, classes):
     """(K,) shares of classes, largest first, as up to two lines: "circle 70 %", "square 30 %"; the class
-    alone where it has all, "nothing" where none has any."""
+    alone where it has all, "not sure" where none has any."""
     (first, second), (i, j) = (found.tolist() for found in shares.topk(2))
     if first > 0.995:
         return classes[i]
     lines = [f"{classes[k]} {share:.0%}" for k, share in ((i, first), (j, second)) if share]
-    return "\n".join(lines) or "nothing"
+    return "\n".join(lines) or "not sure"
+
+
+def verdict(truth, guess, probability):
+    """What an image is taken for, and below it what it is, where that is something else."""
+    return f"{probability:.0%} {guess}" + (f"\nit is {truth}" if guess != truth else "")
 
 
 def guesses(measured, data, classes, count=32):
-    """A picture of images spread over a data set, each with its class and what it is taken for. measured:
+    """A picture of some images of a data set, always the same ones, with what they are taken for. measured:
     see `class_metrics.measure`, of one key."""
-    count = min(count, len(data))
-    rows = [i * len(data) // count for i in range(count)]
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].tolist()
     labels = measured["labels"][rows].tolist()
     confidence, preds = (found.tolist() for found in measured["probs"][rows].max(1))
     captions = [
-        f"{classes[guess]} ({share:.0%})" + (f"\nbut it is {classes[truth]}" if guess != truth else "")
+        verdict(classes[truth], classes[guess], share)
         for truth, guess, share in zip(labels, preds, confidence, strict=True)
     ]
     return captioned(data[rows]["image"], captions, "held-out images: what they are taken for", 8)
@@ -245,11 +251,16 @@ def taught_shares(images, probs, seen, shares, classes):
     return captioned(pairs, captions, heading, 8)
 
 
+def drawable(text):
+    """A text without its accents, which Pillow's font has not; as it is where nothing would be left."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or text
+
+
 def words(text, width, height, size=13):
     """(height, width, 3) uint8: text on paper, in the middle of the left side."""
     image = Image.new("RGB", (width, height), PAPER)
     font = ImageFont.load_default(size)
-    ImageDraw.Draw(image).text((6, height / 2), text, fill=INK, font=font, anchor="lm")
+    ImageDraw.Draw(image).text((6, height / 2), drawable(text), fill=INK, font=font, anchor="lm")
     return np.asarray(image)
 
 

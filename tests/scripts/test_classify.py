@@ -300,7 +300,7 @@ MISTAKES = [
     (["--init", "{base}", "--val-fraction", "0.5"], "was trained on images of these"),
     (["--augment", "trivail"], "trivial"),
     (["--init", "{base}", "--weights", "imagenet"], "beside --init, which has weights"),
-    (["--init", "{base}", "--head", "mlp"], "holds a cnn with the head linear"),
+    (["--init", "{base}", "--head", "mlp"], "holds cnn with the head linear"),
     (["--init", "{base}", "--freeze", "backbone", "--backbone-lr-scale", "0.1"], "backbone that is frozen"),
     (["--dropout", "1"], "from 0 to below 1"),
     (["--progressive", "0"], "from 1 to"),
