@@ -1,16 +1,19 @@
-"""Parse photos: an index mask and an overlay with a legend for each, at the photo's own size.
+"""Parse photos: an index mask and an overlay with a legend for each, at its own size; or classify them.
 
 Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
 Needs:  a checkpoint of a training script; photos with one face each, or boxes that frame one
-Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo; with --onnx the model
+Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo; with --onnx the model;
+        with a classifier guesses.json
 """
 
+import json
 import os
 import pathlib
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tqdm import tqdm
 
 from datasets import crops, splits
@@ -139,10 +142,47 @@ def class_map(logits, height, width):
     return ids.numpy()
 
 
+@torch.no_grad()
+def classify(args, state, device):
+    """Write guesses.json: {file name: {"class": {name: probability, the likeliest first}, "domain": ...}}."""
+    cli.refuse_without_effect(args, dict.fromkeys(("box", "boxes", "onnx"), "with a classifier of images"))
+    if not args.photos:
+        raise UserError("name photos or folders to classify")
+    out = pathlib.Path(args.out)
+    photos, notes = find_all(args.photos, out, args.recursive)
+    if (out / "guesses.json").exists() and not args.overwrite:
+        raise UserError(f"{out}: holds guesses.json already; --overwrite replaces it")
+    files.check_folder(out)
+    names = {"class": state["data"]["classes"], "domain": state["data"]["domains"]}
+    size = state["args"]["size"]
+    model = restore(state, device, args.init)
+    guesses, faults = {}, []
+    for name, path in tqdm(photos.items(), "classifying", disable=None):
+        try:
+            image = read_image(path).resize((size, size), Image.BILINEAR)  # as `datasets.cache` does it
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        pixels = torch.tensor(np.asarray(image), device=device).movedim(-1, 0)[None]
+        guesses[name] = {}
+        for key, logits in model(to_float(pixels)).items():
+            probs, order = logits[0].float().softmax(0).sort(descending=True)
+            ranked = zip(order.tolist(), probs.tolist(), strict=True)
+            guesses[name][key] = {names[key][i]: round(p, 6) for i, p in ranked}
+    files.write_whole(out / "guesses.json", json.dumps(guesses, indent=1) + "\n")
+    said = [f"{len(guesses)} photos classified with {args.init}: {out}/guesses.json", *notes]
+    print("\n  ".join(said))
+    if faults:
+        raise UserError(f"{len(faults)} of {len(photos)} photos left out: {some(faults)}")
+
+
 def main(args):
     # ---- setup ----
     _, _, device = dist.init(args.device)
-    state = checkpoint.load(args.init)
+    state = checkpoint.load(args.init, target=None)
+    if checkpoint.target_of(state) == "class":
+        classify(args, state, device)
+        return
     classes = state["data"]["classes"]
     colors = state["data"]["colors"]
     size = state["args"]["size"]

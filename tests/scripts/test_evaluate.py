@@ -265,7 +265,6 @@ def test_what_cannot_vote_is_refused(complaint, parsers, classifiers, colours, f
         said = complaint(evaluate, "--init", *flags)
         assert why in said and said.count("\n") == 1
     for script, flags in (
-        (predict, ["--init", classifiers[0], colours]),
         (train_finetune, ["--init", classifiers[0], "--data", folder, "--steps", 1, *TINY]),
     ):
         said = complaint(script, *flags, "--out", tmp_path / "out")
@@ -282,3 +281,20 @@ def test_a_checkpoint_of_another_split_is_named(classifiers, tmp_path, capsys):
     run("--init", *classifiers[:2], tmp_path / "b.pt", "--device", "cpu")
     said = [line for line in capsys.readouterr().out.splitlines() if "another split than" in line]
     assert len(said) == 1 and said[0].endswith(f": {tmp_path / 'b.pt'}")
+
+
+def test_predict_guesses_what_evaluate_scores(classifiers, tested, colours, complaint, tmp_path):
+    out = tmp_path / "guesses"
+    flags = ["--init", classifiers[0], colours / "test", "--recursive", "--out", out]
+    predict.main(predict.get_parser().parse_args([str(flag) for flag in flags]))
+    guesses = json.loads((out / "guesses.json").read_text())
+    probs = by_hand(classifiers[:1], tested)[0][0]
+    for name, row in zip(tested.ids, probs.tolist(), strict=True):
+        found = guesses[name.removeprefix("test/")]["class"]
+        assert list(found.values()) == sorted(found.values(), reverse=True) and set(found) == set(NAMES)
+        assert [found[name] for name in NAMES] == pytest.approx(row, abs=1e-5)
+    assert "holds guesses.json already" in complaint(predict, *flags)
+    assert "--box 1.0" in complaint(predict, *flags, "--overwrite", "--box", 1, 1, 5, 5)
+    (tmp_path / "page.jpg").write_text("<html>")
+    said = complaint(predict, "--init", classifiers[0], tmp_path / "page.jpg", "--out", tmp_path / "other")
+    assert "1 of 1 photos left out" in said and (tmp_path / "other" / "guesses.json").exists()
