@@ -19,12 +19,12 @@ for row in ${ROWS:-$rows}; do
     freeze2) flags="$mix --freeze 2" ;;
   esac
   for domain in ${LEAVE_OUT:-none}; do
-    left_out=""
-    [ "$domain" = none ] || left_out="--leave-out $domain"
+    left_out="" steps=300
+    [ "$domain" = none ] || left_out="--leave-out $domain" steps=200
     for seed in ${SEEDS:-0 1 2}; do
       out=runs/classify_pacs/$domain/$row/$seed
       # shellcheck disable=SC2086
-      python train_classify.py --data "$data" $lite $flags $left_out --size 64 --batch-size 32 --steps 300 \
+      python train_classify.py --data "$data" $lite $flags $left_out --size 64 --batch-size 32 --steps "$steps" \
         --seed "$seed" --out "$out"
       python evaluate.py --init "$out"/last.pt --split test --json "$out"/test.json
     done
