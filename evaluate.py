@@ -71,22 +71,6 @@ def vote(logits, how):
     return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
 
 
-def refuse_unlike(paths, states):
-    """A UserError where checkpoints cannot vote together."""
-    for what, of in {
-        "target": lambda state: checkpoint.TARGETS[checkpoint.target_of(state)],
-        "size": lambda state: state["args"]["size"],
-        "classes": lambda state: state["data"]["classes"],
-    }.items():
-        first, *others = [of(state) for state in states]
-        for path, other in zip(paths[1:], others, strict=True):
-            if other != first:
-                a, b = (" ".join(x) or "none" if isinstance(x, list) else x for x in (first, other))
-                raise UserError(
-                    f"--init: {what} of {paths[0]}: {a}; of {path}: {b}; to vote they need the same"
-                )
-
-
 def open_faces(args, trained, classes):
     """(faces, split, plain facts about them) of what a parser is scored on."""
     path = args.data or trained["data"]
@@ -201,7 +185,7 @@ def main(args):
     # ---- setup ----
     rank, world, device = dist.init(args.device)
     states = [checkpoint.load(file, target=None) for file in args.init]
-    refuse_unlike(args.init, states)
+    checkpoint.refuse_unlike("--init", args.init, states)
     state = states[0]
     trained = state["args"]
     classes = state["data"]["classes"]

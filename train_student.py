@@ -185,19 +185,6 @@ def mean_over_all(total, count, world):
     return world * total / dist.total(count).clamp_min(1)
 
 
-def refuse_unlike(a, b, what, other):
-    """A UserError where two checkpoints differ in what they are for, class list, size or preprocessing."""
-    for key, values in (
-        ("target", [checkpoint.TARGETS[checkpoint.target_of(state)] for state in (a, b)]),
-        ("classes", [state["data"]["classes"] for state in (a, b)]),
-        ("size", [state["args"]["size"] for state in (a, b)]),
-        ("preprocess", [state["args"].get("preprocess", "none") for state in (a, b)]),
-    ):
-        if values[0] != values[1]:
-            words = [" ".join(v) if isinstance(v, list) else v for v in values]
-            raise UserError(f"--teacher: {key} of {what}: {words[0]}; of {other}: {words[1]}; need the same")
-
-
 def refuse_contradictions(given, args, num_unlabelled):
     """Flags that exclude one another, or that nothing would come of."""
     share = f"--unlabelled-share {args.unlabelled_share:g} of {args.batch_size} images"
@@ -240,8 +227,7 @@ def main(args):
     given = args
     states = [checkpoint.load(file, target=None) for file in args.teacher]
     init = states[0]
-    for file, state in zip(args.teacher[1:], states[1:], strict=True):
-        refuse_unlike(init, state, args.teacher[0], file)
+    checkpoint.refuse_unlike("--teacher", args.teacher, states, preprocess=True)
     task = checkpoint.target_of(init)
     classifies = task == "class"
     if classifies:  # of whose heads it is `class` that teaches and is taught

@@ -100,6 +100,27 @@ def target_of(state):
     return state["data"].get("target", "semantic")
 
 
+def refuse_unlike(flag, paths, states, preprocess=False):
+    """A UserError where checkpoints given to a flag differ from the first one in what they are for, classes or
+    size, so that they cannot answer together. preprocess: whether what they do to a photo counts, too."""
+
+    def kind(state):
+        found = {
+            "target": TARGETS[target_of(state)],
+            "classes": state["data"]["classes"],
+            "size": state["args"]["size"],
+        }
+        how = {"preprocess": state["args"].get("preprocess", "none")} if preprocess else {}
+        return found | how
+
+    first, *others = map(kind, states)
+    for path, other in zip(paths[1:], others, strict=True):
+        for key, value in first.items():
+            if other[key] != value:
+                a, b = (" ".join(v) if isinstance(v, list) else v for v in (value, other[key]))
+                raise UserError(f"{flag}: {key} of {paths[0]}: {a}; of {path}: {b}; they need the same")
+
+
 def trained_apart(paths, states):
     """A line, in a list, about checkpoints of other data or another split than the first one's: they may have
     trained on what it has not seen."""
