@@ -101,7 +101,7 @@ def target_of(state):
 
 
 def refuse_unlike(flag, paths, states, preprocess=False):
-    """A UserError where checkpoints given to a flag differ from the first one in what they are for, classes or
+    """A UserError where checkpoints given to a flag differ from the first in what they are for, classes or
     size, so that they cannot answer together. preprocess: whether what they do to a photo counts, too."""
 
     def kind(state):
