@@ -4,7 +4,7 @@ Run:    python train_finetune.py --data synthetic --out runs/finetune
         torchrun --nproc_per_node=4 train_finetune.py --data CelebAMask-HQ --model fpn_resnet50
 Needs:  a folder of labelled faces in a layout of docs/data.md, or nothing at all (synthetic faces)
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
-        train_batch.png and val.png into --out
+        train_batch.png, val.png and of scenes val_faces.png into --out
 Expect: docs/finetune.md   -> train_reward.py --init runs/finetune/best.pt
 """
 
@@ -21,9 +21,9 @@ from datasets.augmentation import augment
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy
-from models import build_model, carry_over, freeze, keep_frozen_eval, load_weights
+from models import build_model, carry_over, freeze, has_instances, keep_frozen_eval, load_weights
 from models.normalise import PREPROCESS
-from utils import checkpoint, cli, dist, draw, metrics
+from utils import checkpoint, cli, dist, draw, instances, metrics, panoptic
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.losses import LOSSES
@@ -37,6 +37,7 @@ INHERITED = {
     "data": "synthetic",
     "classes": "full",
     "part_order": "canonical",
+    "scenes": 0,
     "val_fraction": 0.15,
     "size": None,
     "model": "unet",
@@ -45,6 +46,8 @@ INHERITED = {
 }
 ON_SYNTHETIC = {"size": 96, "steps": 800, "augment": "flip", "loss": ["ce=1", "dice=1"]}
 ON_PHOTOS = {"size": 128, "steps": 1000, "augment": "cutmix", "loss": ["ce=1"]}
+ON_SCENES = {"size": 160}  # before the two above: a face is a part of the picture
+INSTANCES = ["center=200", "offset=0.01"]  # beside these losses, for panoptic_ models (1911.10194, sec. 3.4)
 
 
 def get_parser():
@@ -52,11 +55,15 @@ def get_parser():
     g = cli.add_data_flags(
         p, "as --init was trained; else synthetic, full, canonical, 0.15, and --size as below"
     )
+    g.add_argument("--scenes", type=cli.faces, metavar="N", help=cli.SCENES)
     g.add_argument("--augment", metavar="POLICY", help=f"{', '.join(POLICIES)}, or a policy.json")
     share = "share of every batch that is synthetic faces"
     g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=share)
     g = p.add_argument_group("model", "where a flag is not given: as --init was trained; else unet, none")
-    names = "unet, unet_gn, unet_BACKBONE, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large"
+    names = (
+        "unet, unet_gn, unet_BACKBONE, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large; "
+        "panoptic_unet, panoptic_BACKBONE, which also tell whose each pixel is"
+    )
     g.add_argument("--model", help=names)
     g.add_argument(
         "--preprocess", choices=PREPROCESS, help="what the model does to every photo before all else"
@@ -67,9 +74,13 @@ def get_parser():
     g.add_argument("--freeze", default="none", metavar="WHAT", help=stages)
     scale = "the backbone's rate, times --lr"
     g.add_argument("--backbone-lr-scale", type=cli.at_least_zero, default=1.0, help=scale)
-    defaults = f"on photos {cli.as_flags(ON_PHOTOS)}; on synthetic faces {cli.as_flags(ON_SYNTHETIC)}"
+    defaults = (
+        f"on photos {cli.as_flags(ON_PHOTOS)}; on synthetic faces {cli.as_flags(ON_SYNTHETIC)}; "
+        f"on scenes {cli.as_flags(ON_SCENES)}; of panoptic_ models --loss also {' '.join(INSTANCES)}"
+    )
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
-    g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=f"weighted sum of {', '.join(LOSSES)}")
+    losses = f"weighted sum of {', '.join([*LOSSES, *instances.LOSSES])}"
+    g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=losses)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--lr", type=cli.above_zero, default=3e-3, help="peak rate of AdamW")
@@ -97,21 +108,33 @@ def main(args):
     # ---- setup ----
     out, args, last = cli.start_run(args, get_parser(), "train_finetune.py", needs=["data or init"])
     given = args
-    init = checkpoint.load(args.init) if args.init and not last else None
+    init = checkpoint.load(args.init, target=("semantic", "panoptic")) if args.init and not last else None
     rank, world, device = dist.init(args.device)
     ids = splits.ids_file(args.ids, args.data, init and init["args"], args.limit)
     args = cli.inherit(args, init, **INHERITED)
     args.ids = ids
-    args = cli.fill(args, ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS)
+    recipe = ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS
+    tells_instances = has_instances(args.model)
+    losses = recipe["loss"] + (INSTANCES if tells_instances else [])
+    args = cli.fill(args, recipe | (ON_SCENES if args.scenes else {}) | {"loss": losses})
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
-    weights = cli.named_weights(args.loss, "--loss", LOSSES, negative=False)
+    known = LOSSES | (instances.LOSSES if tells_instances else {})
+    weights = cli.named_weights(args.loss, "--loss", known, negative=False)
+    if tells_instances and not weights.keys() >= instances.LOSSES.keys():
+        raise UserError(f"--model {args.model}: its heads need {' '.join(INSTANCES)} or the like in --loss")
     policy = load_policy(args.augment)
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
 
     # ---- data ----
-    faces = splits.open_data(args.data, args.classes, args.part_order, args.val_fraction, args.ids)
+    faces = splits.open_data(
+        args.data, args.classes, args.part_order, args.val_fraction, args.ids, args.scenes
+    )
+    if tells_instances and not faces.things:
+        raise UserError(
+            f"--model {args.model}: {faces.name} does not tell one face from another; --scenes N does"
+        )
     if not last:
         cli.refuse_idle_data_flags(given, args, faces)
         loaded_twice = init and args.weights != "none"
@@ -122,9 +145,11 @@ def main(args):
         }
         cli.refuse_without_effect(given, reasons)
     render_on = "cpu" if args.workers else device  # where synthetic faces are made
-    train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on)
+    train = batches.load(faces, "train", args.size, args.seed, args.limit, render_on, tells_instances)
     validates = "val" in faces.splits if args.ids else args.val_fraction
-    val = batches.load(faces, "val", args.size, device=device) if validates else None
+    val = None
+    if validates:
+        val = batches.load(faces, "val", args.size, device=device, instances=tells_instances)
     found = summary.inspect({"train": train, "val": val}, faces.classes)
     rendered = args.synthetic or args.data == "synthetic"  # these have what may be on no photo
     summary.refuse_empty(found, faces.classes if rendered else args.allow_empty)
@@ -185,15 +210,16 @@ def main(args):
         if fresh:
             print(f"--init {args.init}: begun anew, not in its class list: {', '.join(fresh)}")
 
-    # >>> shared: predict
     def predict(images, by=None):
-        """(B, 3, H, W) uint8, or float in 0 to 1 -> logits (B, K, H, W) float32, of a network."""
+        """(B, 3, H, W) uint8, or float in 0 to 1 -> {key: (B, C, H, W) float32} of a network: `semantic`, the
+        logits of the classes, and of a panoptic_ model `center` and `offset`."""
         network = evaluated if by is None else by
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return network(images)["semantic"].float()
+            return {key: output.float() for key, output in network(images).items()}
 
-    # <<< shared: predict
+    def classes_of(images):
+        return predict(images)["semantic"]
 
     def save(step):
         state = {
@@ -201,7 +227,12 @@ def main(args):
             "args": vars(args),
             "step": step,
             "best": best,
-            "data": {"path": args.data, **label_info(faces), **summary.kept(found)},
+            "data": {
+                "path": args.data,
+                "target": "panoptic" if args.scenes or tells_instances else "semantic",
+                **label_info(faces),
+                **summary.kept(found),
+            },
             "inputs": inputs,
             "model": model.state_dict(),
             "ema": average.state_dict() if average else None,
@@ -239,10 +270,14 @@ def main(args):
             log.image(done, "train/batch", picture, "train_batch.png")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr) * group["scale"]
-        logits = predict(images, net)  # (B, K, H, W)
+        outputs = predict(images, net)
+        targets = instances.targets(batch["instance"]) if tells_instances else {}
         loss = 0.0
         for name, weight in weights.items():
-            total, count = LOSSES[name](logits, labels)
+            if name in LOSSES:
+                total, count = LOSSES[name](outputs["semantic"], labels)
+            else:
+                total, count = instances.LOSSES[name](outputs[name], targets)
             # DDP averages gradients over processes: undo that, and divide by the count of all
             loss = loss + weight * world * total / dist.total(count).clamp_min(1)
         # >>> shared: optimiser step
@@ -282,9 +317,13 @@ def main(args):
             losses = []
         if eval_now and val:
             evaluated.eval()
-            counts = metrics.measure(predict, val, "semantic", num_classes, args.batch_size, rank, world)
+            shares = args.batch_size, rank, world
+            counts = metrics.measure(classes_of, val, "semantic", num_classes, *shares)
             result = metrics.summary(counts, faces.classes)
             log.scalars(done, **metrics.scalars("val", result))
+            if tells_instances:
+                told = panoptic.measure(predict, val, faces.classes, faces.things, *shares)
+                log.scalars(done, **panoptic.scalars("val", told))
             if result["mean_f1"] is None:
                 raise UserError(
                     f"val: at --size {args.size} no class but {faces.classes[0]} is left to score"
@@ -293,12 +332,16 @@ def main(args):
                 best = {"step": done, "mean_f1": result["mean_f1"]}
             if rank == 0:
                 star = " *" if best["step"] == done else ""
+                quality = f", PQ {told['pq']:.4f}" if tells_instances else ""
                 tqdm.write(
                     f"step {done}: loss {mean_loss:.3f}, val mean F1 {result['mean_f1']:.4f}, "
-                    f"mIoU {result['miou']:.4f}{star}"
+                    f"mIoU {result['miou']:.4f}{quality}{star}"
                 )
-                picture = draw.validation(predict, val, "semantic", faces.colors, faces.classes)
+                picture = draw.validation(classes_of, val, "semantic", faces.colors, faces.classes)
                 log.image(done, "val/grid", picture, "val.png")
+                if tells_instances:
+                    picture = draw.scenes(predict, val, faces.colors, faces.classes, faces.things)
+                    log.image(done, "val/faces", picture, "val_faces.png")
             since = time.time()
         if eval_now and not val and rank == 0:
             tqdm.write(f"step {done}: loss {mean_loss:.3f}, nobody is held out to validate")
@@ -319,11 +362,16 @@ def main(args):
     # <<< shared: finish
     if val:
         print(metrics.table(result))
+        if tells_instances:
+            print(panoptic.table(told))
         print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
     else:
         print(f"best.pt: step {done}, the last one, since nobody is held out")
     limit = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""
-    print(f"next:    python train_reward.py --init {out}/best.pt{limit} --out {out}_reward")
+    if args.scenes or tells_instances:
+        print(f"next:    python evaluate.py --init {out}/best.pt")
+    else:
+        print(f"next:    python train_reward.py --init {out}/best.pt{limit} --out {out}_reward")
 
 
 # >>> shared: start
