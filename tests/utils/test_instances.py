@@ -181,7 +181,7 @@ def test_a_large_image_full_of_centres_is_grouped_in_parts(monkeypatch):
 
 
 def scene(confidence=0.8):
-    """A face, a hat that has a face's corner, and a speck of a face, on ground: probs, center, offset, ids."""
+    """A face, a hat with a corner like a face, and a speck of a face: probs, center, offset, ids."""
     ids = torch.zeros(100, 100, dtype=torch.uint8)
     ids[10:40, 10:50], ids[60:90, 40:60], ids[5, 95] = 1, 2, 3
     classes = torch.zeros(100, 100, dtype=torch.long)
