@@ -151,7 +151,7 @@ def plain(x):
 
 
 def summary(counts, names):
-    """(C, 4) as `tally` -> the figures of each of C categories, and their means. Without a match all are 0."""
+    """(C, 4) as `tally` -> figures of each of C categories, and their means. Without a match all are 0."""
     total, found, missed, invented = counts.unbind(1)
     sq = total / found.clamp_min(1)
     rq = found / (found + missed / 2 + invented / 2)  # NaN where nothing is labelled or predicted

@@ -61,8 +61,9 @@ def test_a_case_by_hand():
     sq, rq = (80 / 120 + 1) / 2, 2 / (2 + 2 / 2 + 2 / 2)
     assert (found["sq"], found["rq"]) == pytest.approx((sq, rq), abs=1e-6)
     assert found["pq"] == pytest.approx(sq * rq, abs=1e-6)
-    assert found["per_category"]["face"] | {"found": 2, "missed": 2, "invented": 2} == (
-        found["per_category"]["face"]
+    assert (
+        found["per_category"]["face"] | {"found": 2, "missed": 2, "invented": 2}
+        == (found["per_category"]["face"])
     )
 
 
