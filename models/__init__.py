@@ -1,37 +1,47 @@
 """The models by name, how to restore and to freeze them, and how a head is carried over.
 
-Every model maps images (B, 3, H, W) in 0 to 1 to {"semantic": logits (B, num_classes, H, W)}; a classifier,
-to {"class": logits (B, num_classes)} and perhaps "domain". It owns its normalisation and preprocessing
-(`normalise`). `stages` are the parts of its pretrained half from the input side, `backbone` is all of them
-(a classifier's, all but its heads).
+Every model maps images (B, 3, H, W) in 0 to 1 to {"semantic": logits (B, num_classes, H, W)}, and where it
+separates instances "center" and "offset" (`InstanceDecoder`); a classifier, to {"class": logits (B,
+num_classes)} and perhaps "domain". It owns its normalisation and preprocessing (`normalise`). `stages` are
+the parts of its pretrained half from the input side, `backbone` is all of them (a classifier's, all but its
+heads).
 """
 
 import difflib
+from functools import partial
 
 import torch
 
 from models.classifier import build_classifier
 from models.unet import UNet
 from models.unet_backbone import BackboneUNet
-from models.weights import load_pretrained
+from models.weights import SCRATCH, load_pretrained
 from utils.errors import UserError
 
 
 def build_model(name, num_classes, weights="none", preprocess="none"):
     """The model called `name`, on the CPU and in training mode.
 
-    name: `unet`, `unet_gn` (GroupNorm), `unet_` or `fpn_` and a backbone, or one of torchvision's three
-    segmentation networks. weights: `none`, or see `load_pretrained`. preprocess: see `Normalise`.
+    name: `unet`, `unet_gn` (GroupNorm), `panoptic_unet`, `unet_`, `fpn_` or `panoptic_` and a backbone, or
+    one of torchvision's three segmentation networks. weights: `none`, or see `load_pretrained`. preprocess:
+    see `Normalise`.
     """
-    if name in ("unet", "unet_gn"):
-        model = UNet(num_classes, "group" if name == "unet_gn" else "batch", preprocess)
-    elif name == "unet_efficientnet_lite0":
-        model = BackboneUNet(num_classes, "efficientnet_lite0", preprocess)
+    instances = has_instances(name)
+    if name in SCRATCH:
+        norm = "group" if name == "unet_gn" else "batch"
+        model = UNet(num_classes, norm, preprocess, instances=instances)
+    elif name in ("unet_efficientnet_lite0", "panoptic_efficientnet_lite0"):
+        model = BackboneUNet(num_classes, "efficientnet_lite0", preprocess, instances)
     else:
         model = from_torchvision(name, num_classes, preprocess)
     if weights != "none":
         load_pretrained(model, name, weights)
     return model
+
+
+def has_instances(name):
+    """Whether the model called `name` separates instances, with a "center" and an "offset"."""
+    return name.startswith("panoptic_")
 
 
 def from_torchvision(name, num_classes, preprocess):
@@ -44,17 +54,16 @@ def from_torchvision(name, num_classes, preprocess):
     if name in STAGE_ENDS:
         return TorchvisionSegmenter(name, num_classes, preprocess)
     backbones = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
-    for prefix, model in (("fpn_", FPN), ("unet_", BackboneUNet)):
+    families = {"fpn_": FPN, "unet_": BackboneUNet, "panoptic_": partial(BackboneUNet, instances=True)}
+    for prefix, model in families.items():
         if name.startswith(prefix) and name.removeprefix(prefix) in backbones:
             return model(num_classes, name.removeprefix(prefix), preprocess)
-    names = ["unet", "unet_gn", *STAGE_ENDS]
-    near = difflib.get_close_matches(
-        name, [*names, *(f"{p}{b}" for b in backbones for p in ("fpn_", "unet_"))]
-    )
+    names = [*SCRATCH, *STAGE_ENDS]
+    near = difflib.get_close_matches(name, [*names, *(f"{p}{b}" for b in backbones for p in families)])
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
-        f"no model is called {name}: choose {', '.join(names)}, or unet_BACKBONE or fpn_BACKBONE with "
-        f"efficientnet_lite0 or a torchvision backbone, such as unet_resnet18.{hint}"
+        f"no model is called {name}: choose {', '.join(names)}, or unet_BACKBONE, fpn_BACKBONE or "
+        f"panoptic_BACKBONE with efficientnet_lite0 or a torchvision backbone, such as unet_resnet18.{hint}"
     )
 
 

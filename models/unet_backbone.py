@@ -1,17 +1,17 @@
 """A U-Net's decoder, down to stride 2, on a classification network.
 
 Small faces lose eyes and mouth at stride 4, where `fpn` reads its classes off. So this is the decoder and the
-head of `unet`: skips added, as in FPN (1612.03144), and logits of 2x2 pixels unfolded from stride 2
-(1609.05158).
+head of `unet`: skips added (`models.decoder`), and logits of 2x2 pixels unfolded from stride 2 (1609.05158).
 """
 
 import torch.nn.functional as F
 from torch import nn
 
 from models.backbones import load_backbone
+from models.decoder import Block, build_decoder, decode
 from models.normalise import Normalise
+from models.panoptic import InstanceDecoder
 from models.stages import read_torchvision_names
-from models.unet import Block
 
 WIDTHS = {2: 32, 4: 48, 8: 96, 16: 128, 32: 192}  # channels of the decoder at each stride
 
@@ -21,12 +21,13 @@ class BackboneUNet(nn.Module):
 
     backbone: see `load_backbone`; files with weights of the classification network fit. Where it begins at
     stride 4 (ConvNeXt), stride 2 is a block of our own on the image. preprocess: see `Normalise`. stages: the
-    blocks of each stride of the backbone, from the input side.
+    blocks of each stride of the backbone, from the input side. instances: whether there are a "center" and an
+    "offset" as well, see `InstanceDecoder`.
 
-    Parameters with 19 classes: efficientnet_lite0 3,627,820; resnet18 11,912,684.
+    Parameters with 19 classes: efficientnet_lite0 3,627,820, with instances 4,196,520; resnet18 11,912,684.
     """
 
-    def __init__(self, num_classes, backbone="efficientnet_lite0", preprocess="none"):
+    def __init__(self, num_classes, backbone="efficientnet_lite0", preprocess="none", instances=False):
         super().__init__()
         self.stages, channels, scale = load_backbone(backbone)
         self.normalise = Normalise(preprocess, *scale)
@@ -35,10 +36,9 @@ class BackboneUNet(nn.Module):
         widths = list(WIDTHS.values())
         taps = {stride: channels[stride] for stride in WIDTHS if stride in channels}
         self.reduce = nn.ModuleDict({str(s): nn.Conv2d(c, WIDTHS[s], 1) for s, c in taps.items()})
-        up = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.lateral = nn.ModuleList(nn.Conv2d(deep, skip, 1) for deep, skip in up)
-        self.decoder = nn.ModuleList(Block(skip, skip, "batch") for _, skip in up)
+        self.lateral, self.decoder = build_decoder(widths, "batch")
         self.head = nn.Conv2d(widths[0], num_classes * 4, 3, padding=1)
+        self.instances = InstanceDecoder(widths, "batch") if instances else None
         self.register_load_state_dict_pre_hook(read_torchvision_names)
 
     @property
@@ -53,7 +53,6 @@ class BackboneUNet(nn.Module):
             x = stage(x)
             if stride in WIDTHS:
                 skips.append(self.reduce[str(stride)](x))
-        x = skips.pop()
-        for lateral, block in zip(self.lateral, self.decoder, strict=True):
-            x = block(F.interpolate(lateral(x), scale_factor=2, mode="nearest") + skips.pop())
-        return {"semantic": F.pixel_shuffle(self.head(x), 2)[..., :height, :width]}
+        logits = F.pixel_shuffle(self.head(decode(self.lateral, self.decoder, skips)), 2)
+        found = self.instances(skips, height, width) if self.instances else {}
+        return {"semantic": logits[..., :height, :width], **found}

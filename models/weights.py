@@ -10,6 +10,7 @@ import torch
 from models import efficientnet_lite
 from utils.errors import UserError
 
+SCRATCH = ("unet", "unet_gn", "panoptic_unet")  # of our own: nobody has pretrained weights for them
 HEADS = ("fc.", "classifier.", "head.", "heads.")  # may be absent from a file, or of other classes
 
 
@@ -20,14 +21,14 @@ def load_pretrained(model, name, weights):
     (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
     backbone, with the names that torchvision or those who published it give to its parts.
     """
-    scratch = name in ("unet", "unet_gn")
+    scratch = name in SCRATCH
     lite = name.endswith("_efficientnet_lite0")
     if weights == "imagenet" and lite:
         weights = efficientnet_lite.published_file()
     if weights == "imagenet" and not scratch:
         backbone = name.split("_", 1)[1]  # unet_resnet18, deeplabv3_resnet50, lraspp_mobilenet_...
         fill_backbone(model, torchvision_weights(backbone), f"imagenet weights of {backbone}")
-    elif weights == "coco" and not scratch and not name.startswith(("fpn_", "unet_")):
+    elif weights == "coco" and not scratch and not name.startswith(("fpn_", "unet_", "panoptic_")):
         fill(model, torchvision_weights(name), f"coco weights of {name}")
     elif weights in ("imagenet", "coco"):
         choice = "none or" if scratch else "none, imagenet or"
