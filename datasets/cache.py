@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.faces import label_info, some
+from datasets.faces import counted, label_info, some
 from datasets.images import read_photo
 from datasets.masks import interpolated, on_borders, why_absent
 from utils.errors import UserError
@@ -28,25 +28,29 @@ from utils.metrics import IGNORE_INDEX
 VERSION = 4  # raise it when the pixels that this file writes change, or what the scan refuses
 ROOT = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "reinforce-face"
 SETTLED = 2  # seconds after which a file cannot change any more under the same time stamps
+AGREE = 0.9  # the share of an instance's pixels that must be of one thing
 STRAY = 60  # seconds after which a temporary file that nobody has locked is swept
 
 
 class CachedFaces:
     """Samples as batches. `data[[3, 1]]` -> {"image": (2, 3, S, S) uint8, the data set's target: (2, S, S)
     uint8, "index": (2,)}; an unlabelled sample's mask is 255 throughout. With the target None there are no
-    masks, in the cache neither, and no sample has a label.
+    masks, in the cache neither, and no sample has a label. With instances there is "instance": (2, S, S)
+    uint8, too, as `Faces.read_instance` gives it; see `instances_of`.
 
     counts: (N, K + 1) int64, pixels of each class and, last, of 255 in each mask as it is on disk; zeros
     where there is none. sizes: (N, 2) int64, width and height of each photo, upright. digests: N hex strings,
     of what each photo and its mask hold. digest: of what labels mean, ids and digests. notes: for the user.
     """
 
-    def __init__(self, faces, samples, size):
+    def __init__(self, faces, samples, size, instances=False):
         self.ids, self.paths = [s.id for s in samples], [s.image for s in samples]
         self.groups, self.yaws = [s.group for s in samples], [s.yaw for s in samples]
         self.target = faces.target
-        self.digests = digests_of(samples)
-        self.digest = _hash([label_info(faces), self.ids, self.digests])
+        self.digests = digests_of(samples, instances)
+        unused = () if instances else ("things", "scenes")
+        meaning = {key: value for key, value in label_info(faces).items() if key not in unused}
+        self.digest = _hash([meaning, self.ids, self.digests])
         path = ROOT / f"{faces.name}_{size}_{_hash([VERSION, size, self.digest])[:24]}.npy"
         self.notes = []
         found = opened(path)
@@ -54,8 +58,8 @@ class CachedFaces:
             if path.exists():
                 self.notes.append(f"{path}: damaged or cut short; made again")
             with _turn(path):
-                found = opened(path) or build(faces, samples, size, path, self.digests)
-        self.memory, self.counts, self.sizes, notes = found  # memory: (N, 3 or 4, S, S)
+                found = opened(path) or build(faces, samples, size, path, self.digests, instances)
+        self.memory, self.counts, self.sizes, notes = found  # memory: (N, 3, 4 or 5, S, S)
         self.notes += notes
 
     def __len__(self):
@@ -64,6 +68,7 @@ class CachedFaces:
     def __getitem__(self, index):
         batch = torch.from_numpy(self.memory[np.asarray(index)])
         masks = {self.target: batch[:, 3]} if self.target else {}
+        masks |= {"instance": batch[:, 4]} if batch.shape[1] == 5 else {}
         return {"image": batch[:, :3], **masks, "index": torch.tensor(index)}
 
 
@@ -83,24 +88,26 @@ def opened(path):
         return None
 
 
-def build(faces, samples, size, path, digests):
+def build(faces, samples, size, path, digests, instances=False):
     """Write the cache `path`, and return it as `opened` does: (N, 4, size, size) uint8, the photo (bilinear,
-    antialiased) and its mask (nearest), both stretched to the square; (N, 3, size, size) without masks. Its
-    checksum, counts, sizes and notes lie beside it, as .npz. digests: of the samples, which must not change
-    meanwhile.
+    antialiased) and its mask (nearest), both stretched to the square; (N, 3, size, size) without masks,
+    (N, 5, size, size) with those of instances. Its checksum, counts, sizes and notes lie beside it, as .npz.
+    digests: of the samples, which must not change meanwhile.
 
     Every file is read, so this is also the scan: all faults are listed at once, then refused.
     """
     _sweep()
     if not os.access(ROOT, os.W_OK):
         raise UserError(f"{ROOT}: no cache can be written there; XDG_CACHE_HOME moves it")
-    shape = (len(samples), 4 if faces.target else 3, size, size)
+    if instances:
+        _refuse_without(faces, samples)
+    shape = (len(samples), 5 if instances else 4 if faces.target else 3, size, size)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
     counts = np.zeros((len(samples), len(faces.classes) + 1), np.int64)
     sizes = np.zeros((len(samples), 2), np.int64)
     borders = np.zeros((2, 256), np.int64)
-    faults, turned, resized = [], [], []
+    faults, turned, resized, unknown = [], [], [], []
     with whole(path) as file:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)  # tells `_sweep` that somebody writes here
@@ -109,7 +116,7 @@ def build(faces, samples, size, path, digests):
         checksum = hashlib.sha256(header.getvalue())
         for i, sample in enumerate(tqdm(samples, "reading faces", disable=None)):
             try:
-                found = read(faces, sample, size)
+                found = read(faces, sample, size, instances)
             except UserError as error:
                 faults.append(str(error))
                 continue
@@ -119,6 +126,8 @@ def build(faces, samples, size, path, digests):
                 turned.append(sample.id)
             if found.resized:
                 resized.append(sample.id)
+            if found.unknown:
+                unknown.append(sample.id)
             row = found.row[: shape[1]]
             file.write(row)
             checksum.update(row)
@@ -130,7 +139,7 @@ def build(faces, samples, size, path, digests):
                 f"{faces.name}: masks look interpolated: six ids or more show on borders alone, in all of "
                 f"{len(samples)} masks; resize masks with nearest"
             )
-        if digests_of(samples) != digests:
+        if digests_of(samples, instances) != digests:
             raise UserError(f"{faces.name}: photos or masks changed while they were read; start again")
         notes = []
         if turned:
@@ -143,6 +152,11 @@ def build(faces, samples, size, path, digests):
                 f"{len(resized)} of {len(samples)} masks are not of their photos' size ({some(resized, 3)}): "
                 "resized, nearest"
             )
+        if unknown:
+            notes.append(
+                f"{len(unknown)} of {len(samples)} masks have pixels of a class that is counted without an "
+                f"id, or with one of another class ({some(unknown, 3)}): nobody knows their instance"
+            )
         with whole(_beside(path)) as beside:
             said = np.array(notes, str)
             np.savez(beside, sha256=checksum.hexdigest(), counts=counts, sizes=sizes, notes=said)
@@ -152,18 +166,19 @@ def build(faces, samples, size, path, digests):
 class Scanned(typing.NamedTuple):
     """What one sample holds."""
 
-    row: np.ndarray  # (4, size, size) uint8, photo and mask
+    row: np.ndarray  # (5, size, size) uint8: photo, mask, mask of instance ids
     counts: np.ndarray  # (K + 1,) pixels of each class and of 255 in the mask as it is
     borders: np.ndarray  # `on_borders` of the mask
     size: tuple[int, int]  # width and height of the photo, upright
     orientation: int  # of its EXIF
     resized: bool  # whether the mask has another size
+    unknown: bool = False  # whether `instances_of` took an id for unknown
 
 
-def read(faces, sample, size):
+def read(faces, sample, size, instances=False):
     """One sample, `Scanned`. UserError names the file and its fault."""
     image, orientation = read_photo(sample.image)
-    row = np.full((4, size, size), IGNORE_INDEX, np.uint8)
+    row = np.full((5, size, size), IGNORE_INDEX, np.uint8)
     row[:3] = np.asarray(image.resize((size, size), Image.BILINEAR)).transpose(2, 0, 1)
     k = len(faces.classes)
     if sample.label is None:
@@ -189,8 +204,52 @@ def read(faces, sample, size):
             raise UserError(f"{sizes}{turned}: turn the mask too (or strip EXIF)")
         raise UserError(f"{sizes}sizes must match")
     row[3] = np.asarray(Image.fromarray(label).resize((size, size), Image.NEAREST))
+    doubtful = False
+    if instances:
+        ids, doubtful = instances_of(faces, sample, label)
+        row[4] = np.asarray(Image.fromarray(ids).resize((size, size), Image.NEAREST))
     counts = counts[[*range(k), IGNORE_INDEX]]
-    return Scanned(row, counts, borders, image.size, orientation, (width, height) != image.size)
+    return Scanned(row, counts, borders, image.size, orientation, (width, height) != image.size, doubtful)
+
+
+def instances_of(faces, sample, label):
+    """((H, W) uint8 instance ids of a sample, whether some pixel's is unknown though its class is counted).
+
+    label: (H, W) uint8, its classes. Refused: a mask of another size, and an id of which less than `AGREE` is
+    of one thing. The rest of it is 255 then, as are pixels of a class that is counted without an id (a crowd).
+    """
+    ids = faces.read_instance(sample)
+    if ids.shape != label.shape:
+        sizes = [f"{width}x{height}" for height, width in (ids.shape, label.shape)]
+        raise UserError(
+            f"{sample.instance}: {sizes[0]}, but the mask of classes {sizes[1]}; sizes must match"
+        )
+    names = ["nothing that is counted", *faces.things]
+    thing_of = np.zeros(256, np.uint8)  # which of the names, by class id
+    for i, classes in enumerate(faces.things.values(), 1):
+        thing_of[classes] = i
+    thing, named = thing_of[label], (ids > 0) & (ids < IGNORE_INDEX) & (label != IGNORE_INDEX)
+    pairs = ids[named].astype(np.int64) * len(names) + thing[named]
+    pixels = np.bincount(pairs, minlength=256 * len(names)).reshape(256, -1)  # of each id, by what they show
+    main = pixels.argmax(1)
+    for i in np.flatnonzero(pixels.sum(1)):
+        if main[i] == 0 or pixels[i, main[i]] < AGREE * pixels[i].sum():
+            shown = [f"{pixels[i, j] / pixels[i].sum():.0%} {names[j]}" for j in pixels[i].argsort()[:-4:-1]]
+            held = " and ".join(text for text in shown if not text.startswith("0%"))
+            raise UserError(f"{sample.instance}: instance {i} is {held}; one instance is one thing")
+    unknown = (ids == 0) & (thing > 0) | named & (thing != main[ids])
+    return np.where(unknown, np.uint8(IGNORE_INDEX), ids), bool(unknown.any())
+
+
+def _refuse_without(faces, samples):
+    """A UserError where a labelled sample has no mask of instance ids."""
+    bare = [s.id for s in samples if s.label is not None and s.instance is None]
+    if bare or not faces.read_instance:
+        of = f"{len(bare)} of {counted(len(samples), 'photo')}"
+        raise UserError(
+            f"{faces.name}: {of} without a mask of instance ids ({some(bare, 3)}): add them, or leave these "
+            "photos out"
+        )
 
 
 @contextlib.contextmanager
@@ -240,10 +299,12 @@ def _sweep():
 # ---- what it was made from
 
 
-def digests_of(samples):
-    """16 hex digits for each sample, of what its files hold. The name of a mask counts, too: of part masks it
-    says the part."""
-    listed = [s.label if isinstance(s.label, tuple | list) else [s.label] for s in samples]
+def digests_of(samples, instances=False):
+    """16 hex digits for each sample, of what its files hold; with `instances` of its mask of ids, too. The
+    name of a mask counts: of part masks it says the part."""
+    listed = [[*s.label] if isinstance(s.label, tuple | list) else [s.label] for s in samples]
+    if instances:
+        listed = [[*label, s.instance] for s, label in zip(samples, listed, strict=True)]
     paths = [part for s, label in zip(samples, listed, strict=True) for part in (s.image, *label)]
     found = contents([part for part in paths if isinstance(part, str)])
     known = lambda part: [os.path.basename(part), found[part]] if isinstance(part, str) else repr(part)

@@ -35,6 +35,7 @@ class Sample(typing.NamedTuple):
     label: object
     group: str  # the person, by which everything is split; the id where nobody knows
     yaw: float | None = None  # degrees; 0 is frontal
+    instance: object = None  # the path of its mask of instance ids, where there is one
 
 
 @dataclasses.dataclass
@@ -43,6 +44,11 @@ class Faces:
 
     splits: lists of `Sample` by name: `train`, `val`, `test`, `unlabelled`; absent ones are absent.
     read_label(sample): (H, W) uint8 array of class ids in 0..len(classes)-1 or 255.
+    things: what can be counted, by name, and the class ids of its pixels: {"face": [1, 2, 3]}; empty where
+    nobody tells one from another.
+    read_instance(sample): (H, W) uint8 array of ids, as large as its label: 0 is nothing that is counted, 1
+    to 254 name one thing in this photo, 255 is unknown. None where the data set has no such masks.
+    scenes: how many faces, at most, are put together into one scene (scenes.py); 0: photos stay as they are.
     notes: lines the user should see (a choice made, files left out and why).
     """
 
@@ -56,10 +62,15 @@ class Faces:
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # goes into every result
     target: str = "semantic"  # the key of a batch under which labels are found
     holds_out: bool = False  # whether `val` was held out of `train`, since the data set has none of its own
+    things: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    read_instance: typing.Callable[[Sample], np.ndarray] | None = None
+    scenes: int = 0
 
 
 def label_info(faces):
-    """What labels mean, as plain data for a checkpoint: name, classes, colors, flip_pairs, ..."""
+    """What labels mean, as plain data for a checkpoint: name, classes, colors, flip_pairs, ...; `things` and
+    `scenes` where there are some."""
+    counted = {"things": {name: list(ids) for name, ids in faces.things.items()}, "scenes": faces.scenes}
     return {
         "name": faces.name,
         "classes": list(faces.classes),
@@ -67,6 +78,7 @@ def label_info(faces):
         "flip_pairs": [list(pair) for pair in faces.flip_pairs],
         "ignore_index": IGNORE_INDEX,
         "options": dict(faces.options),
+        **{key: value for key, value in counted.items() if value},
     }
 
 
@@ -164,9 +176,9 @@ def not_read(root, samples, companions=()):
 
 
 def files_of(sample):
-    """The paths of a sample: its photo, and the files that its label is made from."""
+    """The paths of a sample: its photo, the files that its label is made from, its mask of instance ids."""
     labels = sample.label if isinstance(sample.label, (tuple, list)) else [sample.label]
-    return [path for path in (sample.image, *labels) if isinstance(path, str)]
+    return [path for path in (sample.image, *labels, sample.instance) if isinstance(path, str)]
 
 
 def check_classes(names, where):

@@ -3,7 +3,8 @@
     JPEGImages/{name}.jpg    SegmentationClass/{name}.png    ImageSets/Segmentation/{train,val,test}.txt
 
 - Pascal VOC: palette masks of 20 classes, 255 along their borders. `VOCdevkit` or what is above it will do.
-  It is known by the folder's name, VOC2012, or by its Annotations/ and ImageSets/.
+  It is known by the folder's name, VOC2012, or by its Annotations/ and ImageSets/. Where there is a
+  SegmentationObject/{name}.png, the index of its palette is an instance's id, 255 along borders.
 - labelme2voc: class_names.txt, and no lists; older versions write masks into SegmentationClassPNG/. What was
   `__ignore__` is 255.
 - CVAT, "Segmentation mask 1.1" with images saved: labelmap.txt, lines `name:r,g,b:parts:actions`; masks in
@@ -31,6 +32,7 @@ from datasets.faces import (
     some,
 )
 from datasets.images import pictures
+from datasets.masks import read_mask
 from utils.errors import UserError
 
 LOOKS_FOR = "Pascal VOC, labelme2voc, CVAT masks: JPEGImages/ and SegmentationClass/"
@@ -60,12 +62,13 @@ def recognise(root):
     if lone := [name for name in split_of if name not in photos]:
         raise UserError(f"{inner}/ImageSets/Segmentation: {len(lone)} have no photo: {some(lone)}")
     name, classes, colors = _classes(inner)
+    objects = pictures(os.path.join(inner, "SegmentationObject")) if name == "voc" else {}
     splits, notes = {"train": [], "val": [], "test": [], "unlabelled": []}, []
     for stem, photo in photos.items():
         split = split_of.get(stem) if stem in masks else "unlabelled"
         if split:
             sample = Sample(f"{split}/{stem}", photo, masks.get(stem), f"{split}/{stem}")
-            splits[split].append(sample)
+            splits[split].append(sample._replace(instance=objects.get(stem)))
     splits = {split: found for split, found in splits.items() if found}
     if bare := splits.get("unlabelled"):
         notes.append(f"{len(bare)} photos have no mask: split `unlabelled`")
@@ -75,7 +78,16 @@ def recognise(root):
     told = [Sample(stem, photos[stem], masks[stem], stem) for stem in unlisted]
     notes += not_read(inner, [*samples, *told], COMPANIONS)
     read = functools.partial(folder.read_label, colors=colors)
-    return Faces(name, classes, colors, side_pairs(classes), splits, read, notes)
+    faces = Faces(name, classes, colors, side_pairs(classes), splits, read, notes)
+    if objects:
+        faces.things = {name: [i] for i, name in enumerate(classes) if i}
+        faces.read_instance = read_instance
+    return faces
+
+
+def read_instance(sample):
+    """See `Faces`: the index of the palette."""
+    return read_mask(sample.instance)
 
 
 def _masks(root):

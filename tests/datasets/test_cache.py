@@ -10,10 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import refusal
 from PIL import Image
 
-from datasets import cache, folder, open_faces
+from datasets import cache, folder, masks, open_faces
 from datasets.cache import CachedFaces
 from utils.errors import UserError
 
@@ -240,6 +241,91 @@ def test_masks_of_another_size_than_their_photos_are_told(root):
         Image.open(root / f"labels/{i}.png").resize((12, 16), Image.NEAREST).save(root / f"labels/{i}.png")
     note = "2 of 4 masks are not of their photos' size (train/0, train/1): resized, nearest"
     assert load(root).notes == [note] and load(root).notes == [note]
+
+
+@pytest.fixture
+def counted(root):
+    """`Faces` of which each skin is counted: upper half 7, lower half 3, masks in `ids/`."""
+    (root.parent / "ids").mkdir()
+    faces = open_faces(root)
+    faces.things = {"skin": [1]}
+    faces.read_instance = lambda sample: masks.read_mask(sample.instance)
+    for i, sample in enumerate(faces.splits["train"]):
+        path = str(root.parent / f"ids/{i}.png")
+        label = np.asarray(Image.open(sample.label))
+        ids = np.where(label == 1, 7, 0)
+        ids[16:] = np.where(label[16:] == 1, 3, 0)
+        save_ids(path, ids)
+        faces.splits["train"][i] = sample._replace(instance=path)
+    return faces
+
+
+def save_ids(path, ids):
+    Image.fromarray(ids.astype(np.uint8)).save(path)
+
+
+def with_instances(faces):
+    return CachedFaces(faces, faces.splits["train"], 16, instances=True)
+
+
+def test_instances_are_kept_beside_the_mask_only_where_asked_for(root, counted):
+    plain = load(root)
+    first = made()
+    assert CachedFaces(counted, counted.splits["train"], 16).digest == plain.digest and made() == first
+    data = with_instances(counted)
+    assert data.memory.shape == (4, 5, 16, 16) and len(made()) == 2 and data.digest != plain.digest
+    assert (data.memory[:, :4] == plain.memory).all() and data.notes == []
+    batch = data[[2, 0]]
+    ids, skin = batch["instance"], batch["semantic"] == 1
+    assert ids.dtype == torch.uint8 and ((ids > 0) == skin).all()
+    assert (ids[:, :8][skin[:, :8]] == 7).all() and (ids[:, 8:][skin[:, 8:]] == 3).all()
+    assert "instance" not in plain[[0]]
+    bare = [s._replace(label=None, instance=None) for s in counted.splits["train"]]
+    assert (CachedFaces(counted, bare, 16, instances=True)[[0]]["instance"] == 255).all()
+
+
+def test_the_file_of_ids_counts_in_the_digest(counted):
+    before = with_instances(counted)
+    ids = np.asarray(Image.open(counted.splits["train"][2].instance))
+    save_ids(counted.splits["train"][2].instance, np.where(ids == 7, 9, ids))
+    after = with_instances(counted)
+    assert [a == b for a, b in zip(before.digests, after.digests, strict=True)] == [True, True, False, True]
+    assert before.digest != after.digest and (after[[2]]["instance"] == 9).any()
+
+
+def test_ids_that_are_missing_or_on_a_few_pixels_of_another_class_are_unknown(counted):
+    path = counted.splits["train"][1].instance
+    ids = np.array(Image.open(path))
+    ids[ids == 3] = 0  # a crowd
+    ids[7, 4:12] = 7  # above the skin
+    save_ids(path, ids)
+    data = with_instances(counted)
+    batch = data[[1]]
+    assert (batch["instance"][0, 8:][batch["semantic"][0, 8:] == 1] == 255).all()
+    assert (batch["instance"][batch["semantic"] == 0] != 7).all()
+    assert (batch["instance"] == 7).any() and (batch["semantic"] == 1).any()
+    assert data.notes == [
+        "1 of 4 masks have pixels of a class that is counted without an id, or with one of another class "
+        "(train/1): nobody knows their instance"
+    ]
+
+
+def test_masks_of_ids_that_contradict_the_classes_are_refused(counted):
+    paths = [sample.instance for sample in counted.splits["train"]]
+    ids = np.array(Image.open(paths[0]))
+    save_ids(paths[0], ids[:24])
+    ids[:8] = 7
+    save_ids(paths[1], ids)
+    Image.fromarray(np.full((32, 24), 300, np.uint16)).save(paths[2])
+    with pytest.raises(UserError) as caught:
+        with_instances(counted)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "3 of 4 samples are faulty:" and len(lines) == 4
+    assert "0.png: 24x24, but the mask of classes 24x32; sizes must match" in lines[1]
+    assert "1.png: instance 7 is 60% nothing that is counted and 40% skin; one instance is one" in lines[2]
+    assert "2.png: mask of 16 bits with ids up to 300" in lines[3]
+    counted.splits["train"][3] = counted.splits["train"][3]._replace(instance=None)
+    assert "1 of 4 photos without a mask of instance ids (train/3)" in refusal(with_instances, counted)
 
 
 def save_turned(root, orientation):

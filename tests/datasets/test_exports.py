@@ -12,6 +12,7 @@ from conftest import ROOT, TINY, ids_of, logged, refusal
 from PIL import Image
 
 from datasets import UnknownFolder, coco, open_faces
+from datasets.cache import CachedFaces
 from datasets.faces import label_info, palette
 from datasets.splits import open_any
 
@@ -73,6 +74,14 @@ def test_voc(tmp_path):
         assert label(faces)[1] == [0, 15, 255, 20, 0, 0]
         assert len(faces.classes) == 21 and faces.classes[15] == "person" and not faces.flip_pairs
         assert faces.notes == ["2 photos have no mask: split `unlabelled`"]
+        assert faces.read_instance(faces.splits["val"][0])[1].tolist() == [0, 15, 255, 20, 0, 0]
+        assert label_info(faces)["things"]["tvmonitor"] == [20]
+    (root / "SegmentationObject/2007_000032.png").unlink()
+    faces = open_faces(root)
+    said = refusal(lambda: CachedFaces(faces, faces.splits["train"], 8, instances=True))
+    assert said.startswith("voc: 1 of 1 photo without a mask of instance ids (train/2007_000032)")
+    (root / "SegmentationObject/2007_000039.png").unlink()
+    assert "things" not in label_info(open_faces(root))
     text(root / "ImageSets/Segmentation/val.txt", "2007_000032")
     assert "2007_000032 is in train already" in refusal(open_faces, root)
     (root.parent / "VOC2007/SegmentationClass").mkdir(parents=True)
@@ -523,6 +532,16 @@ def test_real_voc(name, pairs):
     for sample in faces.splits["val"][:5]:
         with Image.open(sample.label) as mask:
             assert (faces.read_label(sample) == np.asarray(mask)).all()
+    assert faces.things["person"] == [15] and len(faces.things) == 20
+    data = CachedFaces(faces, faces.splits["val"], 48, instances=True)
+    assert data.notes == [], "classes and instances agree"
+    for i, sample in enumerate(faces.splits["val"]):
+        batch = data[[i]]
+        with Image.open(sample.instance) as mask:
+            ids = np.asarray(mask.resize((48, 48), Image.NEAREST))
+        assert (batch["instance"][0].numpy() == ids).all()
+        assert ((batch["instance"] > 0) == (batch["semantic"] > 0)).all(), "255 where 255 is"
+    assert (data.memory[:, 4] == 2).any()
 
 
 # ---- through a script
