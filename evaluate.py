@@ -113,8 +113,8 @@ def without_test(found, split):
 
 
 def sliced(confusions, bins, names=None):
-    """{name: figures} of the images in each bin, in order. confusions: (N, K, K); bins: N numbers, None for an
-    image in none; names: of the bins, where they are not their own."""
+    """{name: figures} of the images in each bin, in order. confusions: (N, K, K). bins: N numbers, None for
+    an image in none. names: of the bins, where a number is not its own."""
     slices = {}
     for each in sorted({b for b in bins if b is not None}):
         rows = confusions[torch.tensor([b == each for b in bins])]
@@ -143,18 +143,18 @@ def score_parser(predict, data, faces, split, *how):
     if result["mean_f1"] is None:
         raise UserError(f"--split {split}: {faces.name} has no labels there to score against")
     confusions = counts["confusion"]
-    if faces.scenes:
-        bins = [max(limit for limit in SHARES if limit <= 100 * share) for share in data.shares]
-        result["slices"] = {"share": sliced(confusions, bins, SHARES)}
-        lines = [metrics.table(result), *slice_table("largest face", result["slices"]["share"])]
-        return result, lines  # without intervals: people are in several scenes
-    bins = [None if yaw is None else round(abs(yaw) / 15) * 15 for yaw in data.yaws]
-    result["slices"] = {"yaw": sliced(confusions, bins)}
+    yaws, shares = ([], data.shares) if faces.scenes else (data.yaws, [])
+    yaw_bins = [None if yaw is None else round(abs(yaw) / 15) * 15 for yaw in yaws]
+    share_bins = [max(limit for limit in SHARES if limit <= 100 * share) for share in shares]
+    slices = {"yaw": sliced(confusions, yaw_bins), "share": sliced(confusions, share_bins, SHARES)}
+    result["slices"] = slices
+    groups = [""] * len(data) if faces.scenes else data.groups  # people are in several scenes: no interval
     result["ci95"] = {
-        "mean_f1": metrics.bootstrap(confusions, data.groups),
-        "miou": metrics.bootstrap(confusions, data.groups, metrics.miou),
+        "mean_f1": metrics.bootstrap(confusions, groups),
+        "miou": metrics.bootstrap(confusions, groups, metrics.miou),
     }
-    lines = [metrics.table(result), *slice_table("|yaw|", result["slices"]["yaw"])]
+    lines = [metrics.table(result)]
+    lines += slice_table("|yaw|", slices["yaw"]) + slice_table("largest face", slices["share"])
     if found := result["ci95"]["mean_f1"]:
         between = f"95 % interval over people {found[0]:.3f} to {found[1]:.3f}"
         lines.append(f"\nmean F1 {result['mean_f1']:.3f}, {between}")
@@ -284,9 +284,10 @@ def main(args):
         return
     if args.json:  # before a word is said, which `head` may cut short
         files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
-    people = f" of {len(set(data.groups))} people" if parses else ""
+    people = f" of {len(set(data.groups))} people" if parses and not found.scenes else ""
+    what = f"scenes of up to {found.scenes} faces" if parses and found.scenes else f"images{people}"
     print(
-        f"{' '.join(args.init)} on {found.name} {split}: {len(data)} images{people}",
+        f"{' '.join(args.init)} on {found.name} {split}: {len(data)} {what}",
         *checkpoint.trained_apart(args.init, states),
         *found.notes,
         sep="\n  ",
