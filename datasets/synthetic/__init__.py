@@ -81,8 +81,9 @@ def faces(seed, positions, size, scheme="full"):
     """Render B faces of the endless row that a seed has.
 
     positions: (B,) int64, their places in the row. Returns, on the device of `positions`, `image`
-    (B, 3, size, size) uint8, `semantic` (B, size, size) uint8 and `yaw` (B,) float32 in degrees,
-    positive where the face looks to image left. A face depends on (seed, position) alone, on the
+    (B, 3, size, size) uint8, `semantic` (B, size, size) uint8, `yaw` (B,) float32 in degrees, positive
+    where the face looks to image left, and `aspect` (B,), width / height of the view, which is stretched
+    to the square. A face depends on (seed, position) alone, on the
     CPU bit for bit.
     """
     draw = Draw(seed, positions)
@@ -115,6 +116,7 @@ def faces(seed, positions, size, scheme="full"):
         "image": (image.clamp_(0, 1) * 255).round_().to(torch.uint8),
         "semantic": lookup[(label if mapping.see_through else worn).long()],
         "yaw": torch.rad2deg(p.yaw).flatten(),
+        "aspect": (half_u / half_v).flatten(),
     }
 
 
