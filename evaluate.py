@@ -7,7 +7,8 @@ Expect: a line of figures and a row for each class; for parsers also for each |y
 
 Images are scored at the checkpoint's --size. Of parsers, |yaw| is rounded to the nearest 15 degrees, F1 and
 IoU come from one confusion matrix over the split, and intervals are bootstrapped over people. Several
-checkpoints are for the same classes at one size; data and split are those of the first.
+checkpoints are for the same classes at one size; data and split are those of the first. Where a network tells
+instances apart, and the data does, panoptic quality follows.
 """
 
 import json
@@ -21,11 +22,14 @@ from datasets import batches, labelled, splits
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.synthetic import scheme_of
-from models import restore
-from utils import checkpoint, class_metrics, cli, dist, draw, files, metrics
+from models import has_instances, restore
+from utils import checkpoint, class_metrics, cli, dist, draw, files, metrics, panoptic
 from utils.errors import UserError
 
 SHOWN = 100  # mistakes in errors.png
+# Slices by how much of a scene its largest face covers: from so many % on
+SHARES = {0: "<2%", 2: "2-5%", 5: "5-10%", 10: "10-20%", 20: ">20%"}
+HEADS = ("center", "offset")  # of a network that tells instances apart
 INSTEAD = "no split test: these are figures of val, which best.pt was chosen by"
 
 
@@ -41,6 +45,7 @@ def get_parser():
     )
     g.add_argument("--split", default="test", help="train, val, test ...; val where there is no test")
     g.add_argument("--ids", metavar="FILE", help=cli.IDS)
+    g.add_argument("--scenes", type=cli.faces, metavar="N", help=cli.SCENES)
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", nargs="+", required=True, help="checkpoints to score, as one")
     vote = "how several decide: by the mean of their probabilities (soft, the default) or by majority"
@@ -75,16 +80,17 @@ def open_faces(args, trained, classes):
     """(faces, split, plain facts about them) of what a parser is scored on."""
     path = args.data or trained["data"]
     scheme = scheme_of(classes) if path == "synthetic" else None
-    as_trained = trained["part_order"] if splits.same_folder(path, trained["data"]) else "canonical"
-    part_order = args.part_order or as_trained
+    own = splits.same_folder(path, trained["data"])
+    part_order = args.part_order or (trained["part_order"] if own else "canonical")
+    scenes = args.scenes if args.scenes is not None else trained.get("scenes", 0) * own
     split = args.split
     ids = splits.ids_file(args.ids, args.data, trained) if split in ("train", "val") else None
     if args.ids and not ids:
         raise UserError(f"--ids {args.ids}: says who trains and who validates; --split train or val takes it")
-    faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
+    faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids, scenes)
     if without_test(faces, split):
         split, ids = "val", splits.ids_file(None, args.data, trained)
-        faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
+        faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids, scenes)
         faces.notes.append(INSTEAD)
     return faces, split, {"ids": ids, **label_info(faces)}
 
@@ -106,19 +112,27 @@ def without_test(found, split):
     return split == "test" and found.splits.get("val") and not found.splits.get("test")
 
 
-def yaw_slices(confusions, yaws):
-    """{"0": {...}, "30": {...}}: figures of the images at each |yaw|, known ones only."""
-    bins = [None if yaw is None else round(abs(yaw) / 15) * 15 for yaw in yaws]
+def sliced(confusions, bins, names=None):
+    """{name: figures} of the images in each bin, in order. confusions: (N, K, K). bins: N numbers, None for
+    an image in none. names: of the bins, where a number is not its own."""
     slices = {}
-    for angle in sorted({b for b in bins if b is not None}):
-        rows = confusions[torch.tensor([b == angle for b in bins])]
+    for each in sorted({b for b in bins if b is not None}):
+        rows = confusions[torch.tensor([b == each for b in bins])]
         pooled = rows.sum(0)
-        slices[str(angle)] = {
+        slices[names[each] if names else str(each)] = {
             "mean_f1": round(metrics.mean_f1(pooled).item(), 6),
             "miou": round(metrics.miou(pooled).item(), 6),
             "n_images": len(rows),
         }
     return slices
+
+
+def slice_table(heading, slices):
+    """Lines of text about `sliced`; none where it is empty."""
+    lines = [f"\n{heading:<16}{'F1':>6}{'mIoU':>8}{'images':>12}"] if slices else []
+    for name, row in slices.items():
+        lines.append(f"{name:<16}{row['mean_f1']:6.3f}{row['miou']:8.3f}{row['n_images']:>12,}")
+    return lines
 
 
 def score_parser(predict, data, faces, split, *how):
@@ -128,16 +142,19 @@ def score_parser(predict, data, faces, split, *how):
     result = metrics.summary(counts, faces.classes)
     if result["mean_f1"] is None:
         raise UserError(f"--split {split}: {faces.name} has no labels there to score against")
-    result["slices"] = {"yaw": yaw_slices(counts["confusion"], data.yaws)}
+    confusions = counts["confusion"]
+    yaws, shares = ([], data.shares) if faces.scenes else (data.yaws, [])
+    yaw_bins = [None if yaw is None else round(abs(yaw) / 15) * 15 for yaw in yaws]
+    share_bins = [max(limit for limit in SHARES if limit <= 100 * share) for share in shares]
+    slices = {"yaw": sliced(confusions, yaw_bins), "share": sliced(confusions, share_bins, SHARES)}
+    result["slices"] = slices
+    groups = [""] * len(data) if faces.scenes else data.groups  # people are in several scenes: no interval
     result["ci95"] = {
-        "mean_f1": metrics.bootstrap(counts["confusion"], data.groups),
-        "miou": metrics.bootstrap(counts["confusion"], data.groups, metrics.miou),
+        "mean_f1": metrics.bootstrap(confusions, groups),
+        "miou": metrics.bootstrap(confusions, groups, metrics.miou),
     }
     lines = [metrics.table(result)]
-    if result["slices"]["yaw"]:
-        lines.append(f"\n{'|yaw|':<16}{'F1':>6}{'mIoU':>8}{'images':>12}")
-        for angle, row in result["slices"]["yaw"].items():
-            lines.append(f"{angle:<16}{row['mean_f1']:6.3f}{row['miou']:8.3f}{row['n_images']:>12,}")
+    lines += slice_table("|yaw|", slices["yaw"]) + slice_table("largest face", slices["share"])
     if found := result["ci95"]["mean_f1"]:
         between = f"95 % interval over people {found[0]:.3f} to {found[1]:.3f}"
         lines.append(f"\nmean F1 {result['mean_f1']:.3f}, {between}")
@@ -189,8 +206,9 @@ def main(args):
     state = states[0]
     trained = state["args"]
     classes = state["data"]["classes"]
-    parses = checkpoint.target_of(state) == "semantic"
-    idle = {"save_errors": "on face parsers"} if parses else dict.fromkeys(("part_order", "ids"), "on images")
+    parses = checkpoint.target_of(state) != "class"
+    idle = dict.fromkeys(("part_order", "ids", "scenes"), "on images")
+    idle = {"save_errors": "on face parsers"} if parses else idle
     idle["vote"] = None if states[1:] else "with one checkpoint"
     cli.refuse_without_effect(args, idle)
     args = cli.fill(args, {"amp": dist.default_amp(device), "vote": "soft" if states[1:] else None})
@@ -221,8 +239,10 @@ def main(args):
             names["domain"] = domains
         else:
             found.notes.append("domains are not scored: those here are not what was trained on")
+    apart = parses and found.things and all(has_instances(each["args"]["model"]) for each in states)
+    heads = HEADS if apart else ()
     if parses:
-        data = batches.load(found, split, trained["size"], device=device)
+        data = batches.load(found, split, trained["size"], device=device, instances=bool(heads))
     else:
         data = labelled.load(found, split, trained["size"])
 
@@ -230,16 +250,22 @@ def main(args):
     networks = [restore(state, device, file) for state, file in zip(states, args.init, strict=True)]
 
     def predict(images):
-        """(B, 3, H, W) uint8 -> {key: logits (B, K, ...) float32}: of the network, or what several decide."""
+        """(B, 3, H, W) uint8 -> {key: logits (B, K, ...) float32}: of the network, or what several decide;
+        "center" and "offset" are their means."""
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
             outputs = [network(images) for network in networks]
-        return {key: vote([output[key].float() for output in outputs], args.vote) for key in names}
+        found = {key: vote([output[key].float() for output in outputs], args.vote) for key in names}
+        means = {key: torch.stack([output[key].float() for output in outputs]).mean(0) for key in heads}
+        return found | means
 
     # ---- finish ----
     how = args.batch_size, rank, world
     if parses:
         result, lines = score_parser(predict, data, found, split, *how)
+        if heads:
+            result["panoptic"] = panoptic.measure(predict, data, classes, found.things, *how)
+            lines += ["", panoptic.table(result["panoptic"])]
     else:
         measured = class_metrics.measure(predict, data, list(names), *how)
         result, lines = score_classifier(measured, names)
@@ -258,9 +284,10 @@ def main(args):
         return
     if args.json:  # before a word is said, which `head` may cut short
         files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
-    people = f" of {len(set(data.groups))} people" if parses else ""
+    people = f" of {len(set(data.groups))} people" if parses and not found.scenes else ""
+    what = f"scenes of up to {found.scenes} faces" if parses and found.scenes else f"images{people}"
     print(
-        f"{' '.join(args.init)} on {found.name} {split}: {len(data)} images{people}",
+        f"{' '.join(args.init)} on {found.name} {split}: {len(data)} {what}",
         *checkpoint.trained_apart(args.init, states),
         *found.notes,
         sep="\n  ",

@@ -2,8 +2,9 @@
 
 Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
 Needs:  a checkpoint of a training script; photos with one face each, or boxes that frame one
-Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo; with --onnx the model;
-        with a classifier guesses.json
+Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo; with a network that
+        tells faces apart NAME_faces.png (ids of the faces) and faces.json; with a classifier guesses.json;
+        with --onnx the model
 """
 
 import json
@@ -19,12 +20,14 @@ from tqdm import tqdm
 from datasets import crops, splits
 from datasets.faces import some
 from datasets.images import SUFFIXES, pictures, read_image, to_float, unread_pictures
-from models import restore
+from models import has_instances, restore
 from models.export import OPSET, write_onnx
 from utils import checkpoint, cli, dist, draw, files
 from utils.errors import UserError
+from utils.instances import segments
 
 RESULTS = ("_mask", "_overlay")  # what a photo's results are called, behind its own name
+FACES = "_faces"  # beside these, where the network tells faces apart
 BAND = 64  # rows of a photo whose logits are held at once
 PIXELS = 16_000_000  # a batch of photos that has as many is not added to
 
@@ -40,6 +43,8 @@ def get_parser():
     boxes.add_argument("--boxes", metavar="FILE", help='the same of many: JSON {"file name": [x, y, w, h]}')
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
+    size = "of a network for scenes, side of its input, pixels; a larger one finds smaller faces"
+    g.add_argument("--size", type=cli.positive, help=size)
     g = p.add_argument_group("runtime")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
@@ -79,10 +84,13 @@ def refuse(error):
 
 def is_result(path, stems):
     """Whether a picture was written for a photo that is among `stems`, paths without their suffixes, or with
-    another one that is."""
+    another one that is; ids of its faces, with both others."""
     stem, suffix = os.path.splitext(path)
-    of = [stem.removesuffix(end) for end in RESULTS if suffix == ".png" and stem.endswith(end)]
-    return bool(of) and (of[0] in stems or all(of[0] + end in stems for end in RESULTS))
+    of = [stem.removesuffix(end) for end in (*RESULTS, FACES) if suffix == ".png" and stem.endswith(end)]
+    if not of:
+        return False
+    alone = of[0] in stems and not stem.endswith(FACES)
+    return alone or all(of[0] + end in stems for end in RESULTS)
 
 
 def find_all(paths, out, recursive):
@@ -142,10 +150,37 @@ def class_map(logits, height, width):
     return ids.numpy()
 
 
+def faces_of(ids, found, mask, things, frame):
+    """The instances of a network's input, in the photo.
+
+    ids (size, size) uint8, found: see `segments`; mask (H, W): classes of the photo. -> (ids (H, W) uint8,
+    [{"id", "thing", "score", "box", "area"}] of those that the photo has, in its pixels). Ids are enlarged to
+    the nearest, and are 0 where the class is in no thing.
+    """
+    (left, top, right, bottom), (first, upper, last, lower) = frame
+    height, width = bottom - top, right - left
+    rows = upper + (np.arange(height) + 0.5) * (lower - upper) // height
+    columns = first + (np.arange(width) + 0.5) * (last - first) // width
+    faces = np.zeros(mask.shape, np.uint8)
+    faces[top:bottom, left:right] = ids[rows.astype(int)[:, None], columns.astype(int)]
+    faces[~np.isin(np.arange(256), sum(things.values(), []))[mask]] = 0
+    rows = []
+    for each in found:
+        where = faces == each["id"]
+        ys, xs = (np.flatnonzero(where.any(axis)).tolist() for axis in (1, 0))
+        if ys:
+            box = [xs[0], ys[0], xs[-1] + 1 - xs[0], ys[-1] + 1 - ys[0]]
+            score = round(each["score"], 6)
+            rows.append({**each, "score": score, "box": box, "area": int(where.sum())})
+    return faces, rows
+
+
 @torch.no_grad()
 def classify(args, state, device):
     """Write guesses.json: {file name: {"class": {name: probability, the likeliest first}, "domain": ...}}."""
-    cli.refuse_without_effect(args, dict.fromkeys(("box", "boxes", "onnx"), "with a classifier of images"))
+    cli.refuse_without_effect(
+        args, dict.fromkeys(("box", "boxes", "size", "onnx"), "with a classifier of images")
+    )
     if not args.photos:
         raise UserError("name photos or folders to classify")
     out = pathlib.Path(args.out)
@@ -185,7 +220,11 @@ def main(args):
         return
     classes = state["data"]["classes"]
     colors = state["data"]["colors"]
-    size = state["args"]["size"]
+    of_scenes = checkpoint.target_of(state) == "panoptic"
+    cli.refuse_without_effect(args, {"size": None if of_scenes else "but on a network for scenes"})
+    size = args.size or state["args"]["size"]
+    apart = has_instances(state["args"]["model"])  # whether faces are told apart
+    things = state["data"].get("things", {})
     square = [1.0] * 3 if state["data"].get("name") == "synthetic" else None
     aspects = state["data"].get("aspects", square)  # width / height of the photos trained on, where known
     if bool(args.photos) == bool(args.onnx):
@@ -207,14 +246,16 @@ def main(args):
     out = pathlib.Path(args.out)
     photos, notes = find_all(args.photos, out, args.recursive)
     boxes = boxes_of(args, photos)
-    targets = {name: [out / f"{os.path.splitext(name)[0]}{end}.png" for end in RESULTS] for name in photos}
-    there = [path for pair in targets.values() for path in pair if path.exists()]
+    ends = (*RESULTS, FACES) if apart else RESULTS
+    targets = {name: [out / f"{os.path.splitext(name)[0]}{end}.png" for end in ends] for name in photos}
+    written = [path for paths in targets.values() for path in paths] + [out / "faces.json"] * apart
+    there = [path for path in written if path.exists()]
     if there and not args.overwrite:
         raise UserError(f"{out}: holds {there[0].relative_to(out)} already; --overwrite replaces it")
     inputs = {os.path.realpath(path) for path in photos.values()}
     if lost := [path for path in there if os.path.realpath(path) in inputs]:
         raise UserError(f"{lost[0]}: is a photo to parse, and a result would replace it; name another --out")
-    for folder in sorted({mask.parent for mask, _ in targets.values()}):
+    for folder in sorted({mask.parent for mask, *_ in targets.values()}):
         files.check_folder(folder)
 
     # ---- model ----
@@ -236,16 +277,24 @@ def main(args):
         """Write the results of [(name, photo, frame)]."""
         pixels = np.stack([crops.network_input(photo, frame, size) for _, photo, frame in batch])
         images = to_float(torch.tensor(pixels, device=device)).to(memory_format=torch.channels_last)
-        for (name, photo, frame), logits in zip(batch, model(images)["semantic"].float(), strict=True):
+        outputs = {key: maps.float() for key, maps in model(images).items()}
+        for i, (name, photo, frame) in enumerate(batch):
+            logits = outputs["semantic"][i]
             left, top, right, bottom = frame.part
             ids = np.zeros((photo.height, photo.width), np.uint8)
             place = logits[:, frame.place[1] : frame.place[3], frame.place[0] : frame.place[2]]
             ids[top:bottom, left:right] = class_map(place, bottom - top, right - left)
-            mask, overlay = targets[name]
+            mask, overlay, *more = targets[name]
+            faces = None
+            if apart:
+                heads = outputs["center"][i], outputs["offset"][i]
+                seen, listed = segments(logits.softmax(0), *heads, things)
+                faces, found[name] = faces_of(seen.byte().cpu().numpy(), listed, ids, things, frame)
+                draw.write(more[0], draw.index_mask(faces, draw.face_colors(254)))
             draw.write(mask, draw.index_mask(ids, colors))
-            draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes))
+            draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes, instances=faces))
 
-    faults, padded, batch = [], [], []
+    faults, padded, batch, found = [], [], [], {}
     for name in tqdm(photos, "parsing", disable=None):
         try:
             batch.append(read(name))
@@ -256,6 +305,9 @@ def main(args):
             batch.clear()
     if batch:
         parse(batch)
+    if apart:
+        files.write_whole(out / "faces.json", json.dumps(found, indent=1) + "\n")
+        notes.append(f"{sum(map(len, found.values()))} faces: {out}/faces.json, {out}/*{FACES}.png")
     if padded:
         notes.append(
             f"padded, not stretched, since training photos have width / height {aspects[0]:g} to "

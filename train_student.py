@@ -225,7 +225,7 @@ def main(args):
     # ---- setup ----
     out, args, last = cli.start_run(args, get_parser(), "train_student.py", needs=["teacher"])
     given = args
-    states = [checkpoint.load(file, target=None) for file in args.teacher]
+    states = [checkpoint.load(file, target=("semantic", "class")) for file in args.teacher]
     init = states[0]
     checkpoint.refuse_unlike("--teacher", args.teacher, states, preprocess=True)
     task = checkpoint.target_of(init)

@@ -12,13 +12,12 @@ import numpy as np
 from datasets.images import looks_like_photo, size_of, unread_pictures
 from utils.errors import UserError, printable
 from utils.files import read_text
-from utils.metrics import IGNORE_INDEX
+from utils.metrics import BACKGROUND, IGNORE_INDEX
 
 SPLIT_OF = {  # names of folders and lists, in lower case
     **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
     **{"test": "test", "testing": "test"},
 }
-BACKGROUND = ("background", "_background_", "__background__")  # what tools call class 0
 IGNORED = ("__ignore__", "ignore", "void")  # what they call pixels that nobody knows
 # behind the stem of its photo
 MASK_SUFFIXES = ("", "_mask", "_label", "_labels", "_seg", "_segmentation", "-mask", ".mask")

@@ -71,7 +71,9 @@ class Scenes:
         photos = torch.cat([(u[:, 2:3].double() + part)[present] % 1, u[kind == len(KINDS), 3].double()])
         photos = self._photos(photos)
         num_faces = int(present.sum())
-        faces, behind = ({k: t[half] for k, t in photos.items()} for half in (slice(num_faces), slice(num_faces, None)))
+        faces, behind = (
+            {k: t[half] for k, t in photos.items()} for half in (slice(num_faces), slice(num_faces, None))
+        )
 
         low, high = HEIGHTS
         height = (low * (high / low) ** v[..., 1]).masked_fill(~present, torch.inf).sort(1).values
@@ -133,7 +135,9 @@ class FixedScenes(Scenes):
         self.batch = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         self.ids, self.groups = [f"scene {i}" for i in rows], ["scenes"] * self.count
         self.yaws = [None] * self.count
-        found = [np.bincount(ids.flatten(), minlength=256)[1:IGNORE_INDEX] for ids in self.batch["instance"].cpu()]
+        found = [
+            np.bincount(ids.flatten(), minlength=256)[1:IGNORE_INDEX] for ids in self.batch["instance"].cpu()
+        ]
         self.shares = np.stack(found).max(1) / self.size**2
 
     def __getitem__(self, index):

@@ -47,5 +47,13 @@ for key in ("mean_f1", "miou", "pixel_accuracy", "boundary_f1", "ece"):
 figures("worst class F1", worst)
 for name in results[0]["per_class"]:
     figures(f"F1 {name}", lambda r, name=name: r["per_class"][name]["f1"])
-for angle in results[0]["slices"]["yaw"]:
-    figures(f"F1 |yaw| {angle}", lambda r, angle=angle: r["slices"]["yaw"][angle]["mean_f1"])
+for kind, heading in {"yaw": "|yaw|", "share": "share"}.items():
+    for name in results[0]["slices"].get(kind, []):
+        figures(f"F1 {heading} {name}", lambda r, kind=kind, name=name: r["slices"][kind][name]["mean_f1"])
+if all("panoptic" in r for r in results + others):
+    for key in ("pq", "sq", "rq"):
+        figures(key, lambda r, key=key: r["panoptic"][key])
+    for key in ("found", "missed", "invented"):
+        figures(key, lambda r, key=key: sum(row[key] for row in r["panoptic"]["per_category"].values()))
+    if all("parts" in r["panoptic"] for r in results + others):
+        figures("parts F1", lambda r: r["panoptic"]["parts"]["mean_f1"])

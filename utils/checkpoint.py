@@ -13,7 +13,11 @@ from utils.files import cannot_write, whole
 
 FORMAT = 2
 OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ knows the names of then
-TARGETS = {"semantic": "a face parser", "class": "a classifier of images"}  # what a model was trained for
+TARGETS = {  # what a model was trained for
+    "semantic": "a face parser",
+    "class": "a classifier of images",
+    "panoptic": "a parser of scenes",
+}
 
 
 def save(path, **state):
@@ -48,8 +52,9 @@ def load(path, script=None, holds="model", target="semantic"):
     """The dict that `save` wrote. Every byte is checked against the archive's checksums, since
     `torch.load` does not notice a flipped one, and what it says against what scripts rely on. Its `model` is
     what was validated, an average of the weights where the run kept one; where `script` goes on with it, the
-    weights themselves. target: what the model needs to be for, a key of `TARGETS`; None takes any. Raises
-    UserError: missing, damaged, foreign, without `holds`, of another target, weights that are not finite."""
+    weights themselves. target: what the model needs to be for, a key of `TARGETS` or a tuple of them; None
+    takes any. Raises UserError: missing, damaged, foreign, without `holds`, of another target, weights that
+    are not finite."""
     path = pathlib.Path(path)
     if path.is_dir() and (path / "best.pt").is_file():
         raise UserError(f"{path}: is a folder; did you mean {path / 'best.pt'}?")
@@ -66,10 +71,12 @@ def load(path, script=None, holds="model", target="semantic"):
         raise UserError(f"{path}: not a whole checkpoint: {fault}; use another one")
     if script and state["script"] != script:
         raise UserError(f"{path}: was written by {state['script']}; --resume needs one of {script}")
-    if target not in (None, found := target_of(state)):
-        raise UserError(
-            f"{path}: holds {TARGETS[found]}, and {TARGETS[target]} is needed; evaluate.py scores both"
-        )
+    wanted = (target,) if isinstance(target, str) else target
+    if wanted and (found := target_of(state)) not in wanted:
+        scenes = "train_finetune.py goes on with it, evaluate.py and predict.py use it"
+        needed = " or ".join(TARGETS[each] for each in wanted)
+        hint = scenes if found == "panoptic" else "evaluate.py scores both"
+        raise UserError(f"{path}: holds {TARGETS[found]}, and {needed} is needed; {hint}")
     if state["format"] == OLD and state["args"].pop("control", None) and script:
         raise UserError(f"{path}: began with --control, which is no more; start anew with --init {path}")
     if not script and state.get("ema"):
@@ -145,7 +152,7 @@ def fault_of(state, resumed=False):
     if (target := target_of(state)) not in list(TARGETS):
         return f"its target is {target}, none of {', '.join(TARGETS)}"
     flags = {"model": str, "size": int, "data": str, "val_fraction": (int, float)}
-    flags |= {"part_order": str} if target == "semantic" else {"head": str, "dropout": (int, float)}
+    flags |= {"head": str, "dropout": (int, float)} if target == "class" else {"part_order": str}
     for key, kind in flags.items():
         if not isinstance(state["args"].get(key), kind):
             return f"its flags lack {key}"
@@ -153,11 +160,14 @@ def fault_of(state, resumed=False):
     if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
         return "it names no classes"
     colors, pairs, domains = (state["data"].get(key) for key in ("colors", "flip_pairs", "domains"))
-    if target == "semantic":
+    if target != "class":
         if len(set(names)) < len(names) or not _rows(colors, 3, 256) or len(colors) != len(names):
             return f"its {len(names)} classes do not have a name and a colour each"
         if not _rows(pairs, 2, len(names)):
             return "it has no flip_pairs of its classes"
+        things = state["data"].get("things", None if target == "panoptic" else {})
+        if not isinstance(things, dict) or not all(_numbers(ids, len(names)) for ids in things.values()):
+            return "it does not say which of its classes are things that can be counted"
     elif len(set(names)) < len(names):
         return f"its {len(names)} classes do not have a name each"
     elif not (isinstance(domains, list) and all(isinstance(n, str) for n in domains)):
@@ -172,9 +182,12 @@ def fault_of(state, resumed=False):
 
 def _rows(found, length, limit):
     """Whether something is a list of rows of so many whole numbers from 0 to below `limit`."""
-    return isinstance(found, list) and all(
-        len(row) == length and all(isinstance(v, int) and 0 <= v < limit for v in row) for row in found
-    )
+    return isinstance(found, list) and all(len(row) == length and _numbers(row, limit) for row in found)
+
+
+def _numbers(found, limit):
+    """Whether something is a list of whole numbers from 0 to below `limit`."""
+    return isinstance(found, list) and all(isinstance(v, int) and 0 <= v < limit for v in found)
 
 
 def not_finite(state):

@@ -20,7 +20,7 @@ from utils.log import open_run
 COLLAPSED = 3  # exit status of a training run that stopped itself, since its score fell
 CLASS_LISTS = ["full", "fasseg", "celebamask", "lapa"]
 PART_ORDERS = ["canonical", "farl"]
-SCENES = "scenes of one to N faces, made of the data's photos, in place of the photos; 0: as they are"
+SCENES = "scenes of one to N faces instead of photos as they are; 0: as they are"
 IDS = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
 # flags that may change when a run is resumed; of data that has moved, contents are compared (but scores are
 # kept by the path of a photo, so photos to ask about stay where they are)
@@ -81,6 +81,7 @@ positive = between(1, 10**9)
 images = between(1, 65536)  # in a batch
 faces = between(0, 32)  # in a scene
 processes = between(0, 128)
+faces = between(0, 254)  # in a scene, whose ids fill a byte but for nothing and unknown
 seed = between(0, 2**32 - 1)
 
 

@@ -1,5 +1,6 @@
 """Pictures, on Pillow alone: coloured masks, overlays with a legend, and grids for the eye."""
 
+import colorsys
 import itertools
 import unicodedata
 
@@ -8,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from utils import files
+from utils.instances import segments
 from utils.metrics import IGNORE_INDEX
 
 INK = (30, 30, 30)
@@ -66,12 +68,21 @@ def text_size(width):
     return max(13, width // 80)
 
 
-def overlay(photo, ids, colors, classes, alpha=0.5):
+def face_colors(n):
+    """Black and n bright colours: of no instance, and of the instances 1 to n of an image."""
+    golden = 0.618034  # of the circle of hues between two neighbours: the first few are far apart
+    found = [colorsys.hsv_to_rgb(i * golden % 1, 0.8, 1) for i in range(n)]
+    return [(0, 0, 0), *(tuple(round(255 * v) for v in color) for color in found)]
+
+
+def overlay(photo, ids, colors, classes, alpha=0.5, instances=None):
     """(H, W, 3) uint8 photo and (H, W) uint8 ids -> (H', W', 3) uint8: the photo with its parts tinted and
     outlined, and a legend of those seen. Background (class 0) stays as it is. Photos smaller than `SMALLEST`
-    are enlarged."""
+    are enlarged. instances: (H, W) ids, 0 for none; each is outlined in its own colour, with its id in a
+    corner."""
     if (scale := SMALLEST // max(ids.shape)) > 1:
         photo, ids = (array.repeat(scale, 0).repeat(scale, 1) for array in (photo, ids))
+        instances = None if instances is None else instances.repeat(scale, 0).repeat(scale, 1)
     height, width = ids.shape
     entries = zip([*range(len(classes)), IGNORE_INDEX], [*classes, UNLABELLED], [*colors, VOID], strict=True)
     seen = [(name, color) for k, name, color in entries if k and (ids == k).any()]
@@ -85,7 +96,30 @@ def overlay(photo, ids, colors, classes, alpha=0.5):
         share = np.where(lines[rows], 256, round(256 * alpha)).astype(np.uint16)  # 256ths of the tint
         share = np.where(ids[rows] == 0, 0, share)[..., None].astype(np.uint16)
         page[rows, :width] = (photo[rows] * (256 - share) + table[ids[rows]] * share) // 256
-    return page
+    return page if instances is None else numbered(page, instances)
+
+
+def numbered(page, instances):
+    """A picture with each instance outlined in its colour, and its id in the upper left corner of its box.
+
+    page: (H', W', 3) uint8, with the photo in its upper left corner; instances: (H, W) ids, 0 for none.
+    """
+    height, width = instances.shape
+    size = text_size(width)
+    lines = outlines(instances, max(2, size // 6))
+    found = [int(i) for i in np.unique(instances) if i]
+    colors = face_colors(max([0, *found]))
+    page[:height, :width][lines] = np.uint8(colors)[instances[lines]]
+    image = Image.fromarray(page)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size)
+    for i in found:
+        mask = instances == i
+        top, left = (int(mask.any(axis).argmax()) for axis in (1, 0))
+        box = draw.textbbox((left, top), str(i), font=font)
+        draw.rectangle((left, top, box[2] + 3, box[3] + 3), fill=colors[i])
+        draw.text((left + 2, top), str(i), fill=INK, font=font)
+    return np.asarray(image)
 
 
 def outlines(ids, width):
@@ -139,6 +173,41 @@ def validation(predict, data, key, colors, classes, count=8):
     preds = predict(batch["image"]).argmax(1).byte().cpu()
     scale = max(1, 256 // preds.shape[-1])
     return comparison(batch["image"], batch[key].cpu(), preds, colors, classes, scale)
+
+
+@torch.no_grad()
+def scenes(predict, data, things, colors, classes, count=8):
+    """photo | true parts | predicted parts | true faces | predicted faces for a few scenes, always the same
+    ones. A predicted face has the colour of the true one that it is a match of, else one that no other has.
+
+    predict: (B, 3, H, W) uint8 -> {"semantic", "center", "offset"} as `panoptic.measure` takes it. data[[i]]
+    -> {"image", "semantic", "instance"}. things: {name: [class ids]}.
+    """
+    batch = {key: value.cpu() for key, value in evenly(data, count).items()}
+    outputs = {key: value.float().cpu() for key, value in predict(batch["image"]).items()}
+    labels, truths = batch["semantic"], batch["instance"]
+    guesses = torch.zeros_like(truths)
+    for i, truth in enumerate(truths):
+        probs = outputs["semantic"][i].softmax(0)
+        ids, faces = segments(probs, outputs["center"][i], outputs["offset"][i], things)
+        free = 1 + int(truth.where(truth != IGNORE_INDEX, 0).max())
+        for each in faces:
+            mask = ids == each["id"]
+            other = truth[mask].mode().values  # a match has the most of it
+            true = truth == other
+            match = 0 < other < IGNORE_INDEX and 2 * (mask & true).sum() > (mask | true).sum()
+            guesses[i][mask] = other if match else min(free, 254)
+            free += not match
+    shades = face_colors(254)
+    panels = {
+        "photo": photos_of(batch["image"]),
+        "true parts": colorise(labels, colors),
+        "predicted parts": colorise(outputs["semantic"].argmax(1).byte(), colors),
+        "true faces": colorise(truths, shades),
+        "predicted faces": colorise(guesses, shades),
+    }
+    more = [(UNLABELLED, VOID)] * bool((labels == IGNORE_INDEX).any() or (truths == IGNORE_INDEX).any())
+    return grid(panels, colors, classes, more, scale=max(1, 192 // labels.shape[-1]))
 
 
 @torch.no_grad()

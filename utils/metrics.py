@@ -14,6 +14,7 @@ from utils.errors import UserError
 
 BINS = 15  # of confidence, Guo et al. 2017
 IGNORE_INDEX = 255  # the label of a pixel that never counts
+BACKGROUND = ("background", "_background_", "__background__")  # what tools call class 0, in lower case
 
 
 def confusion(preds, labels, num_classes):

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from conftest import weights, write
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 import predict
 from datasets import crops
 from models import build_model
 from utils import checkpoint
+from utils.instances import targets
 
 BLUE, RED = (30, 60, 200), (230, 20, 20)
 
@@ -27,6 +29,17 @@ class Red(torch.nn.Module):
         self.seen = images
         red = images[:, :1] - images[:, 2:]
         return {"semantic": torch.cat([torch.zeros_like(red), red, red - 9], 1)}
+
+
+class Discs(Red):
+    """... and where one red disc ends and the next one begins."""
+
+    def forward(self, images):
+        found = super().forward(images)
+        red = found["semantic"].argmax(1) == 1
+        ids = torch.from_numpy(np.stack([ndimage.label(mask)[0] for mask in red])).byte()
+        aims = targets(ids)
+        return {"semantic": 9 * found["semantic"], "center": aims["center"], "offset": aims["offset"]}
 
 
 @pytest.fixture
@@ -323,6 +336,121 @@ def test_a_mistake_gets_one_line(flags, named, complaint, photos, finetuned, tmp
     assert named.replace("{{", "{") in said and "Traceback" not in said
     assert said.count("\n") == 1 or "usage:" in said  # argparse's own has the usage before it
     assert not list(tmp_path.glob("out/*")), "nothing is written"
+
+
+# ---- several faces
+
+
+@pytest.fixture(scope="module")
+def crowded(finetuned, tmp_path_factory):
+    """A checkpoint of a network for scenes, untrained."""
+    path = tmp_path_factory.mktemp("crowded") / "best.pt"
+    state = weights(finetuned / "best.pt")
+    classes = state["data"]["classes"]
+    torch.manual_seed(0)
+    model = build_model("panoptic_unet", len(classes))
+    state["args"] |= {"model": "panoptic_unet", "scenes": 3}
+    things = {"face": list(range(1, len(classes)))}
+    state["data"] |= {"target": "panoptic", "things": things, "scenes": 3, "aspects": [1.0] * 3}
+    del state["format"]
+    checkpoint.save(path, **state | {"model": model.state_dict()})
+    return path
+
+
+@pytest.fixture
+def discs(monkeypatch):
+    model = Discs()
+    monkeypatch.setattr(predict, "restore", lambda *_: model)
+    return model
+
+
+def group_photo(path, width, height, circles):
+    """Red circles (x, y, radius) on blue; the mask of each."""
+    image = Image.new("RGB", (width, height), BLUE)
+    y, x = np.mgrid[:height, :width]
+    for a, b, r in circles:
+        ImageDraw.Draw(image).ellipse((a - r, b - r, a + r, b + r), fill=RED)
+    image.save(path)
+    return [(x - a) ** 2 + (y - b) ** 2 <= r**2 for a, b, r in circles]
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 260), (260, 500), (300, 300)])
+def test_each_face_has_an_id_and_a_box(width, height, discs, crowded, trained, tmp_path, monkeypatch, capsys):
+    """... in pixels of the photo, whatever its shape; a box is one that --boxes takes."""
+    circles = [(60, 60, 40), (180, 70, 50), (120, 200, 30)]
+    truths = group_photo(tmp_path / "party.png", width, height, circles)
+    out = tmp_path / "out"
+    run("--init", crowded, tmp_path / "party.png", "--size", 128, "--out", out)
+    assert discs.seen.shape[2:] == (128, 128)
+    assert ("padded, not stretched" in capsys.readouterr().out) == (width != height)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "faces.json",
+        "party_faces.png",
+        "party_mask.png",
+        "party_overlay.png",
+    ]
+    rows = json.loads((out / "faces.json").read_text())["party.png"]
+    ids, mask = (np.asarray(Image.open(out / f"party_{kind}.png")) for kind in ("faces", "mask"))
+    assert ids.shape == mask.shape == (height, width) and not ids[mask == 0].any()
+    assert sorted(row["id"] for row in rows) == [1, 2, 3] == sorted(set(ids[ids > 0].tolist()))
+    for truth, (x, y, r) in zip(truths, circles, strict=True):
+        (row,) = [row for row in rows if (ids[truth] == row["id"]).mean() > 0.9]
+        here = ids == row["id"]
+        assert (here & truth).sum() / (here | truth).sum() > 0.9 and row["area"] == here.sum()
+        assert row["thing"] == "face" and 0.9 < row["score"] <= 1
+        assert np.abs(np.array(row["box"]) - (x - r, y - r, 2 * r + 1, 2 * r + 1)).max() <= 5
+        box = Image.fromarray(here).getbbox()
+        assert row["box"] == [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+    boxes = write(tmp_path / "boxes.json", {"party.png": rows[0]["box"]})
+    monkeypatch.setattr(predict, "restore", lambda *_: Red())
+    run("--init", trained(None), tmp_path / "party.png", "--boxes", boxes, "--out", tmp_path / "one")
+    assert not (tmp_path / "one/faces.json").exists(), "a network for one face"
+    alone = np.asarray(Image.open(tmp_path / "one/party_mask.png")) == 1
+    here = ids == rows[0]["id"]
+    assert (alone & here).sum() / here.sum() > 0.9
+
+
+def test_a_larger_input_finds_smaller_faces(discs, crowded, tmp_path):
+    circles = [(100, 100, 60), (300, 300, 5)]
+    group_photo(tmp_path / "far.png", 400, 400, circles)
+    found = {}
+    for size in (32, 256):
+        run("--init", crowded, tmp_path / "far.png", "--size", size, "--out", tmp_path / str(size))
+        found[size] = json.loads((tmp_path / str(size) / "faces.json").read_text())["far.png"]
+    assert len(found[32]) == 1 and len(found[256]) == 2
+
+
+def test_in_a_box_are_faces_of_the_photo(discs, crowded, tmp_path):
+    group_photo(tmp_path / "party.png", 400, 300, [(60, 60, 40), (300, 200, 40)])
+    box = ["--box", 240, 140, 120, 120]
+    run("--init", crowded, tmp_path / "party.png", "--out", tmp_path / "out", "--size", 96, *box)
+    (row,) = json.loads((tmp_path / "out/faces.json").read_text())["party.png"]
+    assert np.abs(np.array(row["box"]) - (260, 160, 81, 81)).max() <= 3
+
+
+def test_results_of_faces_are_no_photos_and_not_replaced(crowded, complaint, tmp_path, capsys):
+    """... with the network itself, which knows nothing yet."""
+    photo(tmp_path / "a.png")
+    photo(tmp_path / "happy_faces.png")  # no result: it has no mask and no overlay beside it
+    flags = ["--init", crowded, tmp_path, "--out", tmp_path]
+    run(*flags)
+    assert "holds a_mask.png already; --overwrite" in complaint(predict, *flags)
+    run(*flags, "--overwrite")
+    assert capsys.readouterr().out.count("2 photos parsed") == 2
+    faces = json.loads((tmp_path / "faces.json").read_text())
+    assert list(faces) == ["a.png", "happy_faces.png"]
+    run("--init", crowded, tmp_path / "a.png", "--out", tmp_path / "b")
+    (tmp_path / "b/a_mask.png").unlink()
+    for name in ("a_overlay.png", "a_faces.png"):
+        (tmp_path / "b" / name).unlink()
+    again = ["--init", crowded, tmp_path / "a.png", "--out", tmp_path / "b"]
+    assert "holds faces.json already; --overwrite" in complaint(predict, *again)
+
+
+def test_the_side_of_the_input_is_for_scenes(complaint, finetuned, tmp_path):
+    photo(tmp_path / "a.png")
+    said = complaint(predict, "--init", finetuned / "best.pt", tmp_path / "a.png", "--size", 64)
+    assert "--size 64: has no effect but on a network for scenes" in said and said.count("\n") == 1
 
 
 # ---- the model for others

@@ -157,6 +157,12 @@ FAULTS = {
 }
 
 
+FAULTS |= {
+    "which of its classes are things": {"data": {**DATA, "target": "panoptic"}},
+    "it does not say which": {"data": {**DATA, "things": {"face": [1, 2]}}},
+}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_a_checkpoint_lacks_is_named(tmp_path, fault):
     state = {"format": checkpoint.FORMAT, **STATE, "model": {"w": torch.zeros(2)}, **FAULTS[fault]}
@@ -170,7 +176,7 @@ CLASSIFIER_FAULTS = {
     "it names no classes": {"data": {**KNOWN, "classes": None}},
     "its 2 classes do not have a name each": {"data": {**KNOWN, "classes": ["ant", "ant"]}},
     "no list of its domains": {"data": {"target": "class", "classes": ["ant", "bee"]}},
-    "its target is depth, none of semantic, class": {"data": {**KNOWN, "target": "depth"}},
+    "its target is depth, none of semantic, class, panoptic": {"data": {**KNOWN, "target": "depth"}},
 }
 
 
@@ -189,6 +195,22 @@ def test_a_checkpoint_of_another_target_is_refused(tmp_path):
     assert checkpoint.target_of(checkpoint.load(parser, target=None)) == "semantic"
     assert checkpoint.load(images, "train_classify.py", target=None)["step"] == 3
     assert "was written by train_classify.py" in refusal(images, "train_finetune.py", target=None)
+
+
+def test_scenes_are_for_scripts_that_know_them(tmp_path):
+    """... which name several targets; others say in a line who knows them."""
+    path = tmp_path / "best.pt"
+    data = {**DATA, "target": "panoptic", "things": {"face": [1]}, "scenes": 3}
+    checkpoint.save(path, **STATE | {"data": data, "model": {"w": torch.zeros(2)}})
+    assert checkpoint.load(path, target=("semantic", "panoptic"))["data"] == data
+    said = refusal(path)
+    assert "holds a parser of scenes, and a face parser is needed; train_finetune.py goes on with it" in said
+    assert "evaluate.py and predict.py use it" in said and "\n" not in said
+    said = refusal(path, target=("semantic", "class"))
+    assert "a face parser or a classifier of images is needed" in said
+    assert "a face parser or a parser of scenes is needed" in refusal(
+        classifier(tmp_path / "class.pt"), target=("semantic", "panoptic")
+    )
 
 
 def test_what_a_run_goes_on_from_is_there(tmp_path):

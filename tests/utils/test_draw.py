@@ -7,6 +7,7 @@ from conftest import refusal
 from PIL import Image
 
 from utils import draw
+from utils.instances import targets
 
 CLASSES = ["background", "skin", "hair"]
 COLORS = [[0, 0, 0], [200, 120, 90], [90, 30, 110]]
@@ -129,3 +130,71 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
     assert Image.open(tmp_path / "a.png").size == (5, 4)
     assert "cannot be written" in refusal(draw.write, tmp_path / "nowhere" / "a.png", picture)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+# ---- several faces
+
+
+def crowd(count=3):
+    """Photos of two faces each, with a nose each (class 2); what a network says that loses the second face
+    and invents one."""
+    semantic = torch.zeros(count, 64, 64, dtype=torch.uint8)
+    instance = torch.zeros(count, 64, 64, dtype=torch.uint8)
+    for i, (top, left) in enumerate([(5, 5), (30, 35)], 1):
+        semantic[:, top : top + 24, left : left + 24] = 1
+        semantic[:, top + 8 : top + 12, left + 10 : left + 14] = 2
+        instance[:, top : top + 24, left : left + 24] = i
+    guess = instance.where(instance == 1, 0)
+    guess[:, 50:62, 2:14] = 2
+    return semantic, instance, guess
+
+
+class Crowd:
+    def __init__(self, count):
+        self.semantic, self.instance, self.guess = crowd(count)
+
+    def __len__(self):
+        return len(self.semantic)
+
+    def __getitem__(self, rows):
+        images = torch.full((len(rows), 3, 64, 64), 100, dtype=torch.uint8)
+        return {"image": images, "semantic": self.semantic[rows], "instance": self.instance[rows]}
+
+    def predict(self, images):
+        guess = self.guess[: len(images)]
+        parts = torch.nn.functional.one_hot((guess > 0).long(), 3).movedim(-1, 1)
+        aims = targets(guess)
+        return {"semantic": 9.0 * parts, "center": aims["center"], "offset": aims["offset"]}
+
+
+def test_scenes_show_whose_part_it_is():
+    """A face that is found has one colour in both panels; what is invented has one of its own."""
+    data = Crowd(9)
+    page = draw.scenes(data.predict, data, {"face": [1, 2]}, COLORS, CLASSES)
+    side = 3 * 64
+    assert page.shape[1] == 2 * 5 * side + 6, "five panels, two scenes a row"
+    photo, parts, guessed, faces, found = (page[-side:, i * side : (i + 1) * side] for i in range(5))
+    assert (photo == 100).all() and has(parts, COLORS[2]).sum() == 9 * 2 * 16
+    assert has(guessed, COLORS[1]).sum() == 9 * (24 * 24 + 12 * 12) and not has(guessed, COLORS[2]).any()
+    one, two, three = draw.face_colors(3)[1:]
+    assert has(faces, one).sum() == has(faces, two).sum() == has(found, one).sum() == 9 * 24 * 24
+    assert not has(found, two).any() and has(found, three).sum() == 9 * 12 * 12
+    assert not has(faces, three).any()
+
+
+def test_faces_in_an_overlay_are_outlined_and_numbered():
+    semantic, instance, _ = (maps[0].numpy() for maps in crowd(1))
+    photo = np.full((64, 64, 3), 100, np.uint8)
+    plain = draw.overlay(photo, semantic, COLORS, CLASSES)
+    page = draw.overlay(photo, semantic, COLORS, CLASSES, instances=instance)
+    assert page.shape == plain.shape and np.array_equal(page[256:], plain[256:])
+    for color, (top, left) in zip(draw.face_colors(2)[1:], [(5, 5), (30, 35)], strict=True):
+        where = np.argwhere(has(page[:256], color))
+        assert (where >= 4 * np.array((top, left))).all()
+        assert page[4 * (top + 23), 4 * (left + 12)].tolist() != list(color)
+        assert page[4 * (top + 24) - 1, 4 * (left + 12)].tolist() == list(color), "its lower edge"
+        corner = page[4 * top : 4 * top + 16, 4 * left : 4 * left + 12]
+        assert has(corner, draw.INK).sum() > 4, "its number"
+    same = page == plain[: len(page)]
+    assert same[:256][4 * 15 : 4 * 25, 4 * 8 : 4 * 14].all(), "inside of a face nothing changes"
+    assert len(set(draw.face_colors(12))) == 13
