@@ -79,7 +79,6 @@ def between(low, high):
 
 positive = between(1, 10**9)
 images = between(1, 65536)  # in a batch
-faces = between(0, 32)  # in a scene
 processes = between(0, 128)
 faces = between(0, 254)  # in a scene, whose ids fill a byte but for nothing and unknown
 seed = between(0, 2**32 - 1)
