@@ -94,7 +94,7 @@ def test_centres_and_offsets_are_learned():
     wanted = targets(instance)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     first = None
-    for _ in range(20):
+    for _ in range(12):
         outputs = model(images)
         losses = [loss(outputs[key], wanted) for key, loss in LOSSES.items()]
         center, offset = (total / count for total, count in losses)
@@ -102,7 +102,7 @@ def test_centres_and_offsets_are_learned():
         optimizer.zero_grad()
         (20 * center + 0.1 * offset).backward()
         optimizer.step()
-    assert center < 0.5 * first[0] and offset < 0.5 * first[1]
+    assert center < 0.4 * first[0] and offset < 0.7 * first[1]
 
 
 # ---- names, weights, other classes
