@@ -143,15 +143,14 @@ def score_parser(predict, data, faces, split, *how):
     if result["mean_f1"] is None:
         raise UserError(f"--split {split}: {faces.name} has no labels there to score against")
     confusions = counts["confusion"]
-    yaws, shares = ([], data.shares) if faces.scenes else (data.yaws, [])
-    yaw_bins = [None if yaw is None else round(abs(yaw) / 15) * 15 for yaw in yaws]
+    yaw_bins = [None if yaw is None else round(abs(yaw) / 15) * 15 for yaw in data.yaws]
+    shares = data.shares if faces.scenes else []
     share_bins = [max(limit for limit in SHARES if limit <= 100 * share) for share in shares]
     slices = {"yaw": sliced(confusions, yaw_bins), "share": sliced(confusions, share_bins, SHARES)}
     result["slices"] = slices
-    groups = [""] * len(data) if faces.scenes else data.groups  # people are in several scenes: no interval
     result["ci95"] = {
-        "mean_f1": metrics.bootstrap(confusions, groups),
-        "miou": metrics.bootstrap(confusions, groups, metrics.miou),
+        "mean_f1": metrics.bootstrap(confusions, data.groups),
+        "miou": metrics.bootstrap(confusions, data.groups, metrics.miou),
     }
     lines = [metrics.table(result)]
     lines += slice_table("|yaw|", slices["yaw"]) + slice_table("largest face", slices["share"])

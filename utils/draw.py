@@ -78,8 +78,7 @@ def face_colors(n):
 def overlay(photo, ids, colors, classes, alpha=0.5, instances=None):
     """(H, W, 3) uint8 photo and (H, W) uint8 ids -> (H', W', 3) uint8: the photo with its parts tinted and
     outlined, and a legend of those seen. Background (class 0) stays as it is. Photos smaller than `SMALLEST`
-    are enlarged. instances: (H, W) ids, 0 for none; each is outlined in its own colour, with its id in a
-    corner."""
+    are enlarged. instances: (H, W) ids, 0 for none; see `numbered`."""
     if (scale := SMALLEST // max(ids.shape)) > 1:
         photo, ids = (array.repeat(scale, 0).repeat(scale, 1) for array in (photo, ids))
         instances = None if instances is None else instances.repeat(scale, 0).repeat(scale, 1)
@@ -100,22 +99,21 @@ def overlay(photo, ids, colors, classes, alpha=0.5, instances=None):
 
 
 def numbered(page, instances):
-    """A picture with each instance outlined in its colour, and its id in the upper left corner of its box.
+    """A picture with each instance outlined in its colour, and its id where it is highest.
 
     page: (H', W', 3) uint8, with the photo in its upper left corner; instances: (H, W) ids, 0 for none.
     """
     height, width = instances.shape
     size = text_size(width)
-    lines = outlines(instances, max(2, size // 6))
+    lines = outlines(instances, max(2, size // 4))
     found = [int(i) for i in np.unique(instances) if i]
     colors = face_colors(max([0, *found]))
     page[:height, :width][lines] = np.uint8(colors)[instances[lines]]
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size)
+    font = ImageFont.load_default(3 * size // 2)
     for i in found:
-        mask = instances == i
-        top, left = (int(mask.any(axis).argmax()) for axis in (1, 0))
+        top, left = (int(place) for place in np.unravel_index((instances == i).argmax(), instances.shape))
         box = draw.textbbox((left, top), str(i), font=font)
         draw.rectangle((left, top, box[2] + 3, box[3] + 3), fill=colors[i])
         draw.text((left + 2, top), str(i), fill=INK, font=font)
