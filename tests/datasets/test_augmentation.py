@@ -622,3 +622,48 @@ def test_what_policies_draw_stays():
     policy = {**POLICY, "ops": [op("erase", 0.0, 0.5), op("cutmix", 0.0, 0.5)]}
     images, labels = augment(*batch(6), policy, 5, torch.arange(6), [(1, 2)])
     assert digest((images * 255).round().to(torch.uint8), labels) == BOXES
+
+
+# ---- instances
+
+
+def test_cutmix_keeps_ids_of_two_images_apart():
+    """Image 0 is of ids 1 and 2, halves of it; image 1 of 1, 200 and 255, with nothing counted below."""
+    ids = torch.ones(2, SIDE, SIDE, dtype=torch.uint8)
+    ids[0, :, SIDE // 2 :] = 2
+    ids[1, :, SIDE // 3 :] = 200
+    ids[1, :, -SIDE // 4 :] = IGNORE
+    ids[1, SIDE // 2 :] = 0
+    policy = POLICY | {"flip": 0.0, "num_ops": 1, "levels": [30, 30], "ops": [op("cutmix", 0.7, 0.7)]}
+    image = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
+    given = {"image": image, "instance": ids, "semantic": ids.clone()}
+    seen = set()
+    for start in range(0, 40, 2):
+        out = augmentation.augment(given, policy, 0, torch.arange(start, start + 2), {})
+        first, second = out["instance"]
+        pasted = first != ids[0]
+        assert set(first[pasted].tolist()) <= {3, 202, IGNORE, 0}, "1 and 200 are 2 higher"
+        assert torch.equal(first[pasted] == 0, ids[1][pasted] == 0)
+        assert torch.equal(first[pasted] == IGNORE, ids[1][pasted] == IGNORE)
+        pasted = second != ids[1]
+        assert set(second[pasted].tolist()) <= {201, 202}
+        kept = out["semantic"] == ids
+        assert set(out["semantic"][~kept].tolist()) <= {0, 1, 2, 200, IGNORE}, "other maps as they are"
+        seen |= set(out["instance"].unique().tolist())
+    assert {3, 201, 202} <= seen
+
+
+def test_ids_beyond_the_last_one_are_unknown():
+    source = torch.tensor([[[0, 1, 54, 55, 254, IGNORE]]], dtype=torch.uint8)
+    target = torch.tensor([[[200, 3, 0, IGNORE, 0, 0]]], dtype=torch.uint8)
+    assert augmentation.apart(source, target).tolist() == [[[0, 201, 254, IGNORE, IGNORE, IGNORE]]]
+
+
+def test_what_is_erased_or_from_outside_has_no_known_instance():
+    ids = torch.full((4, SIDE, SIDE), 7, dtype=torch.uint8)
+    given = {"image": torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8), "instance": ids}
+    for name, m in (("erase", 0.5), ("translate_x", 0.3)):
+        policy = POLICY | {"num_ops": 1, "levels": [30, 30], "ops": [op(name, m, m)]}
+        out = augmentation.augment(given, policy, 0, torch.arange(4), {"semantic": [(7, 8)]})
+        assert set(out["instance"].unique().tolist()) == {7, IGNORE}
+        assert (out["instance"] == IGNORE).flatten(1).any(1).all()
