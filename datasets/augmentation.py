@@ -1,9 +1,10 @@
 """Applying a policy to a batch: images, and whatever goes where the image goes, each sample by its own draw.
 
 A batch is a dict. Maps (B, H, W) of ids and weights (B, K, H, W) are mirrored, warped and pasted with the
-image. Shares of classes (B, K), in float, are mixed where CutMix and MixUp mix images; other vectors pass
-through. Geometry is composed into one resampling; colour and mixing follow in order. What is drawn is a pure
-function of (seed, position), except the other image of CutMix and MixUp: the one before it in the batch.
+image; CutMix keeps ids of `instance` apart from those that it pastes. Shares of classes (B, K), in float, are
+mixed where CutMix and MixUp mix images; other vectors pass through. Geometry is composed into one resampling;
+colour and mixing follow in order. What is drawn is a pure function of (seed, position), except the other
+image of CutMix and MixUp: the one before it in the batch.
 """
 
 import torch
@@ -121,8 +122,10 @@ def augment(batch, policy, seed, positions, flip_pairs):
             inside = box(u[:, :2], strength, height, width)
             source = coarse_noise(u[:, 2:], height, width) if erase else images[rows - 1]
             images[rows] = paste(images[rows], source, inside)
-            for values in maps.values():
+            for key, values in maps.items():
                 source = torch.full_like(values[rows], blank(values)) if erase else values[rows - 1]
+                if key == "instance" and not erase:
+                    source = apart(source, values[rows])
                 values[rows] = paste(values[rows], source, inside)
             if not erase:
                 for values in shares.values():
@@ -139,6 +142,16 @@ def blend(values, rows, share):
 def blank(values):
     """What a pixel of a map (B, H, W) or of weights (B, K, H, W) holds where nothing is known."""
     return IGNORE_INDEX if values.dim() == 3 else 0
+
+
+def apart(source, target):
+    """Ids of instances (B, H, W) uint8, raised to above those of `target` in the same image: 0 and 255 stay,
+    and 255 is what goes beyond 254."""
+    known = lambda ids: ids.masked_fill(ids == IGNORE_INDEX, 0).int()
+    ids = known(source)
+    raised = ids + known(target).flatten(1).amax(1).view(-1, 1, 1)
+    raised = torch.where(raised < IGNORE_INDEX, raised, IGNORE_INDEX).to(source.dtype)
+    return torch.where(ids > 0, raised, source)
 
 
 def mirror(values, pairs):

@@ -6,20 +6,42 @@ from torch.utils.data import DataLoader
 from datasets import synthetic
 from datasets.cache import CachedFaces
 from datasets.faces import limit
+from datasets.scenes import FixedScenes, Scenes
 from utils import dist, rng
 from utils.errors import UserError
 
 SYNTHETIC = {"train": 100_000, "unlabelled": 1000, "val": 128, "test": 256}  # faces in each split
+SCENES = {"train": 100_000, "val": 128, "test": 256}  # scenes in each split
 PARTS = 6  # of `Gradual`
 APART = {"train": 0, "unlabelled": 7_000_005, "val": 7_000_001, "test": 7_000_003}  # added to the seed
 
 
-def load(faces, split, size, seed=0, count=None, device="cpu"):
-    """One split as data: `len(data)`, `data[[3, 1]]` -> batch dict, `data.groups`, `data.yaws`.
+def load(faces, split, size, seed=0, count=None, device="cpu", instances=False):
+    """One split as data: `len(data)`, `data[[3, 1]]` -> batch dict, `data.groups`, `data.yaws`; where
+    `faces.scenes` says so, `Scenes` of it, and but those to train on these are the same for every seed.
 
-    count: so many labelled images, spread over people and yaw. device: where synthetic faces are rendered.
-    Raises UserError if there is no such split.
+    count: so many labelled images, spread over people and yaw. device: where synthetic faces are rendered
+    and scenes put together. instances: batches have "instance", too; those of scenes always have. Raises
+    UserError if there is no such split, or nobody knows instances.
     """
+    if instances and not faces.things:
+        raise UserError(
+            f"{faces.name}: nothing says where one thing ends and another begins; Pascal VOC with "
+            "SegmentationObject/ and Cityscapes do, and --scenes N makes scenes of single faces"
+        )
+    if not faces.scenes:
+        return _load(faces, split, size, seed, count, device, instances)
+    if split not in SCENES:
+        raise UserError(f"scenes have the splits {', '.join(SCENES)}; not {split}")
+    source = _load(faces, split, size, seed, count, device)
+    fixed = split != "train"
+    seed = (0 if fixed else seed) + APART[split]
+    made = FixedScenes if fixed else Scenes
+    return made(source, faces.scenes, size, seed, faces.flip_pairs, SCENES[split], device)
+
+
+def _load(faces, split, size, seed, count, device, instances=False):
+    """As `load`, photos and synthetic faces as they are."""
     if faces.name == "synthetic":
         scheme = synthetic.scheme_of(faces.classes)
         if split not in SYNTHETIC:
@@ -39,7 +61,7 @@ def load(faces, split, size, seed=0, count=None, device="cpu"):
             )
         hint = "; nobody is held out" if split == "val" else ""
         raise UserError(f"{faces.name} has no split {split}; it has {have}{hint}")
-    return CachedFaces(faces, limit(samples, count, seed) if count else samples, size)
+    return CachedFaces(faces, limit(samples, count, seed) if count else samples, size, instances)
 
 
 def loader(data, order, workers, device):
@@ -68,15 +90,20 @@ class InMemory:
 
 
 def mix(real, share, classes, size, seed, device):
-    """What a loader reads: `real`, or with share > 0 `Mixed` with synthetic faces."""
+    """What a loader reads: `real`, or with share > 0 `Mixed` with synthetic faces, in scenes where `real` are
+    scenes."""
     if not share:
         return real
-    if isinstance(real, synthetic.SyntheticFaces):
+    scenes = isinstance(real, Scenes)
+    if isinstance(real.source if scenes else real, synthetic.SyntheticFaces):
         raise UserError(f"synthetic share {share}: these faces are all synthetic already")
     if not 0 < share <= 1:
         raise UserError(f"synthetic share {share}: need a share from 0 to 1")
     scheme = synthetic.scheme_of(classes)
-    return Mixed(real, synthetic.SyntheticFaces(10**9, seed, size, scheme, device))
+    made = synthetic.SyntheticFaces(10**9, seed, size, scheme, device)
+    if scenes:
+        made = Scenes(made, real.most, size, seed, real.flip_pairs, 10**9, device)
+    return Mixed(real, made)
 
 
 class Mixed:

@@ -215,8 +215,8 @@ def read(faces, sample, size, instances=False):
 def instances_of(faces, sample, label):
     """((H, W) uint8 instance ids of a sample, whether some pixel's is unknown though its class is counted).
 
-    label: (H, W) uint8, its classes. Refused: a mask of another size, and an id of which less than `AGREE` is
-    of one thing. The rest of it is 255 then, as are pixels of a class that is counted without an id (a crowd).
+    label: (H, W) uint8, its classes. Refused: a mask of another size, and an id of which less than `AGREE`
+    is of one thing. What else it covers is 255, and so are pixels of a class that is counted without an id.
     """
     ids = faces.read_instance(sample)
     if ids.shape != label.shape:

@@ -1,7 +1,7 @@
 """Scenes of several faces, made on the fly from photos of one face each: whose nose is this?
 
-Faces are cut out along their masks and put anywhere onto a background that shows none, at any size, the larger
-in front of the smaller. Who a pixel belongs to is therefore known exactly. Nothing is on disk.
+Faces are cut out along their masks and put anywhere onto a background that shows none, at any size, the
+larger in front of the smaller. So it is known exactly whose a pixel is. Nothing is on disk.
 """
 
 import hashlib
@@ -16,43 +16,47 @@ from utils import rng
 from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
-HEIGHTS = (0.15, 0.95)  # of the box around a face, shares of the frame; each octave is as likely as another
-OUTSIDE = 0.15  # the share of its box, at most, by which a face reaches out of the frame at a side
+HEIGHTS = (0.15, 0.95)  # of the box around a face, in shares of the frame; every octave is equally likely
+OUTSIDE = 0.15  # the share of its box, at most, by which a face reaches out of the frame at each side
 TURN = 15  # degrees, at most, to either side
 STRETCH = 0.1  # octaves of the width alone, at most
-COLOUR = (0.25, 0.2, 0.4)  # brightness, contrast, saturation: shares of themselves, at most
-SEEN = 0.25  # a face of which less is in view is nobody's: 255 in both maps
-FACE = 0.01  # the share of a photo that a face must cover to be used
-KINDS = (0.15, 0.35, 0.55)  # flat below the first, then gradient, noise, and from the last on blurred photos
-COARSE = 4  # pixels: blurred backgrounds are made of the photo shrunk by so much
-STREAM = 3000  # of the random numbers: this one and the next
+LIGHT = (0.25, 0.2, 0.4)  # brightness, contrast, saturation: by what share of themselves they change, at most
+SEEN = 0.25  # of a face: what is left of one that shows less is 255 in both maps, as nobody would find it
+SEAM = 1 / 32  # of a photo's side: how far from a seam between two classes these may be
+FACE = 0.01  # of a photo: one whose face covers less is in no scene
+KINDS = (0.15, 0.35, 0.55)  # backgrounds are flat up to the first share, then gradient, noise, blurred photo
+PHOTO = len(KINDS)
+COARSE = 4  # pixels, by which photos are shrunk that become backgrounds
+STREAM = 3000  # of random numbers: this one and the two that follow
 GREY = (0.2989, 0.587, 0.114)
 
 
 class Scenes:
-    """`count` scenes of one to `most` faces of `source`, a data set of single faces: `CachedFaces` of one split,
-    whose people thereby stay on its side, or `SyntheticFaces`.
+    """`count` scenes of one to `most` faces of `source`, a data set of single faces: `CachedFaces` of one
+    split, whose people thereby stay on its side, or `SyntheticFaces`.
 
     `data[[3, 1]]` -> "image" (2, 3, size, size), "semantic" and "instance" (2, size, size), all uint8, and
-    "index" (2,). Instances are 1 to n, the larger in front. A scene depends on (seed, index) alone, on the CPU
-    bit for bit. flip_pairs: [(left, right)], class ids that a mirror image swaps. notes: for the user.
+    "index" (2,). Ids of instances are 1 to n. A scene depends on (seed, index) alone, on the CPU bit for
+    bit. flip_pairs: [(left, right)], class ids that a mirror image swaps. digest, notes: as `CachedFaces`.
     """
 
-    aspects = (1.0, 1.0, 1.0)  # width / height of the scenes: the smallest, median and largest
+    aspects = (1.0, 1.0, 1.0)  # width / height of scenes: the smallest, median and largest
 
     def __init__(self, source, most, size, seed=0, flip_pairs=(), count=100_000, device="cpu"):
         self.source, self.most, self.size, self.seed = source, most, size, seed
         self.flip_pairs, self.count, self.device = flip_pairs, count, device
-        self.notes, self.digest, self.rows = list(getattr(source, "notes", [])), None, None
+        self.rows, self.digest, self.notes = None, None, list(getattr(source, "notes", []))
         if hasattr(source, "counts"):
             shares = source.counts[:, 1:-1].sum(1) / source.counts.sum(1).clip(1)
             self.rows = np.flatnonzero(shares >= FACE)
+            self.digest = hashlib.sha256(f"{source.digest} scenes of {most}".encode()).hexdigest()
             bare = [source.ids[i] for i in np.flatnonzero(shares < FACE)]
-            if len(bare) == len(source):
-                raise UserError(f"scenes: no face on any of {counted(len(source), 'photo')} is labelled")
+            if not self.rows.size:
+                raise UserError(f"scenes: none of {counted(len(bare), 'photo')} shows a labelled face")
             if bare:
-                self.notes.append(f"{len(bare)} photos show no labelled face ({some(bare, 3)}): in no scene")
-            self.digest = hashlib.sha256(f"{source.digest} scenes {most}".encode()).hexdigest()
+                shown = f"{counted(len(bare), 'photo')} without a labelled face ({some(bare, 3)})"
+                self.notes.append(f"{shown}: in no scene")
+        self.total = len(source) if self.rows is None else len(self.rows)
 
     def __len__(self):
         return self.count
@@ -60,153 +64,176 @@ class Scenes:
     def __getitem__(self, index):
         index = torch.as_tensor(index, dtype=torch.int64, device=self.device)
         b, n = len(index), self.most
-        u = rng.uniform(self.seed, index, 16 + 12 * n, STREAM)
-        u, v = u[:, :16], u[:, 16:].view(b, n, 12)
-        people = 1 + (u[:, 0] * n).long()
-        present = torch.arange(n, device=self.device) < people[:, None]
-        kind = torch.bucketize(u[:, 1].contiguous(), torch.tensor(KINDS, device=self.device), right=True)
-
-        # each from another part of the photos, so that hardly ever two are the same
-        part = (torch.arange(n, device=self.device) + v[..., 0].double()) / people[:, None]
-        photos = torch.cat([(u[:, 2:3].double() + part)[present] % 1, u[kind == len(KINDS), 3].double()])
-        photos = self._photos(photos)
-        num_faces = int(present.sum())
-        faces, behind = ({k: t[half] for k, t in photos.items()} for half in (slice(num_faces), slice(num_faces, None)))
-
+        # of a scene: 0 how many, 1 background, 2 first photo, 3 photo behind, 4 to 14 what the background is
+        # of a face: 0 photo, 1 height, 2 mirrored, 3 stretch, 4 and 5 place, 6 turn, 7 to 9 light
+        u, of_faces = rng.uniform(self.seed, index, 15 + 10 * n, STREAM).split([15, 10 * n], 1)
+        of_faces = of_faces.view(b, n, 10)
+        people = 1 + (u[:, :1] * n).long()
+        slots = torch.arange(n, device=self.device)
+        present = slots < people
         low, high = HEIGHTS
-        height = (low * (high / low) ** v[..., 1]).masked_fill(~present, torch.inf).sort(1).values
-        scene = present.nonzero()[:, 0]
-        layers = cut_out(faces, height[present], v[present], self.flip_pairs, self.size)
+        height = (low * (high / low) ** of_faces[..., 1]).masked_fill(~present, torch.inf).sort(1).values
+        # each photo is from another part of the source, so that no two are the same where there are enough
+        first, end = self.total * slots // people, self.total * (slots + 1) // people
+        photo = first + (of_faces[..., 0].double() * (end - first)).long()
+        photo = (photo + self._any(u[:, 2:3])) % self.total
 
-        image = backdrop(self.seed, index, u, kind, behind, self.size)
-        label = torch.zeros(b, self.size, self.size, dtype=torch.uint8, device=self.device)
-        owner = torch.zeros_like(label)
+        image, label = self._backgrounds(index, u)
+        owner = torch.zeros_like(label)  # slots from 1
+        full = torch.zeros(b, n, device=self.device)  # pixels that each face would cover alone
         for k in range(n):  # from far to near
-            here = present[:, k]
-            rows = (present.cumsum(1)[:, k] + (people.cumsum(0) - people) - 1)[here]
-            shown = layers["label"][rows]
-            image[here] = image[here] * (1 - layers["alpha"][rows]) + layers["image"][rows]
-            label[here] = torch.where(shown > 0, shown, label[here])
-            owner[here] = torch.where(shown > 0, k + 1, owner[here])
+            rows = present[:, k].nonzero()[:, 0]
+            if not rows.numel():
+                break
+            photos = self._photos(photo[rows, k])
+            face = cut_out(photos, height[rows, k], of_faces[rows, k], self.flip_pairs, self.size)
+            image[rows] = (image[rows] * (1 - face["alpha"])).add_(face["image"])
+            label[rows] = torch.where(face["label"] > 0, face["label"], label[rows])
+            owner[rows] = owner[rows].masked_fill_(face["label"] > 0, k + 1)
+            full[rows, k] = face["area"]
 
-        places = torch.arange(b, device=self.device).view(-1, 1, 1) * 256 + owner
-        pixels = torch.bincount(places.flatten(), minlength=256 * b).view(b, 256)
-        full = torch.zeros(b, n, device=self.device)
-        full[present] = layers["area"]
-        seen = present & (pixels[:, 1 : n + 1] >= (SEEN * full).clamp_min(1))
-        ids = torch.full((b, 256), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
-        ids[:, 0] = 0
-        ids[:, 1 : n + 1][seen] = seen.cumsum(1)[seen].to(torch.uint8)
+        pairs = 256 * torch.arange(b, device=self.device).view(-1, 1, 1) + owner
+        pixels = torch.bincount(pairs.flatten(), minlength=256 * b).view(b, 256)[:, 1 : n + 1]
+        found = present & (pixels >= (SEEN * full).clamp_min(1))
+        ids = torch.zeros(b, n + 1, dtype=torch.uint8, device=self.device)  # of no face and of each slot
+        ids[:, 1:] = torch.where(found, found.cumsum(1), IGNORE_INDEX)
         instance = ids.gather(1, owner.flatten(1).long()).view_as(owner)
         return {
-            "image": (image.clamp(0, 1) * 255).round().to(torch.uint8),
-            "semantic": label.masked_fill(instance == IGNORE_INDEX, IGNORE_INDEX),
+            "image": (image.clamp_(0, 1) * 255).round_().to(torch.uint8),
+            "semantic": label.masked_fill_(instance == IGNORE_INDEX, IGNORE_INDEX),
             "instance": instance,
             "index": index,
         }
 
-    def _photos(self, places):
-        """What single faces at `places` (N,) in [0, 1) of the source are: `image` (N, 3, S, S) in [0, 1],
-        `label` (N, S, S) uint8, `aspect` (N,), width / height of the photo, which is stretched to the square."""
-        rows = len(self.source) if self.rows is None else len(self.rows)
-        rows = (places * rows).long().clamp_max(rows - 1).tolist()
-        if self.rows is not None:
-            rows = self.rows[rows].tolist()
+    def _backgrounds(self, index, u):
+        """(B, 3, size, size) in [0, 1], and class 0 (B, size, size) uint8."""
+        kind = torch.bucketize(u[:, 1].contiguous(), torch.tensor(KINDS, device=self.device), right=True)
+        image = backdrop(self.seed, index, u[:, 4:], kind, self.size)
+        rows = (kind == PHOTO).nonzero()[:, 0]
+        if rows.numel():
+            photos = self._photos(self._any(u[rows, 3]))
+            image[rows] = zoomed(without_face(photos), photos["aspect"], u[rows, 4:8], self.size)
+        return image, torch.zeros(len(u), self.size, self.size, dtype=torch.uint8, device=self.device)
+
+    def _any(self, u):
+        """Uniform numbers in [0, 1) as photos, 0 to total - 1."""
+        return (u.double() * self.total).long()
+
+    def _photos(self, photo):
+        """Single faces, (N,) from 0 to total - 1: `image` (N, 3, S, S) and `label` (N, S, S), uint8; `aspect`
+        (N,), width / height of each photo, which is stretched to the square."""
+        rows = photo.tolist() if self.rows is None else self.rows[photo.cpu().numpy()].tolist()
         batch = self.source[rows]
         aspect = batch.get("aspect")
         if aspect is None:
             width, height = torch.as_tensor(self.source.sizes[rows]).float().unbind(1)
             aspect = width / height
         found = {"image": batch["image"], "label": batch["semantic"], "aspect": aspect}
-        found = {key: value.to(self.device) for key, value in found.items()}
-        return found | {"image": found["image"].float() / 255}
+        return {key: value.to(self.device) for key, value in found.items()}
 
 
 class FixedScenes(Scenes):
-    """Scenes that are made once and kept in memory. shares: (count,), of the frame, which the largest face of
-    each covers. All are of one group, since each mixes people: no interval can be bootstrapped over people."""
+    """Scenes made once and kept in memory. shares: (count,), of the frame, how much of it the largest face of
+    each covers. Every scene mixes people, so all are one group: no interval can be had over people."""
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
+    def __init__(self, *args):
+        super().__init__(*args)
         rows = list(range(self.count))
         pieces = [super(FixedScenes, self).__getitem__(rows[i : i + 16]) for i in rows[::16]]
         self.batch = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         self.ids, self.groups = [f"scene {i}" for i in rows], ["scenes"] * self.count
         self.yaws = [None] * self.count
-        found = [np.bincount(ids.flatten(), minlength=256)[1:IGNORE_INDEX] for ids in self.batch["instance"].cpu()]
-        self.shares = np.stack(found).max(1) / self.size**2
+        maps = self.batch["instance"].cpu().numpy()
+        pixels = [np.bincount(ids.ravel(), minlength=256)[1:IGNORE_INDEX].max() for ids in maps]
+        self.shares = np.array(pixels) / self.size**2
 
     def __getitem__(self, index):
         return {key: value[index] for key, value in self.batch.items()}
 
 
+# ---- faces
+
+
 def silhouette(label):
-    """(N, S, S) bool of labels (N, S, S) uint8: the pixels of a face, which are those of a known class but 0,
-    and of 255 those that have such pixels to the left, to the right, above and below: seams between classes, and
-    not the fringe around the face, which shows the background, too."""
+    """(N, S, S) bool of labels (N, S, S) uint8: where the face is. Those are the pixels of a known class but
+    0, and of 255 those between such pixels, on opposite sides: in rows and in columns, or in one of them and
+    within `SEAM`. So seams between classes are the face's, but not the fringe around it, which shows the
+    background, too."""
     known = (label > 0) & (label < IGNORE_INDEX)
-    inside = label == IGNORE_INDEX
+    line = torch.arange(label.shape[-1], device=label.device)
+    reach = max(2, round(SEAM * len(line)))
+    enclosed, seam = torch.ones_like(known), torch.zeros_like(known)
     for axis in (1, 2):
-        before = known.cumsum(axis, dtype=torch.int32)
-        inside &= (before > 0) & (before < before.narrow(axis, -1, 1))
-    return known | inside
+        count = known.cumsum(axis, dtype=torch.int16)
+        enclosed &= (count > 0) & (count < count.narrow(axis, -1, 1))
+        lower = count.index_select(axis, (line - reach - 1).clamp_min(0))
+        upper = count.index_select(axis, (line + reach).clamp_max(len(line) - 1))
+        seam |= (lower < count) & (count < upper)
+    return known | (label == IGNORE_INDEX) & (enclosed | seam)
 
 
 def box(mask):
     """(N, 4) of (N, S, S) bool: left, top, right, bottom in shares of the sides."""
     found = []
     for axis in (1, 2):  # over rows, then over columns
-        line = mask.any(axis).to(torch.uint8)
-        found.append((line.argmax(1) / line.shape[1], 1 - line.flip(1).argmax(1) / line.shape[1]))
-    (left, right), (top, bottom) = found
-    return torch.stack([left, top, right, bottom], 1)
+        line = mask.view(torch.uint8).amax(axis)
+        found += [line.argmax(1) / line.shape[1], 1 - line.flip(1).argmax(1) / line.shape[1]]
+    return torch.stack([found[i] for i in (0, 2, 1, 3)], 1)
 
 
-def cut_out(faces, height, u, flip_pairs, size):
-    """Single faces alone, each where it is in its scene.
+def cut_out(photos, height, u, flip_pairs, size):
+    """Faces alone, each where it is in its scene.
 
-    faces: `image`, `label` and `aspect` of N photos, see `Scenes._photos`. height: (N,) of their boxes, shares
-    of the frame. u: (N, 12) uniform numbers. Returns `image` (N, 3, size, size), multiplied by `alpha`
-    (N, 1, size, size), how much of a pixel the face covers; `label` (N, size, size) uint8, 0 where it is not;
-    `area` (N,), the pixels of the frame that it would cover alone, those outside of the frame counted.
+    photos: N, see `Scenes._photos`. height: (N,) of the faces' boxes, shares of the frame. u: (N, 10) uniform
+    numbers. Returns `image` (N, 3, size, size) in [0, 1], times `alpha` (N, 1, size, size), how much of a
+    pixel the face covers; `label` (N, size, size) uint8, 0 where it is not; `area` (N,), the pixels that it
+    would cover, were the frame large enough.
     """
-    mask = silhouette(faces["label"])
+    mask = silhouette(photos["label"])
     left, top, right, bottom = box(mask).unbind(1)
-    mirrored = u[:, 2] < 0.5
-    scale = height / (bottom - top)  # of the photo's height, in shares of the frame
-    wide = scale * faces["aspect"] * torch.exp2(STRETCH * (2 * u[:, 3] - 1))
-    sizes = torch.stack([(right - left) * wide, height], 1)
-    margin = ((0.5 - OUTSIDE) * sizes).clamp_max(0.5)
-    x, y = (margin + u[:, 4:6] * (1 - 2 * margin)).unbind(1)  # of the middle of the box
+    scale = height / (bottom - top)  # height of the photo, in shares of the frame
+    wide = scale * photos["aspect"] * torch.exp2(STRETCH * (2 * u[:, 3] - 1))  # and its width
+    margin = (0.5 - OUTSIDE) * torch.stack([(right - left) * wide, height], 1)
+    margin = margin.clamp_max(0.5)
+    x, y = (margin + u[:, 4:6] * (1 - 2 * margin)).unbind(1)  # the middle of the box, in the frame
+
     angle = torch.deg2rad(TURN * (2 * u[:, 6] - 1))
     c, s = angle.cos(), angle.sin()
+    mirrored = u[:, 2] < 0.5
     across = torch.where(mirrored, -1.0, 1.0) / wide
-    theta = [across * c, across * s, (left + right) / 2 - across * (c * x + s * y)]
-    theta += [-s / scale, c / scale, (top + bottom) / 2 - (c * y - s * x) / scale]
-    a, b, shift, d, e, drop = (value.view(-1, 1, 1) for value in theta)
+    to_photo = [  # from columns and rows of the frame, in shares of its side, to those of the photo
+        (across * c, across * s, (left + right) / 2 - across * (c * x + s * y)),
+        (-s / scale, c / scale, (top + bottom) / 2 - (c * y - s * x) / scale),
+    ]
     line = (torch.arange(size, device=u.device) + 0.5) / size
     columns, rows = line.view(1, 1, -1), line.view(1, -1, 1)
-    grid = torch.stack([a * columns + (b * rows + shift), d * columns + (e * rows + drop)], 3) * 2 - 1
+    grid = []
+    for of_column, of_row, shift in to_photo:  # no matrix product, whose sums depend on the batch
+        of_column, of_row, shift = (2 * value.view(-1, 1, 1) for value in (of_column, of_row, shift))
+        grid.append(of_column * columns + (of_row * rows + (shift - 1)))
+    grid = torch.stack(grid, 3)
 
     table = torch.arange(256, dtype=torch.uint8, device=u.device)
     for one, other in flip_pairs:
         table[one], table[other] = other, one
-    label = faces["label"]
-    label = torch.where(mirrored.view(-1, 1, 1), table[label.long()], label).masked_fill(~mask, 0)
+    label = photos["label"]
+    label = torch.where(mirrored.view(-1, 1, 1), table[label.long()], label).masked_fill_(~mask, 0)
     nearest = F.grid_sample(label[:, None].float(), grid, "nearest", "zeros", align_corners=False)
-    pixels = torch.cat([faces["image"], torch.ones_like(faces["image"][:, :1])], 1) * mask[:, None]
-    pixels = _resample(pixels, grid, label.shape[-1] / size * (scale * wide).rsqrt())
+    pixels = torch.cat([photos["image"] * mask[:, None], 255 * mask[:, None].to(torch.uint8)], 1)
+    side = label.shape[-1] / size
+    pixels = _resample(pixels.float(), grid, side * (scale * wide).rsqrt())
+    alpha = pixels[:, 3:] / 255
     return {
-        "image": _recolour(pixels[:, :3], pixels[:, 3:], u[:, 7:10]),
-        "alpha": pixels[:, 3:],
+        "image": _relight(pixels[:, :3], alpha, u[:, 7:10]),
+        "alpha": alpha,
         "label": nearest[:, 0].to(torch.uint8),
-        "area": mask.flatten(1).sum(1) * scale * wide * (size / label.shape[-1]) ** 2,
+        "area": mask.flatten(1).sum(1) * scale * wide / side**2,
     }
 
 
 def _resample(pixels, grid, shrunk):
-    """`grid_sample` of pixels (N, C, S, S), bilinear, of averages over 2, 4 or 8 pixels where these become about
-    one: without them shrunk faces would alias. shrunk: (N,), by how much each is."""
+    """`grid_sample`, bilinear, of pixels (N, C, S, S), or of their averages over 2, 4 or 8 where so many
+    become about one, since faces would alias without. shrunk: (N,), how many become one."""
     level = shrunk.log2().round().clamp(0, 3).long()
     found = torch.empty(*pixels.shape[:2], *grid.shape[1:3], device=pixels.device)
     for i in level.unique().tolist():
@@ -216,56 +243,56 @@ def _resample(pixels, grid, shrunk):
     return found
 
 
-def _recolour(images, alpha, u):
-    """Images (N, 3, H, W), multiplied by alpha (N, 1, H, W), in another light. u: (N, 3) uniform numbers."""
-    amount = 1 + torch.tensor(COLOUR, device=u.device) * (2 * u - 1)
+def _relight(images, alpha, u):
+    """Images (N, 3, H, W) in [0, 255], times alpha (N, 1, H, W), in another light, and in [0, 1]. u: (N, 3)
+    uniform numbers."""
+    amount = 1 + torch.tensor(LIGHT, device=u.device) * (2 * u - 1)
     brightness, contrast, saturation = amount[..., None, None, None].unbind(1)
-    grey = sum(weight * images[:, i : i + 1] for i, weight in enumerate(GREY))
-    images = (grey + saturation * (images - grey)) * brightness
-    images = 0.5 * alpha + contrast * (images - 0.5 * alpha)
-    return images.clamp_min(0).minimum(alpha)
+    gain = contrast * brightness / 255
+    added = 0.5 * (1 - contrast) * alpha
+    for i, weight in enumerate(GREY):
+        added += gain * (1 - saturation) * weight * images[:, i : i + 1]
+    return (gain * saturation * images).add_(added).clamp_min_(0).minimum(alpha)
 
 
-def backdrop(seed, index, u, kind, photos, size):
-    """Backgrounds (B, 3, size, size) in [0, 1] that show no face. u: (B, 16) uniform numbers; kind: (B,), see
-    `KINDS`; photos: those of the last kind."""
-    one, other = u[:, 4:7, None, None], u[:, 7:10, None, None]
-    x = ((torch.arange(size, device=u.device) + 0.5) / size).view(1, 1, 1, -1)
-    y = x.transpose(2, 3)
-    angle = (2 * torch.pi * u[:, 10]).view(-1, 1, 1, 1)
-    along = 0.5 + 0.7 * (angle.cos() * (x - 0.5) + angle.sin() * (y - 0.5))
+# ---- backgrounds
+
+
+def backdrop(seed, index, u, kind, size):
+    """(B, 3, size, size) in [0, 1]: flat, gradients or noise. u: (B, 11) uniform numbers; kind: (B,), see
+    `KINDS`."""
+    one, other = u[:, :3, None, None], u[:, 3:6, None, None]
+    angle, grain = 2 * torch.pi * u[:, 6].view(-1, 1, 1, 1), 0.5 * u[:, 7].view(-1, 1, 1, 1)
+    x = ((torch.arange(size, device=u.device) + 0.5) / size - 0.5).view(1, 1, 1, -1)
+    along = 0.5 + 0.7 * (angle.cos() * x + angle.sin() * x.transpose(2, 3))
     image = one + (other - one) * torch.where((kind == 1).view(-1, 1, 1, 1), along, 0.0)
-    if (rows := kind == 2).any():
-        drawn = index[rows]
-        fine = rng.uniform(seed, drawn, size * size, STREAM + 1).view(-1, 1, size, size) - 0.5
-        cloud = clouds(seed, drawn, size, STREAM + 2, channels=3)
-        image[rows] = one[rows] + (0.3 * cloud + fine * u[rows, 11].view(-1, 1, 1, 1)) * other[rows]
-    if (rows := kind == len(KINDS)).any():
-        image[rows] = _zoomed(without_face(photos), photos["aspect"], u[rows, 11:15], size)
+    rows = (kind == 2).nonzero()[:, 0]
+    if rows.numel():
+        fine = rng.uniform(seed, index[rows], size * size, STREAM + 1).view(-1, 1, size, size) - 0.5
+        cloud = clouds(seed, index[rows], size, STREAM + 2, channels=3)
+        image[rows] = one[rows] + (0.3 * cloud + grain[rows] * fine) * other[rows]
     return image.clamp(0, 1)
 
 
 def without_face(photos):
-    """Photos (N, 3, S, S) blurred and shrunk by `COARSE`, the face filled in from the background around it by
-    normalised convolution (Knutsson and Westin, CVPR 1993)."""
-    around = 2 * (photos["image"].shape[-1] // 64) + 1  # pixels beside the face that may show it
-    known = 1 - F.max_pool2d((photos["label"] > 0).float()[:, None], around, 1, around // 2)
-    pixels = torch.cat([photos["image"] * known, known], 1)
-    side = max(1, pixels.shape[-1] // COARSE)
-    pixels = F.adaptive_avg_pool2d(pixels, side)
-    wide = pixels
+    """Photos (N, 3, S, S) uint8, see `Scenes._photos`, in [0, 1], shrunk by `COARSE` and blurred. Where the
+    face is, the background around it is spread by normalised convolution (Knutsson and Westin, CVPR 1993)."""
+    side = max(1, photos["image"].shape[-1] // COARSE)
+    images = F.adaptive_avg_pool2d(photos["image"].float() / 255, side)
+    face = F.adaptive_max_pool2d((photos["label"] > 0).float()[:, None], side)
+    known = 1 - F.max_pool2d(face, 3, 1, 1)  # what is beside the face may show it, too
+    pixels = wide = torch.cat([images * known, known], 1)
     width = 2 * (side // 8) + 1
     for _ in range(3):  # nearly a Gaussian
         wide = F.avg_pool2d(wide, width, 1, width // 2)
-    average = F.adaptive_avg_pool2d(pixels, 1)
-    wide = wide + 1e-3 * average + 1e-6 * 0.5  # where no background is near
-    filled = pixels[:, :3] + (1 - pixels[:, 3:]) * wide[:, :3] / wide[:, 3:]
+    wide = wide + 1e-3 * F.adaptive_avg_pool2d(pixels, 1)  # where no background is near
+    filled = pixels[:, :3] + (1 - known) * (wide[:, :3] + 5e-7) / (wide[:, 3:] + 1e-6)
     return F.avg_pool2d(filled, 3, 1, 1, count_include_pad=False)
 
 
-def _zoomed(images, aspect, u, size):
-    """A part (N, 3, size, size) of images stretched to squares, undistorted, mirrored or not. aspect: (N,), their
-    width / height before; u: (N, 4) uniform numbers."""
+def zoomed(images, aspect, u, size):
+    """A part (N, 3, size, size) of images (N, 3, S, S) that were stretched to squares, as they were before,
+    mirrored or not. aspect: (N,), their width / height; u: (N, 4) uniform numbers."""
     share = 1 - 0.4 * u[:, 0]
     wide, high = share / aspect.clamp_min(1), share * aspect.clamp_max(1)
     left, top = u[:, 1] * (1 - wide), u[:, 2] * (1 - high)

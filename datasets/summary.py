@@ -15,7 +15,8 @@ SYNTHETIC = 64  # synthetic faces that are counted, of the many that there are
 
 
 def inspect(splits, classes, key="semantic"):
-    """{split: facts}, plain data, of {split: data}; splits without data, None, are left out.
+    """{split: facts}, plain data, of {split: data}; splits without data, None, are left out. Scenes: of the
+    photos that they are made of, but for `aspects`, `digest` and `notes`.
 
     facts: `photos`, `people`, how many photos were `counted`; `pixels` and `photos_with` {class: count};
     `pixels_ignored`, which nobody labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and
@@ -23,7 +24,8 @@ def inspect(splits, classes, key="semantic"):
     `domains` {name: images} of images with classes, where "pixels" are images; `notes` for the user.
     """
     found = {split: _facts(data, classes, key) for split, data in splits.items() if data is not None}
-    read = [data for split in ("train", "val") if hasattr(data := splits.get(split), "paths")]
+    sources = {split: getattr(data, "source", data) for split, data in splits.items()}
+    read = [data for split in ("train", "val") if hasattr(data := sources.get(split), "paths")]
     read = [
         data for data in read if not hasattr(data, "targets")
     ]  # of images with classes `open_images` says it
@@ -41,7 +43,8 @@ def _copies(train, val):
     return [f"{one} = {other}" for one, other in pairs if other]
 
 
-def _facts(data, classes, key):
+def _facts(made, classes, key):
+    data = getattr(made, "source", made)
     if hasattr(data, "counts"):
         counts = np.asarray(data.counts)  # (N, K + 1), the last one of 255
         sizes = np.asarray(data.sizes)  # (N, 2)
@@ -50,7 +53,7 @@ def _facts(data, classes, key):
         counts = np.stack([np.bincount(mask.ravel(), minlength=256) for mask in labels])
         counts = np.concatenate([counts[:, : len(classes)], counts[:, IGNORE_INDEX:]], 1)
         sizes = np.array([labels.shape[2:0:-1]] * len(labels))
-    aspects = sizes[:, 0] / sizes[:, 1]
+    aspects = getattr(made, "aspects", sizes[:, 0] / sizes[:, 1])
     names = [f"{width}x{height}" for width, height in sizes.tolist()]
     return {
         "photos": len(data),
@@ -63,9 +66,9 @@ def _facts(data, classes, key):
         "aspects": [round(float(f(aspects)), 4) for f in (np.min, np.median, np.max)],
         "ids": list(getattr(data, "ids", [])),
         "digests": list(getattr(data, "digests", [])),
-        "digest": getattr(data, "digest", None),
+        "digest": getattr(made, "digest", None),
         "domains": dict(getattr(data, "domains", {})),
-        "notes": list(getattr(data, "notes", [])),
+        "notes": list(getattr(made, "notes", [])),
     }
 
 
