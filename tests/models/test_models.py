@@ -138,7 +138,9 @@ def test_a_backbone_gets_whole_strides(name):
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(UserError, match="unet, unet_gn, .*lraspp.*unet_BACKBONE or fpn_BACKBONE"):
+    with pytest.raises(
+        UserError, match="unet, unet_gn, .*lraspp.*unet_BACKBONE, fpn_BACKBONE or panoptic_BACKBONE"
+    ):
         build_model("segformer", 5)
     for typed, meant in (
         ("fpn_convnext_tny", "fpn_convnext_tiny"),
