@@ -92,6 +92,8 @@ def open_faces(args, trained, classes):
         split, ids = "val", splits.ids_file(None, args.data, trained)
         faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids, scenes)
         faces.notes.append(INSTEAD)
+    if scenes and split == "train":
+        raise UserError("--split train: scenes to train on have no end; score val, test, or --scenes 0")
     return faces, split, {"ids": ids, **label_info(faces)}
 
 

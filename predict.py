@@ -237,9 +237,9 @@ def main(args):
         if os.path.exists(args.onnx) and not args.overwrite:
             raise UserError(f"--onnx {args.onnx}: is there already; --overwrite replaces it")
         files.check_file(args.onnx)
-        write_onnx(args.onnx, restore(state, "cpu", args.init), size, classes)
+        outputs = write_onnx(args.onnx, restore(state, "cpu", args.init), size, classes)
         shape = f"float32 (N, 3, {size}, {size}) in 0 to 1"
-        print(f"wrote:   {args.onnx} (opset {OPSET}; input images, {shape}; output logits)")
+        print(f"wrote:   {args.onnx} (opset {OPSET}; input images, {shape}; output {', '.join(outputs)})")
         return
 
     # ---- data ----

@@ -104,8 +104,8 @@ def side_pairs(classes):
 def pair(photos, labels, folder):
     """[(stem, photo, label)] of two {stem: path}. All labels may share one of `MASK_SUFFIXES`. Neither may
     have what the other lacks: a label misplaced or misspelt must not turn into less data without a word.
-    Overlays, which predict.py writes beside its masks, are no labels."""
-    labels = {s: p for s, p in labels.items() if s in photos or not s.endswith("_overlay")}
+    Overlays and ids of faces, which predict.py writes beside its masks, are no labels."""
+    labels = {s: p for s, p in labels.items() if s in photos or not s.endswith(("_overlay", "_faces"))}
     folded = {_folded(stem) for stem in labels}
     suffix = max(MASK_SUFFIXES, key=lambda end: sum(_folded(stem) + end in folded for stem in photos))
     if suffix:

@@ -159,6 +159,7 @@ def _side_by_side(folder):
     if not masks:
         return {}
     overlays = {stem + "_overlay" for stem in stems}
+    overlays |= {stem + "_faces" for stem in stems if stem + "_overlay" in stems}  # as predict.py names them
     found = pictures(folder)
     photos = {stem: path for stem, path in found.items() if stem not in masks | overlays}
     return {"train": pair(photos, {stem: found[stem] for stem in found if stem in masks}, folder)}

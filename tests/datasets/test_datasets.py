@@ -487,11 +487,11 @@ def test_folder_layouts(tmp_path, layout):
 
 
 def test_masks_that_predict_wrote_into_the_folder_of_photos(tmp_path):
-    for end in (".jpg", "_mask.png", "_overlay.png"):
+    for end in (".jpg", "_mask.png", "_overlay.png", "_faces.png"):
         save(tmp_path / f"a{end}", np.ones((2, 2)))
     (tmp_path / "classes.json").write_text(json.dumps(INFO))
     faces = open_faces(tmp_path)
-    assert ids_of(faces) == ["train/a"] and faces.notes == ["not read: a_overlay.png"]
+    assert ids_of(faces) == ["train/a"] and faces.notes == ["not read: a_faces.png, a_overlay.png"]
 
 
 def test_background_that_is_not_the_first_class(tmp_path):
@@ -570,7 +570,7 @@ def test_folder_without_masks(tmp_path):
     for name in ("a", "b"):
         photo(tmp_path / f"images/{name}.jpg")
     assert "images: 2 photos, and no masks" in refusal(open_faces, tmp_path)
-    for name in ("a", "c_mask", "c_mask_overlay"):
+    for name in ("a", "c_mask", "c_mask_overlay", "c_mask_faces"):
         save(tmp_path / f"masks/{name}.png", [[0, 1]])
     line = refusal(open_faces, tmp_path)
     assert "1 photos without a label: b; 1 labels without a photo: c_mask; add, move or rename" in line

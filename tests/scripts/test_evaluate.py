@@ -1,6 +1,7 @@
 """evaluate.py: which split is scored, how several networks vote, and where the figures go."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from PIL import Image
 import evaluate
 import predict
 import train_finetune
-from datasets import labelled, splits
+from datasets import batches, labelled, splits
 from datasets.batches import load
 from models import restore
 from models.classifier import build_classifier
 from utils import checkpoint, class_metrics, metrics
+from utils.instances import targets
 
 
 def run(*flags):
@@ -260,6 +262,7 @@ def test_what_cannot_vote_is_refused(complaint, parsers, classifiers, colours, f
         ([parsers[0], "--vote", "soft"], "--vote soft: has no effect with one checkpoint"),
         ([parsers[0], "--save-errors", tmp_path / "out"], "has no effect on face parsers"),
         ([classifiers[0], "--part-order", "farl"], "has no effect on images"),
+        ([classifiers[0], "--scenes", 2], "--scenes 2: has no effect on images"),
         ([classifiers[0], "--split", "tset"], "tset"),
     ):
         said = complaint(evaluate, "--init", *flags)
@@ -271,6 +274,111 @@ def test_what_cannot_vote_is_refused(complaint, parsers, classifiers, colours, f
         assert said.count("\n") == 1
         assert "holds a classifier of images, and a face parser is needed" in said
     assert not (tmp_path / "out").exists()
+
+
+# ---- several faces
+
+
+class Knowing(torch.nn.Module):
+    """What is on each of the scenes of a data set; offsets are off by `shift` pixels."""
+
+    def __init__(self, data, num_classes, shift=0.0):
+        super().__init__()
+        self.data, self.num_classes, self.shift = data, num_classes, shift
+
+    def forward(self, images):
+        images = (images * 255).round().byte()
+        rows = [int((self.data.batch["image"] == image).flatten(1).all(1).nonzero()) for image in images]
+        batch = self.data[rows]
+        parts = batch["semantic"].where(batch["semantic"] < 255, 0).long()
+        aims = targets(batch["instance"])
+        return {
+            "semantic": 9 * torch.nn.functional.one_hot(parts, self.num_classes).movedim(-1, 1).float(),
+            "center": aims["center"],
+            "offset": aims["offset"] + self.shift,
+        }
+
+
+@pytest.fixture
+def eight(monkeypatch):
+    """... scenes are enough."""
+    monkeypatch.setitem(batches.SCENES, "val", 8)
+
+
+@pytest.fixture(scope="module")
+def crowded(finetuned, tmp_path_factory):
+    """crowded(model): a checkpoint of a network for scenes of three, whose weights nobody reads."""
+    home = tmp_path_factory.mktemp("crowded")
+    state = checkpoint.load(finetuned / "best.pt")
+    classes = state["data"]["classes"]
+    data = state["data"] | {
+        "target": "panoptic",
+        "things": {"face": list(range(1, len(classes)))},
+        "scenes": 3,
+    }
+
+    def crowded(model):
+        path = home / f"{model}.pt"
+        checkpoint.save(path, **state | {"data": data, "args": state["args"] | {"model": model, "scenes": 3}})
+        return path
+
+    return crowded
+
+
+def test_faces_of_scenes_are_counted(crowded, eight, folder, tmp_path, monkeypatch, capsys):
+    """By a network that knows them all, in figures and in words; and by two whose offsets are right in the
+    mean alone. A network without the heads has no such figures."""
+    data = load(splits.open_data(folder, scenes=3), "val", 32)
+    truths = [len(set(ids.unique().tolist()) - {0, 255}) for ids in data.batch["instance"]]
+    know = {path: Knowing(data, 11, shift) for path, shift in {"a": 0.0, "b": 9.0, "c": -9.0}.items()}
+    turns = []
+    monkeypatch.setattr(evaluate, "restore", lambda *_: know[turns.pop(0)])
+    path = crowded("panoptic_unet")
+    turns += "a"
+    found = figures(tmp_path, "--init", path)
+    assert found["n_images"] == found["panoptic"]["n_images"] == len(data) == 8 and found["scenes"] == 3
+    face = found["panoptic"]["per_category"]["face"]
+    assert found["panoptic"]["pq"] > 0.95 and face["invented"] == 0, "as good as the targets are"
+    assert face["found"] + face["missed"] == sum(truths) and face["found"] > 0.8 * sum(truths)
+    assert found["mean_f1"] == 1 and found["panoptic"]["parts"]["mean_f1"] > 0.9
+    shares = found["slices"]["share"]
+    assert sum(row["n_images"] for row in shares.values()) == 8 and set(shares) <= set(
+        evaluate.SHARES.values()
+    )
+    large = sum((data.shares >= 0.2).tolist())
+    assert shares[">20%"]["n_images"] == large > 0 and found["ci95"]["mean_f1"] is None
+    said = capsys.readouterr().out
+    assert "8 scenes of up to 3 faces" in said and f"pq {found['panoptic']['pq']:.3f}" in said
+    assert "largest face" in said and "over people" not in said
+    turns += "bc"
+    assert figures(tmp_path, "--init", path, path)["panoptic"] == found["panoptic"]
+    turns += "bb"
+    assert figures(tmp_path, "--init", path, path)["panoptic"]["pq"] < found["panoptic"]["pq"]
+    for files in ([path, crowded("unet")], [crowded("unet")]):
+        turns += "a" * len(files)
+        less = figures(tmp_path, "--init", *files)
+        assert "panoptic" not in less and less["slices"]["share"] == shares
+
+
+def test_what_is_no_scene_is_scored_as_it_is(crowded, finetuned, eight, folder, tmp_path, complaint, capsys):
+    """A parser of single faces on scenes, where it is asked for; a network for scenes on other data, or on
+    single photos, where nobody knows instances."""
+    plain = figures(tmp_path, "--init", finetuned / "best.pt", "--scenes", 2)
+    assert plain["n_images"] == 8 and plain["scenes"] == 2 and plain["slices"]["share"]
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    single = figures(tmp_path, "--init", finetuned / "best.pt")
+    own = figures(tmp_path, "--init", crowded("unet_gn"), "--scenes", 0)
+    other = figures(tmp_path, "--init", crowded("unet_gn"), "--data", copy)
+    for found in (own, other):
+        assert "scenes" not in found and not found["slices"]["share"]
+        assert found["per_class"] == single["per_class"]
+    for flags, why in (
+        ([crowded("unet"), "--split", "train"], "scenes to train on have no end"),
+        ([crowded("unet"), finetuned / "best.pt"], "target of"),
+    ):
+        said = complaint(evaluate, "--init", *flags)
+        assert why in said and said.count("\n") == 1
 
 
 def test_a_checkpoint_of_another_split_is_named(classifiers, tmp_path, capsys):

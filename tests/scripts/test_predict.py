@@ -432,20 +432,19 @@ def test_in_a_box_are_faces_of_the_photo(discs, crowded, tmp_path):
 def test_results_of_faces_are_no_photos_and_not_replaced(crowded, complaint, tmp_path, capsys):
     """... with the network itself, which knows nothing yet."""
     photo(tmp_path / "a.png")
-    photo(tmp_path / "happy_faces.png")  # no result: it has no mask and no overlay beside it
-    flags = ["--init", crowded, tmp_path, "--out", tmp_path]
-    for again in ([], ["--overwrite"]):
-        run(*flags, *again)
-        assert "2 photos parsed" in capsys.readouterr().out
-        assert "holds a_mask.png already; --overwrite" in complaint(predict, *flags)
-    faces = json.loads((tmp_path / "faces.json").read_text())
-    assert list(faces) == ["a.png", "happy_faces.png"]
-    run("--init", crowded, tmp_path / "a.png", "--out", tmp_path / "b")
-    (tmp_path / "b/a_mask.png").unlink()
-    for name in ("a_overlay.png", "a_faces.png"):
-        (tmp_path / "b" / name).unlink()
-    again = ["--init", crowded, tmp_path / "a.png", "--out", tmp_path / "b"]
+    photo(tmp_path / "a_faces.png")  # no result: no mask and no overlay is beside it
+    out = tmp_path / "out"
+    run("--init", crowded, tmp_path, "--out", out)
+    assert list(json.loads((out / "faces.json").read_text())) == ["a.png", "a_faces.png"]
+    assert "2 photos parsed" in capsys.readouterr().out
+    for path in out.glob("*.png"):
+        path.unlink()
+    again = ["--init", crowded, tmp_path, "--out", out]
     assert "holds faces.json already; --overwrite" in complaint(predict, *again)
+    (tmp_path / "a_faces.png").unlink()
+    for again in ([], ["--overwrite"]):
+        run("--init", crowded, tmp_path, "--out", tmp_path, *again)
+        assert "1 photos parsed" in capsys.readouterr().out
 
 
 def test_the_side_of_the_input_is_for_scenes(complaint, finetuned, tmp_path):

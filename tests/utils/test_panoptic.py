@@ -67,6 +67,16 @@ def test_a_case_by_hand():
     )
 
 
+def test_a_face_that_fills_the_image_is_no_background():
+    nothing, face = scene(), scene(((0, 0, 40, 40), 1, 9))
+    for truth, guess, expected in (
+        (face, face, [1, 1, 0, 0]),
+        (nothing, face, [0, 0, 0, 1]),
+        (face, nothing, [0, 0, 1, 0]),
+    ):
+        assert score(truth, guess)[0].tolist() == [expected]
+
+
 def test_void_is_in_no_union_and_nothing_is_invented_there():
     """A face of which 40 pixels are unknown is matched by the other 60; what lies in void by more than half
     is not invented, what lies there by half is."""
