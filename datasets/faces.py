@@ -36,6 +36,7 @@ class Sample(typing.NamedTuple):
     label: object
     group: str  # the person, by which everything is split; the id where nobody knows
     yaw: float | None = None  # degrees; 0 is frontal
+    instance: object = None
 
 
 @dataclasses.dataclass
@@ -57,6 +58,8 @@ class Faces:
     options: dict[str, str] = dataclasses.field(default_factory=dict)  # goes into every result
     target: str = "semantic"  # the key of a batch under which labels are found
     holds_out: bool = False  # whether `val` was held out of `train`, since the data set has none of its own
+    things: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    read_instance: typing.Callable | None = None
 
 
 def label_info(faces):

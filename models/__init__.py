@@ -10,6 +10,7 @@ import difflib
 
 import torch
 
+from models.backbones import OWN
 from models.classifier import build_classifier
 from models.unet import UNet
 from models.unet_backbone import BackboneUNet
@@ -43,7 +44,7 @@ def from_torchvision(name, num_classes, preprocess):
 
     if name in STAGE_ENDS:
         return TorchvisionSegmenter(name, num_classes, preprocess)
-    backbones = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
+    backbones = [*OWN, *torchvision.models.list_models(module=torchvision.models)]
     for prefix, model in (("fpn_", FPN), ("unet_", BackboneUNet)):
         if name.startswith(prefix) and name.removeprefix(prefix) in backbones:
             return model(num_classes, name.removeprefix(prefix), preprocess)
@@ -54,7 +55,7 @@ def from_torchvision(name, num_classes, preprocess):
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
         f"no model is called {name}: choose {', '.join(names)}, or unet_BACKBONE or fpn_BACKBONE with "
-        f"efficientnet_lite0 or a torchvision backbone, such as unet_resnet18.{hint}"
+        f"{', '.join(OWN)} or a torchvision backbone, such as unet_resnet18.{hint}"
     )
 
 
