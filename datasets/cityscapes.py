@@ -26,7 +26,7 @@ import os
 
 import numpy as np
 
-from datasets.faces import Faces, Sample, not_read, pair, some
+from datasets.faces import Faces, Sample, not_read, some
 from datasets.images import decode, open_image, pictures
 from datasets.masks import read_mask
 from utils.errors import UserError
@@ -59,33 +59,15 @@ COLORS = [color for _, _, color in ROWS]
 FIRST_THING = CLASSES.index("person")  # this class and those after it have instances
 THINGS = {name: [i] for i, name in enumerate(CLASSES) if i >= FIRST_THING}
 IDS = 34  # labelIds are 0 to 33
-TRAIN_IDS = np.arange(
-    256, dtype=np.uint8
-)  # of each of labelIds; what these do not define stays, to be refused
+# the class of each of labelIds; ids that these do not define stay, so that they are refused
+TRAIN_IDS = np.arange(256, dtype=np.uint8)
 TRAIN_IDS[:IDS] = IGNORE_INDEX
 TRAIN_IDS[[raw for _, raw, _ in ROWS]] = range(len(ROWS))
 MOST = 254  # instances of one image that have an id here
 WEATHERS = ("fog", "night", "rain", "snow")
-MASKS = (
-    "color",
-    "labelColor",
-    "labelIds",
-    "labelTrainIds",
-    "instanceIds",
-    "instanceTrainIds",
-    "invIds",
-    "polygons",
-)
-COMPANIONS = {
-    "gtCoarse",
-    "gt_panoptic",
-    "gt_detection",
-    "train_extra",
-    "test",
-    "train_ref",
-    "val_ref",
-    "test_ref",
-}
+# what comes with both, and is not read
+BESIDE = "color labelColor labelIds labelTrainIds instanceIds instanceTrainIds invIds polygons".split()
+COMPANIONS = set("gtCoarse gt_panoptic gt_detection train_extra train_ref val_ref test_ref test".split())
 
 
 def recognise(root):
@@ -104,7 +86,8 @@ def read_label(sample):
 
 def read_instance(sample):
     """(H, W) uint8: 0 stuff, 1 to 254 the instances of this image, largest first, 255 void, groups that
-    nobody parted, and instances beyond the 254th. None without a mask. UserError: a value is no instance id."""
+    nobody parted, and instances beyond the 254th. None without a mask. UserError where a value is none of
+    instanceIds."""
     if sample.instance is None:
         return None
     ids = decode(open_image(sample.instance), sample.instance).astype(np.int64)
@@ -155,10 +138,9 @@ def _open(root, photos, masks):
     notes = [f"class 0 is {CLASSES[0]}, no background: mIoU counts it, mean F1 leaves it out"]
     if bare := splits["unlabelled"]:
         notes.append(f"{len(bare)} photos of test, whose masks are not published: split `unlabelled`")
-    stems = {s.label.rpartition("_")[0] for s in labelled}
-    beside = {f"{os.path.basename(stem)}_{end}" for stem in stems for end in MASKS}
-    files = {name + suffix for name in beside for suffix in (".png", ".json")}
-    notes += not_read(root, labelled + bare, COMPANIONS | files)
+    stems = {os.path.basename(s.label).rpartition("_")[0] for s in labelled}
+    beside = {f"{stem}_{end}{suffix}" for stem in stems for end in BESIDE for suffix in (".png", ".json")}
+    notes += not_read(root, labelled + bare, COMPANIONS | beside)
     things = {} if lone or not labelled else THINGS
     splits = {split: samples for split, samples in splits.items() if samples}
     read = read_instance if things else None
@@ -167,10 +149,12 @@ def _open(root, photos, masks):
 
 
 def _labelled(images, folder, ending):
-    """[(stem, photo, mask, mask of instances or None)]; see `pair`."""
+    """[(stem, photo, mask, mask of instances or None)] of {stem: photo} and the folder of their masks."""
     masks = _called(folder, f"{ending}_labelTrainIds") | _called(folder, f"{ending}_labelIds")
     instances = _called(folder, f"{ending}_instanceIds")
-    return [(*row, instances.get(row[0])) for row in pair(images, masks, folder)]
+    if lone := sorted(images.keys() ^ masks.keys()):
+        raise UserError(f"{folder}: not both photo and mask of {some(lone, 3)}; unpack both archives in full")
+    return [(stem, path, masks[stem], instances.get(stem)) for stem, path in images.items()]
 
 
 def _folders(path):
