@@ -82,7 +82,7 @@ def test_cityscapes(streets):
 
 
 def test_instances_of_cityscapes(streets):
-    """26001 is a car, 24000 a person, 25007 a rider; 33 is a group of bicycles, and 29000, a caravan, void."""
+    """26001 is a car, 24000 a person, 25007 a rider; 33 a group of bicycles, 29000 a caravan, void."""
     faces = open_faces(streets)
     sample = faces.splits["train"][0]
     assert Image.open(sample.instance).mode.startswith("I")
