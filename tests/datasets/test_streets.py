@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, ids_of, refusal
 from PIL import Image
+from torchvision.datasets import Cityscapes
 
 from datasets import camvid, cityscapes, open_faces
 from datasets.faces import files_of
@@ -79,6 +80,17 @@ def test_cityscapes(streets):
         "class 0 is road, no background: mIoU counts it, mean F1 leaves it out",
         "1 photos of test, whose masks are not published: split `unlabelled`",
     ]
+
+
+def test_classes_are_those_of_cityscapes():
+    """Names, train ids, colours and which can be counted, as torchvision has them."""
+    rows = [row for row in Cityscapes.classes if row.id >= 0]
+    assert cityscapes.TRAIN_IDS[: len(rows)].tolist() == [row.train_id for row in rows]
+    assert cityscapes.TRAIN_IDS[len(rows) :].tolist() == list(range(len(rows), 256)), "no ids: refused"
+    rows = [row for row in rows if row.train_id < 255]
+    assert cityscapes.CLASSES == [row.name for row in rows]
+    assert cityscapes.COLORS == [row.color for row in rows]
+    assert cityscapes.THINGS == {row.name: [row.train_id] for row in rows if row.has_instances}
 
 
 def test_instances_of_cityscapes(streets):
