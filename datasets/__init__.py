@@ -4,7 +4,9 @@ import difflib
 import os
 
 from datasets import (
+    camvid,
     celebamask,
+    cityscapes,
     class_folder,
     coco,
     facesynthetics,
@@ -24,6 +26,7 @@ from utils.errors import UserError
 from utils.metrics import IGNORE_INDEX
 
 FORMATS = (  # the first that recognises it, wins
+    *(cityscapes, camvid),
     *(celebamask, fasseg, lapa, helen, ibugmask, facesynthetics),
     *(voc, roboflow, coco, labelme, folder),
 )
@@ -33,6 +36,7 @@ PARTS = {  # folders by which the nearest layout is found
     coco: ("annotations", "images"),
     fasseg: ("Train_RGB", "Train_Labels"),
     celebamask: ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno"),
+    cityscapes: ("leftImg8bit", "gtFine"),
 }
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 

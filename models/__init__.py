@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from models.backbones import OWN
 from models.classifier import build_classifier
 from models.unet import UNet
 from models.unet_backbone import BackboneUNet
@@ -53,7 +54,7 @@ def from_torchvision(name, num_classes, preprocess):
 
     if name in STAGE_ENDS:
         return TorchvisionSegmenter(name, num_classes, preprocess)
-    backbones = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
+    backbones = [*OWN, *torchvision.models.list_models(module=torchvision.models)]
     families = {"fpn_": FPN, "unet_": BackboneUNet, "panoptic_": partial(BackboneUNet, instances=True)}
     for prefix, model in families.items():
         if name.startswith(prefix) and name.removeprefix(prefix) in backbones:
@@ -63,7 +64,7 @@ def from_torchvision(name, num_classes, preprocess):
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
         f"no model is called {name}: choose {', '.join(names)}, or unet_BACKBONE, fpn_BACKBONE or "
-        f"panoptic_BACKBONE with efficientnet_lite0 or a torchvision backbone, such as unet_resnet18.{hint}"
+        f"panoptic_BACKBONE with {', '.join(OWN)} or a torchvision backbone, such as unet_resnet18.{hint}"
     )
 
 

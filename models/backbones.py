@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
-from models import efficientnet_lite
+from models import efficientnet_lite, xception
 from models.normalise import IMAGENET_MEAN, IMAGENET_STD
 from models.stages import cut
 from utils.errors import UserError
 
+OWN = ("efficientnet_lite0", "xception65")  # all others are torchvision's
 STRIDES = (4, 8, 16, 32)  # at which a backbone needs maps
 # The children of a classification network that lead from the image to its last feature map.
 TRUNKS = (
@@ -21,12 +22,15 @@ TRUNKS = (
 def load_backbone(name):
     """(`Stages`, {stride: channels of the last map of each stage}, (mean, std) that it expects).
 
-    name: `efficientnet_lite0`, or of a model of `torchvision.models` with maps at `STRIDES`. Random weights;
+    name: one of `OWN`, or of a model of `torchvision.models` with maps at `STRIDES`. Random weights;
     `models.weights` fills them. Raises UserError where maps are missing.
     """
     if name == "efficientnet_lite0":
         net = efficientnet_lite.EfficientNetLite0()
         scale = efficientnet_lite.MEAN, efficientnet_lite.STD
+    elif name == "xception65":
+        net = xception.Xception65()
+        scale = IMAGENET_MEAN, IMAGENET_STD
     else:
         import torchvision  # here, since it takes a second
 

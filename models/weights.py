@@ -21,7 +21,7 @@ def load_pretrained(model, name, weights):
     (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
     backbone, with the names that torchvision or those who published it give to its parts.
     """
-    scratch = name in SCRATCH
+    scratch = name in SCRATCH or name.endswith("_xception65")
     lite = name.endswith("_efficientnet_lite0")
     if weights == "imagenet" and lite:
         weights = efficientnet_lite.published_file()

@@ -18,6 +18,8 @@ if others and len(others) != len(results):
 
 
 def row(name, values, against):
+    if None in [*values, *against]:  # a class that is in no mask, and nobody found it
+        return print(f"{name:<16}      -")
     spread = statistics.stdev(values) if len(values) > 1 else float("nan")
     each = "  ".join(f"{v:.3f}" for v in values)
     text = f"{name:<16}{statistics.mean(values):7.3f} ± {spread:.3f}   {each}"
