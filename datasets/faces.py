@@ -35,11 +35,7 @@ class Sample(typing.NamedTuple):
     label: object
     group: str  # the person, by which everything is split; the id where nobody knows
     yaw: float | None = None  # degrees; 0 is frontal
-<<<<<<< HEAD
     instance: object = None  # the path of its mask of instance ids, where there is one
-=======
-    instance: object = None
->>>>>>> hb
 
 
 @dataclasses.dataclass
@@ -67,12 +63,8 @@ class Faces:
     target: str = "semantic"  # the key of a batch under which labels are found
     holds_out: bool = False  # whether `val` was held out of `train`, since the data set has none of its own
     things: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-<<<<<<< HEAD
     read_instance: typing.Callable[[Sample], np.ndarray] | None = None
     scenes: int = 0
-=======
-    read_instance: typing.Callable | None = None
->>>>>>> hb
 
 
 def label_info(faces):
