@@ -340,7 +340,7 @@ def main(args):
                 picture = draw.validation(classes_of, val, "semantic", faces.colors, faces.classes)
                 log.image(done, "val/grid", picture, "val.png")
                 if tells_instances:
-                    picture = draw.scenes(predict, val, faces.colors, faces.classes, faces.things)
+                    picture = draw.scenes(predict, val, faces.things, faces.colors, faces.classes)
                     log.image(done, "val/faces", picture, "val_faces.png")
             since = time.time()
         if eval_now and not val and rank == 0:
