@@ -12,6 +12,7 @@ from PIL import Image
 import evaluate
 import predict
 import train_finetune
+import train_student
 from datasets import batches, labelled, splits
 from datasets.batches import load
 from models import restore
@@ -379,6 +380,9 @@ def test_what_is_no_scene_is_scored_as_it_is(crowded, finetuned, eight, folder, 
     ):
         said = complaint(evaluate, "--init", *flags)
         assert why in said and said.count("\n") == 1
+    flags = ["--teacher", crowded("unet"), "--unlabelled", folder, "--out", tmp_path / "student"]
+    said = complaint(train_student, *flags)
+    assert "holds a parser of scenes, and a face parser or a classifier of images is needed" in said
 
 
 def test_a_checkpoint_of_another_split_is_named(classifiers, tmp_path, capsys):
