@@ -320,10 +320,11 @@ def main(args):
             shares = args.batch_size, rank, world
             counts = metrics.measure(classes_of, val, "semantic", num_classes, *shares)
             result = metrics.summary(counts, faces.classes)
-            log.scalars(done, **metrics.scalars("val", result))
+            scored = metrics.scalars("val", result)
             if tells_instances:
                 told = panoptic.measure(predict, val, faces.classes, faces.things, *shares)
-                log.scalars(done, **panoptic.scalars("val", told))
+                scored |= panoptic.scalars("val", told)
+            log.scalars(done, **scored)
             if result["mean_f1"] is None:
                 raise UserError(
                     f"val: at --size {args.size} no class but {faces.classes[0]} is left to score"
@@ -332,7 +333,7 @@ def main(args):
                 best = {"step": done, "mean_f1": result["mean_f1"]}
             if rank == 0:
                 star = " *" if best["step"] == done else ""
-                quality = f", PQ {told['pq']:.4f}" if tells_instances else ""
+                quality = f", PQ {told['pq'] or 0:.4f}" if tells_instances else ""
                 tqdm.write(
                     f"step {done}: loss {mean_loss:.3f}, val mean F1 {result['mean_f1']:.4f}, "
                     f"mIoU {result['miou']:.4f}{quality}{star}"

@@ -23,15 +23,19 @@ DIES = ["tests/reliability/under.py", "dies=7"]
         *itertools.product(["train_finetune.py", "train_reward.py"], [0, 2]),
         ("train_student.py", 0),
         ("train_classify.py", 0),
+        ("train_finetune.py --scenes 3", 2),
     ],
 )
 def test_a_killed_and_resumed_run_is_the_run_never_killed(
     script, workers, call, start, folder, pictures, finetuned, tmp_path
 ):
+    script, *scenes = script.split()
     data = pictures if script == "train_classify.py" else folder
     flags = ["--data", data, "--workers", workers, "--device", "cpu"]
     flags += ["--steps", STEPS, "--eval-every", 5, "--batch-size", 4]
-    if script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
+    if scenes:
+        flags += [*scenes, "--model", "panoptic_unet", "--augment", "cutmix", "--size", 32]
+    elif script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
         flags += ["--augment", "cutmix", "--size", 32, "--ema", 0.9, "--synthetic", 0.25]
     elif script == "train_classify.py":
         flags += ["--model", "cnn", "--size", 38, "--progressive", 3, "--augment", "cutmix", "--bootstrap"]
