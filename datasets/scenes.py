@@ -5,6 +5,7 @@ larger in front of the smaller. So it is known exactly whose a pixel is. Nothing
 """
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -72,14 +73,16 @@ class Scenes:
         slots = torch.arange(n, device=self.device)
         present = slots < people
         low, high = HEIGHTS
-        height = (low * (high / low) ** of_faces[..., 1]).masked_fill(~present, torch.inf).sort(1).values
+        height = low * torch.exp(math.log(high / low) * of_faces[..., 1])
+        height = height.masked_fill(~present, torch.inf).sort(1).values
         # each photo is from another part of the source, so that no two are the same where there are enough
         first, end = self.total * slots // people, self.total * (slots + 1) // people
         photo = first + (of_faces[..., 0].double() * (end - first)).long()
-        photo = (photo + self._any(u[:, 2:3])) % self.total
+        photo = (photo + self._pick(u[:, 2:3])) % self.total
 
-        image, label = self._backgrounds(index, u)
-        owner = torch.zeros_like(label)  # slots from 1
+        image = self._backgrounds(index, u)
+        label = torch.zeros(b, self.size, self.size, dtype=torch.uint8, device=self.device)
+        owner = torch.zeros_like(label)  # the slot of each pixel's face, from 1
         full = torch.zeros(b, n, device=self.device)  # pixels that each face would cover alone
         for k in range(n):  # from far to near
             rows = present[:, k].nonzero()[:, 0]
@@ -106,17 +109,17 @@ class Scenes:
         }
 
     def _backgrounds(self, index, u):
-        """(B, 3, size, size) in [0, 1], and class 0 (B, size, size) uint8."""
+        """(B, 3, size, size) in [0, 1]. u: (B, 15) uniform numbers."""
         kind = torch.bucketize(u[:, 1].contiguous(), torch.tensor(KINDS, device=self.device), right=True)
         image = backdrop(self.seed, index, u[:, 4:], kind, self.size)
         rows = (kind == PHOTO).nonzero()[:, 0]
         if rows.numel():
-            photos = self._photos(self._any(u[rows, 3]))
+            photos = self._photos(self._pick(u[rows, 3]))
             image[rows] = zoomed(without_face(photos), photos["aspect"], u[rows, 4:8], self.size)
-        return image, torch.zeros(len(u), self.size, self.size, dtype=torch.uint8, device=self.device)
+        return image
 
-    def _any(self, u):
-        """Uniform numbers in [0, 1) as photos, 0 to total - 1."""
+    def _pick(self, u):
+        """One of the photos, 0 to total - 1, for each uniform number."""
         return (u.double() * self.total).long()
 
     def _photos(self, photo):

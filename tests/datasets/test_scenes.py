@@ -156,7 +156,7 @@ def test_faces_are_round_and_left_stays_left(people, plain, monkeypatch):
 
 def test_faces_are_mirrored_turned_and_lit(people, monkeypatch):
     """Of one photo, half white and half black."""
-    face, left = disc(50, 50)
+    face, left = disc(100, 100, 40)
     photo = np.where((face & left)[..., None], [200] * 3, np.where(face[..., None], 40, 0))
     sample = {"image": torch.tensor(photo).permute(2, 0, 1)[None].repeat(64, 1, 1, 1).to(torch.uint8)}
     sample |= {"label": torch.tensor(face)[None].repeat(64, 1, 1).to(torch.uint8), "aspect": torch.ones(64)}
@@ -210,6 +210,10 @@ def test_seams_are_of_the_face_and_its_fringe_is_not():
     found = silhouette(torch.stack([label, label.T]))
     assert torch.equal(found[0], expected) and torch.equal(found[1], expected.T)
     assert (box(found[:1]) * 9).round().tolist() == [[2, 2, 7, 7]]
+    label = torch.zeros(1, 20, 20, dtype=torch.uint8)
+    label[0, 2:18, 2:18] = 1
+    label[0, 4:16, 4:16] = 255  # glasses, say
+    assert torch.equal(silhouette(label), label > 0)
 
 
 def test_seams_stay_unknown_and_keep_their_id(tmp_path):
