@@ -21,7 +21,15 @@ from datasets.augmentation import augment
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy
-from models import build_model, carry_over, freeze, has_instances, keep_frozen_eval, load_weights
+from models import (
+    build_model,
+    carry_over,
+    freeze,
+    has_instances,
+    keep_frozen_eval,
+    load_weights,
+    without_instances,
+)
 from models.normalise import PREPROCESS
 from utils import checkpoint, cli, dist, draw, instances, metrics, panoptic
 from utils.errors import UserError
@@ -30,7 +38,7 @@ from utils.losses import LOSSES
 
 WARMUP = 0.05  # share of the steps
 WEIGHT_DECAY = 0.01
-LOG_EVERY = 10  # steps between two lines of metrics.jsonl, the loop's only waits for a GPU
+LOG_EVERY = 10  # steps between two lines of metrics.jsonl, for which the loop waits for a GPU
 # Flags that are not given come from --init, else from INHERITED, else from the recipe for this kind of data:
 # synthetic faces are new and varied as they are, and need four minutes.
 INHERITED = {
@@ -46,7 +54,7 @@ INHERITED = {
 }
 ON_SYNTHETIC = {"size": 96, "steps": 800, "augment": "flip", "loss": ["ce=1", "dice=1"]}
 ON_PHOTOS = {"size": 128, "steps": 1000, "augment": "cutmix", "loss": ["ce=1"]}
-ON_SCENES = {"size": 160}  # before the two above: a face is a part of the picture
+ON_SCENES = {"size": 160, "loss": ["ce=1", "dice=1"]}  # in place of theirs: parts are small
 INSTANCES = ["center=200", "offset=0.01"]  # beside these losses, for panoptic_ models (1911.10194, sec. 3.4)
 
 
@@ -115,13 +123,16 @@ def main(args):
     args.ids = ids
     recipe = ON_SYNTHETIC if args.data == "synthetic" else ON_PHOTOS
     tells_instances = has_instances(args.model)
+    recipe = recipe | (ON_SCENES if args.scenes else {})
     losses = recipe["loss"] + (INSTANCES if tells_instances else [])
-    args = cli.fill(args, recipe | (ON_SCENES if args.scenes else {}) | {"loss": losses})
+    args = cli.fill(args, recipe | {"loss": losses})
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
     known = LOSSES | (instances.LOSSES if tells_instances else {})
     weights = cli.named_weights(args.loss, "--loss", known, negative=False)
-    if tells_instances and not weights.keys() >= instances.LOSSES.keys():
-        raise UserError(f"--model {args.model}: its heads need {' '.join(INSTANCES)} or the like in --loss")
+    if tells_instances and not (weights.keys() & LOSSES.keys() and weights.keys() >= instances.LOSSES.keys()):
+        raise UserError(
+            f"--model {args.model}: each head needs a loss: {' '.join(['ce=1', *INSTANCES])}, say"
+        )
     policy = load_policy(args.augment)
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
@@ -131,10 +142,6 @@ def main(args):
     faces = splits.open_data(
         args.data, args.classes, args.part_order, args.val_fraction, args.ids, args.scenes
     )
-    if tells_instances and not faces.things:
-        raise UserError(
-            f"--model {args.model}: {faces.name} does not tell one face from another; --scenes N does"
-        )
     if not last:
         cli.refuse_idle_data_flags(given, args, faces)
         loaded_twice = init and args.weights != "none"
@@ -167,7 +174,7 @@ def main(args):
     model = build_model(args.model, num_classes, "none" if last else args.weights, args.preprocess)
     fresh = []
     if init:
-        if init["args"]["model"] != args.model:
+        if init["args"]["model"] not in (args.model, without_instances(args.model)):
             raise UserError(f"--model {args.model}: {args.init} holds a {init['args']['model']}")
         fresh = carry_over(model, args.model, init["model"], init["data"]["classes"], faces.classes)
     model.to(device, memory_format=torch.channels_last)
@@ -272,14 +279,15 @@ def main(args):
             group["lr"] = lr_at(step, args.steps, args.lr) * group["scale"]
         outputs = predict(images, net)
         targets = instances.targets(batch["instance"]) if tells_instances else {}
-        loss = 0.0
+        terms = {}
         for name, weight in weights.items():
             if name in LOSSES:
                 total, count = LOSSES[name](outputs["semantic"], labels)
             else:
                 total, count = instances.LOSSES[name](outputs[name], targets)
             # DDP averages gradients over processes: undo that, and divide by the count of all
-            loss = loss + weight * world * total / dist.total(count).clamp_min(1)
+            terms[name] = weight * world * total / dist.total(count).clamp_min(1)
+        loss = sum(terms.values())
         # >>> shared: optimiser step
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -290,7 +298,7 @@ def main(args):
         bar.update()
         signal = stop.asked(device) if log_now else 0
         # <<< shared: optimiser step
-        losses.append(loss.detach())
+        losses.append(torch.stack([loss, *terms.values()]).detach())
         # >>> shared: average
         if average:
             decay = min(1 - 1 / done, args.ema)  # at first the mean of all weights so far
@@ -300,7 +308,7 @@ def main(args):
                 kept.lerp_(value, 1 - decay) if kept.is_floating_point() else kept.copy_(value)
         # <<< shared: average
         if log_now:
-            mean_loss = dist.total(torch.stack(losses).mean()).item() / world
+            mean_loss, *mean_terms = (dist.total(torch.stack(losses).mean(0)) / world).tolist()
             cli.check_finite(mean_loss, grad_norm, done, args)
             spent = max(time.time() - since, 1e-9)
             figures = {
@@ -310,6 +318,7 @@ def main(args):
                 "time/images_per_sec": len(losses) * world * args.batch_size / spent,
                 "time/data_wait": waited / spent,
             }
+            figures |= {f"train/loss/{name}": mean for name, mean in zip(terms, mean_terms, strict=True)}
             log.scalars(done, **figures)
             bar.set_postfix_str(f"loss {mean_loss:.3f} {figures['time/images_per_sec']:.0f} images/s")
             waited = 0.0

@@ -9,7 +9,6 @@ from datasets.faces import BACKGROUND, Faces, Sample, counted, some, split_by_gr
 from datasets.images import pictures, unread_pictures
 from utils.errors import UserError
 from utils.files import read_json
-from utils.metrics import IGNORE_INDEX
 
 
 def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, ids=None, scenes=0):
@@ -18,21 +17,21 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, id
     seed). scenes: of at most so many of these faces; 0: they stay single."""
     faces = _open(path, scheme, part_order, val_fraction, ids)
     if scenes:
-        if scenes >= IGNORE_INDEX:
-            raise UserError(f"scenes {scenes}: at most {IGNORE_INDEX - 1} faces have ids of their own")
         if faces.things:
             raise UserError(
                 f"scenes {scenes}: {faces.name} has instances of its own; scenes are of single faces"
             )
-        if later := [name for name in faces.classes[1:] if name.lower() in BACKGROUND]:
-            first = faces.classes[0]
-            raise UserError(f"scenes {scenes}: class 0 is {first}, not {later[0]}; scenes need it to be")
+        if (first := faces.classes[0]).lower() not in BACKGROUND:
+            raise UserError(
+                f"scenes {scenes}: class 0 of {faces.name} is {first}; faces are cut out of a class 0 that is "
+                "background"
+            )
         faces.scenes, faces.things = scenes, {"face": list(range(1, len(faces.classes)))}
     return faces
 
 
 def _open(path, scheme, part_order, val_fraction, ids):
-    """See `open_data`."""
+    """As `open_data`, single faces."""
     if path == "synthetic":
         if ids:
             raise UserError(f"ids {ids}: synthetic faces have no ids; only photos in a folder have")

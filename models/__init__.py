@@ -29,7 +29,7 @@ def build_model(name, num_classes, weights="none", preprocess="none"):
     """
     instances = has_instances(name)
     if name in SCRATCH:
-        norm = "group" if name == "unet_gn" else "batch"
+        norm = "group" if name.endswith("_gn") else "batch"
         model = UNet(num_classes, norm, preprocess, instances=instances)
     elif name in ("unet_efficientnet_lite0", "panoptic_efficientnet_lite0"):
         model = BackboneUNet(num_classes, "efficientnet_lite0", preprocess, instances)
@@ -43,6 +43,14 @@ def build_model(name, num_classes, weights="none", preprocess="none"):
 def has_instances(name):
     """Whether the model called `name` separates instances, with a "center" and an "offset"."""
     return name.startswith("panoptic_")
+
+
+def without_instances(name):
+    """The model that `name` is but for its instances: `unet` of `panoptic_unet`, `unet_resnet18` of
+    `panoptic_resnet18`; of another model its own name."""
+    if not has_instances(name):
+        return name
+    return name.removeprefix("panoptic_") if name in SCRATCH else name.replace("panoptic_", "unet_", 1)
 
 
 def from_torchvision(name, num_classes, preprocess):
@@ -132,9 +140,10 @@ def carry_over(model, name, state, classes, own_classes):
     """Load a trained model's state dict into `model`, built by `name` for other classes perhaps.
 
     The head keeps the rows of the class names that both lists have. Returns the names of
-    `own_classes` that it begins anew.
+    `own_classes` that it begins anew. Where the state has no decoder of instances, the model's stays as it is.
     """
     own = model.state_dict()
+    state = {key: value for key, value in own.items() if key.startswith("instances.")} | state
     if list(classes) != list(own_classes):
         # the tensors that count classes are those that one class more would change
         wider = build_model(name, len(own_classes) + 1).state_dict()

@@ -10,7 +10,7 @@ import torch
 from models import efficientnet_lite
 from utils.errors import UserError
 
-SCRATCH = ("unet", "unet_gn", "panoptic_unet")  # of our own: nobody has pretrained weights for them
+SCRATCH = ("unet", "unet_gn", "panoptic_unet", "panoptic_unet_gn")  # nobody has pretrained weights for them
 HEADS = ("fc.", "classifier.", "head.", "heads.")  # may be absent from a file, or of other classes
 
 

@@ -8,14 +8,14 @@ set -euo pipefail
 data=${1:?usage: bash recipes/scenes.sh FOLDER/V3}
 for row in ${ROWS:-single semantic 200_0.01 10_0.01 400_0.01 200_0.001 200_0.1}; do
   case $row in
-    single) flags="--model unet" ;;
+    single) flags="--model unet --loss ce=1 dice=1" ;;
     semantic) flags="--model unet --scenes 4" ;;
-    *) flags="--model panoptic_unet --scenes 4 --loss ce=1 center=${row%_*} offset=${row#*_}" ;;
+    *) flags="--model panoptic_unet --scenes 4 --loss ce=1 dice=1 center=${row%_*} offset=${row#*_}" ;;
   esac
   for seed in ${SEEDS:-0 1 2}; do
     out=runs/scenes/$row/$seed
     # shellcheck disable=SC2086
-    python train_finetune.py --data "$data" $flags --size 160 --steps "${STEPS:-600}" --val-fraction 0 --seed "$seed" \
+    python train_finetune.py --data "$data" $flags --size 160 --steps "${STEPS:-800}" --val-fraction 0 --seed "$seed" \
       --out "$out"
     python evaluate.py --init "$out"/last.pt --scenes 4 --split test --json "$out"/test.json
     python evaluate.py --init "$out"/last.pt --scenes 1 --split test --json "$out"/small.json

@@ -121,6 +121,7 @@ def test_sigterm_saves_and_resumes(call, complaint, start, folder, tmp_path):
         "train_reward.py batch",
         "train_student.py",
         "train_classify.py",
+        "train_finetune.py --scenes",
     ],
 )
 def test_two_processes_are_one(script, start, folder, pictures, finetuned, tmp_path):
@@ -129,7 +130,10 @@ def test_two_processes_are_one(script, start, folder, pictures, finetuned, tmp_p
     data = pictures if script == "train_classify.py" else folder
     flags = ["--data", data, "--steps", 3, "--eval-every", 3, "--augment", "trivial"]
     flags += ["--device", "cpu", "--grad-clip", "1e6"]
-    if script == "train_finetune.py":
+    if script.endswith("--scenes"):
+        flags += ["--scenes", 2, "--size", 32, "--model", "panoptic_unet_gn", "--lr", "3e-5"]
+        script = "train_finetune.py"
+    elif script == "train_finetune.py":
         flags += ["--size", 32, "--model", "unet_gn", "--loss", "ce=1", "dice=1", "--synthetic", 0.25]
         flags += ["--lr", "3e-5"]
     elif script == "train_classify.py":

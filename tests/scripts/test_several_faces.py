@@ -30,7 +30,10 @@ def test_what_a_run_leaves(trained):
     assert state["data"]["things"] == {"face": list(range(1, len(state["data"]["classes"])))}
     assert state["data"]["aspects"] == [1.0, 1.0, 1.0], "scenes are square, whatever the photos are"
     assert state["args"]["loss"][-2:] == ["center=200", "offset=0.01"]
-    assert {"val/pq", "val/parts_f1", "val/mean_f1"} <= logged(out)[-1].keys()
+    training, validation = logged(out)[-2:]
+    assert {"val/pq", "val/parts_f1", "val/mean_f1"} <= validation.keys()
+    parts = [training[f"train/loss/{name}"] for name in ("ce", "center", "offset")]
+    assert training["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
     assert (out / "val_faces.png").stat().st_size > 1000
     assert f"next:    python evaluate.py --init {out}/best.pt" in said.stdout and "invented" in said.stdout
 
@@ -46,6 +49,19 @@ def test_scored_on_scenes_of_its_own_people_or_on_photos(trained, call, tmp_path
     )
     assert photos["n_images"] < 20 and not photos.get("scenes")
     assert logged(out)[-1]["val/mean_f1"] == pytest.approx(scenes["mean_f1"], abs=1e-6), "the same scenes"
+
+
+def test_begins_from_a_parser_of_single_faces(finetuned, call, tmp_path):
+    """Its encoder and its classes are carried over, the decoder of instances begins anew."""
+    begun = weights(finetuned / "best.pt")["model"]
+    call(
+        *("train_finetune.py", "--init", finetuned / "best.pt", "--scenes", 2, "--model", "panoptic_unet"),
+        *("--steps", 1, "--lr", "1e-9", "--batch-size", 2, "--device", "cpu", "--out", tmp_path / "run"),
+    )
+    state = weights(tmp_path / "run/last.pt")["model"]
+    weight = [key for key in begun if key.endswith(".weight")]
+    assert all(torch.allclose(state[key], begun[key], atol=1e-6) for key in weight)
+    assert any(key.startswith("instances.") for key in state)
 
 
 def test_a_weight_weighs_in_both_decoders(trained, call, folder, tmp_path):
@@ -70,7 +86,12 @@ def test_a_weight_weighs_in_both_decoders(trained, call, folder, tmp_path):
         (
             train_finetune,
             ["--data", "{folder}", "--scenes", "2", "--model", "panoptic_unet", "--loss", "ce"],
-            "its heads need",
+            "each head needs a loss",
+        ),
+        (
+            train_finetune,
+            ["--data", "{folder}", "--scenes", "2", "--model", "panoptic_unet", "--loss", "center", "offset"],
+            "each head needs a loss",
         ),
         (train_finetune, ["--data", "{folder}", "--scenes", "300"], "from 0 to 254"),
         (train_finetune, ["--init", "{best}", "--model", "unet"], "holds a panoptic_unet"),
