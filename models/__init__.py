@@ -140,7 +140,7 @@ def carry_over(model, name, state, classes, own_classes):
     """Load a trained model's state dict into `model`, built by `name` for other classes perhaps.
 
     The head keeps the rows of the class names that both lists have. Returns the names of
-    `own_classes` that it begins anew. Where the state has no decoder of instances, the model's stays as it is.
+    `own_classes` that it begins anew. A decoder of instances that the state lacks stays as it is.
     """
     own = model.state_dict()
     state = {key: value for key, value in own.items() if key.startswith("instances.")} | state

@@ -111,7 +111,7 @@ def test_centres_and_offsets_are_learned():
 def test_unknown_names_have_a_hint():
     said = refusal(build_model, "panoptic_resnet19", 5)
     assert "unet_BACKBONE, fpn_BACKBONE or panoptic_BACKBONE" in said and "panoptic_resnet18" in said
-    assert "panoptic_unet" in refusal(build_model, "panoptic_unet_gn", 5)
+    assert "panoptic_unet_gn" in refusal(build_model, "panoptic_unet_ln", 5)
     with torch.device("meta"):
         assert "strides 4, 8, 16" in refusal(build_model, "panoptic_swin_t", 5)
 

@@ -32,7 +32,7 @@ def test_what_a_run_leaves(trained):
     assert state["args"]["loss"][-2:] == ["center=200", "offset=0.01"]
     training, validation = logged(out)[-2:]
     assert {"val/pq", "val/parts_f1", "val/mean_f1"} <= validation.keys()
-    parts = [training[f"train/loss/{name}"] for name in ("ce", "center", "offset")]
+    parts = [training[f"train/loss/{name}"] for name in ("ce", "dice", "center", "offset")]
     assert training["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
     assert (out / "val_faces.png").stat().st_size > 1000
     assert f"next:    python evaluate.py --init {out}/best.pt" in said.stdout and "invented" in said.stdout
@@ -81,7 +81,7 @@ def test_a_weight_weighs_in_both_decoders(trained, call, folder, tmp_path):
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
-        (train_finetune, ["--data", "{folder}", "--model", "panoptic_unet"], "--scenes N does"),
+        (train_finetune, ["--data", "{folder}", "--model", "panoptic_unet"], "--scenes N makes scenes"),
         (train_finetune, ["--data", "{folder}", "--loss", "ce=1", "center=1"], "names from ce"),
         (
             train_finetune,
