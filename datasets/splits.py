@@ -23,8 +23,8 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, id
             )
         if (first := faces.classes[0]).lower() not in BACKGROUND:
             raise UserError(
-                f"scenes {scenes}: class 0 of {faces.name} is {first}; it needs to be background, out of which "
-                "faces are cut"
+                f"scenes {scenes}: class 0 of {faces.name} is {first}; it needs to be background, since "
+                "faces are cut out of it"
             )
         faces.scenes, faces.things = scenes, {"face": list(range(1, len(faces.classes)))}
     return faces
