@@ -27,7 +27,7 @@ for row in ${ROWS:-crop rotate cutmix depth progressive bag}; do
     out=$all/$row/$seed
     # shellcheck disable=SC2086
     python train_classify.py --data "$data" --model efficientnet_lite0 --weights imagenet --backbone-lr-scale 0.2 \
-      --size 64 --val-fraction 0 --batch-size 64 --steps 400 $flags --seed "$seed" --out "$out"
+      --size 64 --val-fraction 0 --batch-size 64 --steps "${STEPS:-1200}" $flags --seed "$seed" --out "$out"
     python evaluate.py --init "$out"/last.pt --split test --json "$out"/test.json
   done
   echo "$row"; python recipes/summary.py $all/"$row"/?/test.json
