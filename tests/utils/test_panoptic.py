@@ -119,6 +119,7 @@ def test_a_background_is_no_segment_and_what_never_occurs_no_category():
     truth = scene((LEFT, 1, 1))
     assert panoptic.stuff_of(CLASSES, FACE) == [] and panoptic.stuff_of(SCENE, THINGS) == [0, 1]
     assert panoptic.stuff_of(["Background", "sky", "car"], {"car": [2]}) == [1]
+    assert panoptic.stuff_of(["none", "skin", "nose"], FACE) == [], "whatever it is called"
     counts, _ = score(truth, truth)
     found = panoptic.summary(torch.cat([counts, torch.zeros(1, 4)]), ["face", "never"])
     assert found["pq"] == 1 and found["per_category"]["never"]["pq"] is None
