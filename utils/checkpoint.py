@@ -16,7 +16,7 @@ OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ k
 TARGETS = {  # what a model was trained for
     "semantic": "a face parser",
     "class": "a classifier of images",
-    "panoptic": "a parser of scenes",
+    "panoptic": "a parser of scenes or instances",
 }
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 
 from utils import dist, metrics
-from utils.instances import segments
+from utils.instances import called, segments
 from utils.metrics import BACKGROUND, IGNORE_INDEX
 
 
@@ -177,7 +177,8 @@ def table(result):
         return "   -  " if x is None else f"{x:6.3f}"
 
     heads = {key: result[key] for key in ("pq", "sq", "rq")}
-    heads |= {"parts, given the right face": result["parts"]["mean_f1"]} if "parts" in result else {}
+    right = f"parts, given the right {called(result['per_category'])}"
+    heads |= {right: result["parts"]["mean_f1"]} if "parts" in result else {}
     lines = ["  ".join(f"{head} {show(value).strip()}" for head, value in heads.items()), ""]
     lines.append(f"{'':<16}{'PQ':>6}{'SQ':>8}{'RQ':>8}{'found':>9}{'missed':>9}{'invented':>9}")
     for name, row in result["per_category"].items():

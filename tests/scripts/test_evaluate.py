@@ -382,7 +382,7 @@ def test_what_is_no_scene_is_scored_as_it_is(crowded, finetuned, eight, folder, 
         assert why in said and said.count("\n") == 1
     flags = ["--teacher", crowded("unet"), "--unlabelled", folder, "--out", tmp_path / "student"]
     said = complaint(train_student, *flags)
-    assert "holds a parser of scenes, and a face parser or a classifier of images is needed" in said
+    assert "holds a parser of scenes or instances, and a face parser or a classifier of images" in said
 
 
 def test_a_checkpoint_of_another_split_is_named(classifiers, tmp_path, capsys):
