@@ -150,31 +150,6 @@ def class_map(logits, height, width):
     return ids.numpy()
 
 
-def faces_of(ids, found, mask, things, frame):
-    """The instances of a network's input, in the photo.
-
-    ids (size, size) uint8, found: see `segments`; mask (H, W): classes of the photo. -> (ids (H, W) uint8,
-    [{"id", "thing", "score", "box", "area"}] of those that the photo has, in its pixels). Ids are enlarged to
-    the nearest, and are 0 where the class is in no thing.
-    """
-    (left, top, right, bottom), (first, upper, last, lower) = frame
-    height, width = bottom - top, right - left
-    rows = upper + (np.arange(height) + 0.5) * (lower - upper) // height
-    columns = first + (np.arange(width) + 0.5) * (last - first) // width
-    faces = np.zeros(mask.shape, np.uint8)
-    faces[top:bottom, left:right] = ids[rows.astype(int)[:, None], columns.astype(int)]
-    faces[~np.isin(np.arange(256), sum(things.values(), []))[mask]] = 0
-    rows = []
-    for each in found:
-        where = faces == each["id"]
-        ys, xs = (np.flatnonzero(where.any(axis)).tolist() for axis in (1, 0))
-        if ys:
-            box = [xs[0], ys[0], xs[-1] + 1 - xs[0], ys[-1] + 1 - ys[0]]
-            score = round(each["score"], 6)
-            rows.append({**each, "score": score, "box": box, "area": int(where.sum())})
-    return faces, rows
-
-
 @torch.no_grad()
 def classify(args, state, device):
     """Write guesses.json: {file name: {"class": {name: probability, the likeliest first}, "domain": ...}}."""
@@ -289,7 +264,7 @@ def main(args):
             if apart:
                 heads = outputs["center"][i], outputs["offset"][i]
                 seen, listed = segments(logits.softmax(0), *heads, things)
-                faces, found[name] = faces_of(seen.byte().cpu().numpy(), listed, ids, things, frame)
+                faces, found[name] = crops.faces_of(seen.byte().cpu().numpy(), listed, ids, things, frame)
                 draw.write(more[0], draw.index_mask(faces, draw.face_colors(254)))
             draw.write(mask, draw.index_mask(ids, colors))
             draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes, instances=faces))

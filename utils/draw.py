@@ -7,6 +7,7 @@ import unicodedata
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from utils import files, panoptic
 from utils.instances import called, segments
@@ -106,14 +107,17 @@ def numbered(page, instances):
     height, width = instances.shape
     size = text_size(width)
     lines = outlines(instances, max(2, size // 4))
-    found = [int(i) for i in np.unique(instances) if i]
-    colors = face_colors(max([0, *found]))
+    boxes = ndimage.find_objects(instances)  # None of an id that is nowhere
+    colors = face_colors(len(boxes))
     page[:height, :width][lines] = np.uint8(colors)[instances[lines]]
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(3 * size // 2)
-    for i in found:
-        top, left = (int(place) for place in np.unravel_index((instances == i).argmax(), instances.shape))
+    for i, place in enumerate(boxes, 1):
+        if place is None:
+            continue
+        top, left = place[0].start, place[1].start
+        left += int((instances[top, place[1]] == i).argmax())
         box = draw.textbbox((left, top), str(i), font=font)
         draw.rectangle((left, top, box[2] + 3, box[3] + 3), fill=colors[i])
         draw.text((left + 2, top), str(i), fill=INK, font=font)
