@@ -1,5 +1,5 @@
-"""Which part of a photo a network sees, where that lies in its square input, and boxes that say so; and what was
-found in that input, in the photo."""
+"""Which part of a photo a network sees, where that lies in its square input, and boxes that say so; and the
+faces that were found in that input, in the photo."""
 
 import math
 import typing
@@ -60,9 +60,9 @@ def network_input(photo, found, size):
 def faces_of(ids, found, mask, things, frame):
     """The instances of a network's input, in the photo.
 
-    ids (size, size) uint8, found: see `utils.instances.segments`; mask (H, W): classes of the photo. -> (ids (H, W) uint8,
-    [{"id", "thing", "score", "box", "area"}] of those that the photo has, in its pixels). Ids are enlarged to
-    the nearest, and are 0 where the class is in no thing.
+    ids (size, size) uint8, found: see `utils.instances.segments`; mask (H, W): classes of the photo. ->
+    (ids (H, W) uint8, [{"id", "thing", "score", "box", "area"}] of those that the photo has, in its pixels).
+    Ids are enlarged to the nearest, and are 0 where the class is in no thing.
     """
     (left, top, right, bottom), (first, upper, last, lower) = frame
     height, width = bottom - top, right - left
