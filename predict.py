@@ -44,8 +44,8 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
     size = (
-        "of a network for scenes, side of its input, pixels; if larger than in training, smaller faces are "
-        "found, but faces larger in pixels than in training fall apart: better train at a larger --size"
+        "of a network for scenes, side of its input, pixels, where it is not that of training; faces larger "
+        "in pixels than in training fall apart: better train at a larger --size"
     )
     g.add_argument("--size", type=cli.positive, help=size)
     g = p.add_argument_group("runtime")
