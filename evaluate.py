@@ -26,6 +26,7 @@ from models import has_instances, restore
 from utils import checkpoint, class_metrics, cli, dist, draw, files, metrics, panoptic
 from utils.errors import UserError
 
+AS_THEY_ARE = "scored on photos as they are; --scenes N makes scenes of them"
 SHOWN = 100  # mistakes in errors.png
 # Slices by how much of a scene its largest face covers: from so many % on
 SHARES = {0: "<2%", 2: "2-5%", 5: "5-10%", 10: "10-20%", 20: ">20%"}
@@ -94,6 +95,8 @@ def open_faces(args, trained, classes):
         faces.notes.append(INSTEAD)
     if scenes and split == "train":
         raise UserError("--split train: scenes to train on have no end; score val, test, or --scenes 0")
+    if trained.get("scenes") and args.scenes is None and not (scenes or faces.things):
+        faces.notes.append(AS_THEY_ARE)
     return faces, split, {"ids": ids, **label_info(faces)}
 
 
@@ -240,8 +243,11 @@ def main(args):
             names["domain"] = domains
         else:
             found.notes.append("domains are not scored: those here are not what was trained on")
-    apart = parses and found.things and all(has_instances(each["args"]["model"]) for each in states)
-    heads = HEADS if apart else ()
+    tells_apart = [has_instances(each["args"]["model"]) for each in states]
+    without = [file for file, apart in zip(args.init, tells_apart, strict=True) if not apart]
+    heads = HEADS if parses and found.things and not without else ()
+    if any(tells_apart) and found.things and without:
+        found.notes.append(f"no panoptic quality: no instances are told apart by {', '.join(without)}")
     if parses:
         data = batches.load(found, split, trained["size"], device=device, instances=bool(heads))
     else:

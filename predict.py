@@ -24,7 +24,7 @@ from models import has_instances, restore
 from models.export import OPSET, write_onnx
 from utils import checkpoint, cli, dist, draw, files
 from utils.errors import UserError
-from utils.instances import segments
+from utils.instances import called, segments
 
 RESULTS = ("_mask", "_overlay")  # what a photo's results are called, behind its own name
 FACES = "_faces"  # beside these, where the network tells faces apart
@@ -43,7 +43,10 @@ def get_parser():
     boxes.add_argument("--boxes", metavar="FILE", help='the same of many: JSON {"file name": [x, y, w, h]}')
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
-    size = "of a network for scenes, side of its input, pixels; a larger one finds smaller faces"
+    size = (
+        "of a network for scenes, side of its input, pixels, where it is not that of training; faces larger "
+        "in pixels than in training fall apart: better train at a larger --size"
+    )
     g.add_argument("--size", type=cli.positive, help=size)
     g = p.add_argument_group("runtime")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
@@ -83,8 +86,11 @@ def refuse(error):
 
 
 def is_result(path, stems):
-    """Whether a picture was written for a photo that is among `stems`, paths without their suffixes, or with
-    another one that is; ids of its faces, with both others."""
+    """Whether a picture is a result of an earlier run, and no photo.
+
+    path: of the picture. stems: paths without suffix of all pictures found. NAME_mask.png and
+    NAME_overlay.png are results where NAME is found, or where both are; NAME_faces.png where both are.
+    """
     stem, suffix = os.path.splitext(path)
     of = [stem.removesuffix(end) for end in (*RESULTS, FACES) if suffix == ".png" and stem.endswith(end)]
     if not of:
@@ -150,31 +156,6 @@ def class_map(logits, height, width):
     return ids.numpy()
 
 
-def faces_of(ids, found, mask, things, frame):
-    """The instances of a network's input, in the photo.
-
-    ids (size, size) uint8, found: see `segments`; mask (H, W): classes of the photo. -> (ids (H, W) uint8,
-    [{"id", "thing", "score", "box", "area"}] of those that the photo has, in its pixels). Ids are enlarged to
-    the nearest, and are 0 where the class is in no thing.
-    """
-    (left, top, right, bottom), (first, upper, last, lower) = frame
-    height, width = bottom - top, right - left
-    rows = upper + (np.arange(height) + 0.5) * (lower - upper) // height
-    columns = first + (np.arange(width) + 0.5) * (last - first) // width
-    faces = np.zeros(mask.shape, np.uint8)
-    faces[top:bottom, left:right] = ids[rows.astype(int)[:, None], columns.astype(int)]
-    faces[~np.isin(np.arange(256), sum(things.values(), []))[mask]] = 0
-    rows = []
-    for each in found:
-        where = faces == each["id"]
-        ys, xs = (np.flatnonzero(where.any(axis)).tolist() for axis in (1, 0))
-        if ys:
-            box = [xs[0], ys[0], xs[-1] + 1 - xs[0], ys[-1] + 1 - ys[0]]
-            score = round(each["score"], 6)
-            rows.append({**each, "score": score, "box": box, "area": int(where.sum())})
-    return faces, rows
-
-
 @torch.no_grad()
 def classify(args, state, device):
     """Write guesses.json: {file name: {"class": {name: probability, the likeliest first}, "domain": ...}}."""
@@ -222,9 +203,15 @@ def main(args):
     colors = state["data"]["colors"]
     of_scenes = checkpoint.target_of(state) == "panoptic"
     cli.refuse_without_effect(args, {"size": None if of_scenes else "but on a network for scenes"})
-    size = args.size or state["args"]["size"]
+    trained = state["args"]["size"]
+    size = args.size or trained
     apart = has_instances(state["args"]["model"])  # whether faces are told apart
     things = state["data"].get("things", {})
+    counted = f"{called(things)}s"
+    resized = [
+        f"--size {size}, trained at {trained}: {counted} larger in pixels than in training fall apart, "
+        f"smaller ones are missed; better train at --size {size}"
+    ] * (size != trained)
     square = [1.0] * 3 if state["data"].get("name") == "synthetic" else None
     aspects = state["data"].get("aspects", square)  # width / height of the photos trained on, where known
     if bool(args.photos) == bool(args.onnx):
@@ -239,7 +226,8 @@ def main(args):
         files.check_file(args.onnx)
         outputs = write_onnx(args.onnx, restore(state, "cpu", args.init), size, classes)
         shape = f"float32 (N, 3, {size}, {size}) in 0 to 1"
-        print(f"wrote:   {args.onnx} (opset {OPSET}; input images, {shape}; output {', '.join(outputs)})")
+        wrote = f"wrote:   {args.onnx} (opset {OPSET}; input images, {shape}; output {', '.join(outputs)})"
+        print(wrote, *resized, sep="\n  ")
         return
 
     # ---- data ----
@@ -268,7 +256,7 @@ def main(args):
         box = boxes.get(name)
         far = not box and aspects and crops.is_far(photo.width, photo.height, aspects)
         aspect = (aspects[1] if aspects else 1.0) if box or far else None
-        if far:
+        if far and not of_scenes:
             padded.append(name)
         return name, photo, crops.frame(photo.width, photo.height, size, box, aspect)
 
@@ -289,7 +277,7 @@ def main(args):
             if apart:
                 heads = outputs["center"][i], outputs["offset"][i]
                 seen, listed = segments(logits.softmax(0), *heads, things)
-                faces, found[name] = faces_of(seen.byte().cpu().numpy(), listed, ids, things, frame)
+                faces, found[name] = crops.faces_of(seen.byte().cpu().numpy(), listed, ids, things, frame)
                 draw.write(more[0], draw.index_mask(faces, draw.face_colors(254)))
             draw.write(mask, draw.index_mask(ids, colors))
             draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes, instances=faces))
@@ -307,7 +295,7 @@ def main(args):
         parse(batch)
     if apart:
         files.write_whole(out / "faces.json", json.dumps(found, indent=1) + "\n")
-        notes.append(f"{sum(map(len, found.values()))} faces: {out}/faces.json, {out}/*{FACES}.png")
+        notes.append(f"{sum(map(len, found.values()))} {counted}: {out}/faces.json, {out}/*{FACES}.png")
     if padded:
         notes.append(
             f"padded, not stretched, since training photos have width / height {aspects[0]:g} to "
@@ -316,6 +304,7 @@ def main(args):
     said = [
         f"{len(photos) - len(faults)} photos parsed with {args.init}: {out}/*_overlay.png, "
         f"{out}/*_mask.png (ids 0 to {len(classes) - 1}: {' '.join(classes)})",
+        *resized,
         *notes,
     ]
     print("\n  ".join(said))

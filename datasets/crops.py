@@ -1,10 +1,12 @@
-"""Which part of a photo a network sees, where that lies in its square input, and boxes that say so."""
+"""Which part of a photo a network sees, where that lies in its square input, and boxes that say so; and the
+faces that were found in that input, in the photo."""
 
 import math
 import typing
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from datasets.faces import some
 from utils.errors import UserError
@@ -53,6 +55,30 @@ def network_input(photo, found, size):
     part = photo.resize((right - left, bottom - top), Image.BILINEAR, box=found.part)
     margins = ((top, size - bottom), (left, size - right), (0, 0))
     return np.pad(np.asarray(part), margins, mode="edge").transpose(2, 0, 1)
+
+
+def faces_of(ids, found, mask, things, frame):
+    """The instances of a network's input, in the photo.
+
+    ids (size, size) uint8, found: see `utils.instances.segments`; mask (H, W): classes of the photo. ->
+    (ids (H, W) uint8, [{"id", "thing", "score", "box", "area"}] of those that the photo has, in its pixels).
+    Ids are enlarged to the nearest, and are 0 where the class is in no thing.
+    """
+    (left, top, right, bottom), (first, upper, last, lower) = frame
+    height, width = bottom - top, right - left
+    rows = upper + (np.arange(height) + 0.5) * (lower - upper) // height
+    columns = first + (np.arange(width) + 0.5) * (last - first) // width
+    faces = np.zeros(mask.shape, np.uint8)
+    faces[top:bottom, left:right] = ids[rows.astype(int)[:, None], columns.astype(int)]
+    faces[~np.isin(np.arange(256), sum(things.values(), []))[mask]] = 0
+    there = []
+    for each, place in zip(found, ndimage.find_objects(faces, len(found)), strict=True):
+        if place:
+            y, x = place
+            box = [x.start, y.start, x.stop - x.start, y.stop - y.start]
+            area = int(np.count_nonzero(faces[place] == each["id"]))
+            there.append({**each, "score": round(each["score"], 6), "box": box, "area": area})
+    return faces, there
 
 
 def is_far(width, height, aspects):

@@ -16,7 +16,7 @@ OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ k
 TARGETS = {  # what a model was trained for
     "semantic": "a face parser",
     "class": "a classifier of images",
-    "panoptic": "a parser of scenes",
+    "panoptic": "a parser of scenes or instances",
 }
 
 
@@ -108,12 +108,13 @@ def target_of(state):
 
 
 def refuse_unlike(flag, paths, states, preprocess=False):
-    """A UserError where checkpoints given to a flag differ from the first in what they are for, classes or
-    size, so that they cannot answer together. preprocess: whether what they do to a photo counts, too."""
+    """A UserError where checkpoints given to a flag differ from the first in what they are for, images or
+    their pixels, in classes or size, so that they cannot answer together. preprocess: whether what they do to
+    a photo counts, too."""
 
     def kind(state):
         found = {
-            "target": TARGETS[target_of(state)],
+            "target": TARGETS["class" if target_of(state) == "class" else "semantic"],
             "classes": state["data"]["classes"],
             "size": state["args"]["size"],
         }

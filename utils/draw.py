@@ -7,9 +7,10 @@ import unicodedata
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
-from utils import files
-from utils.instances import segments
+from utils import files, panoptic
+from utils.instances import called, segments
 from utils.metrics import IGNORE_INDEX
 
 INK = (30, 30, 30)
@@ -106,14 +107,17 @@ def numbered(page, instances):
     height, width = instances.shape
     size = text_size(width)
     lines = outlines(instances, max(2, size // 4))
-    found = [int(i) for i in np.unique(instances) if i]
-    colors = face_colors(max([0, *found]))
+    boxes = ndimage.find_objects(instances)  # None of an id that is nowhere
+    colors = face_colors(len(boxes))
     page[:height, :width][lines] = np.uint8(colors)[instances[lines]]
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(3 * size // 2)
-    for i in found:
-        top, left = (int(place) for place in np.unravel_index((instances == i).argmax(), instances.shape))
+    for i, place in enumerate(boxes, 1):
+        if place is None:
+            continue
+        top, left = place[0].start, place[1].start
+        left += int((instances[top, place[1]] == i).argmax())
         box = draw.textbbox((left, top), str(i), font=font)
         draw.rectangle((left, top, box[2] + 3, box[3] + 3), fill=colors[i])
         draw.text((left + 2, top), str(i), fill=INK, font=font)
@@ -176,35 +180,40 @@ def validation(predict, data, key, colors, classes, count=8):
 @torch.no_grad()
 def scenes(predict, data, things, colors, classes, count=8):
     """photo | true parts | predicted parts | true faces | predicted faces for a few scenes, always the same
-    ones. A predicted face has the colour of the true one that it is a match of, else one that no other has.
+    ones. A predicted face has the colour of the true one that it is a match of (see `panoptic.matches`), else
+    one that no other has.
 
     predict: (B, 3, H, W) uint8 -> {"semantic", "center", "offset"} as `panoptic.measure` takes it. data[[i]]
     -> {"image", "semantic", "instance"}. things: {name: [class ids]}.
     """
     batch = {key: value.cpu() for key, value in evenly(data, count).items()}
     outputs = {key: value.float().cpu() for key, value in predict(batch["image"]).items()}
-    labels, truths = batch["semantic"], batch["instance"]
-    guesses = torch.zeros_like(truths)
-    for i, truth in enumerate(truths):
+    labels, instances = batch["semantic"], batch["instance"]
+    truths, guesses = torch.zeros_like(instances), torch.zeros_like(instances)
+    for i, label in enumerate(labels):
         probs = outputs["semantic"][i].softmax(0)
         ids, faces = segments(probs, outputs["center"][i], outputs["offset"][i], things)
-        free = 1 + int(truth.where(truth != IGNORE_INDEX, 0).max())
-        for each in faces:
-            mask = ids == each["id"]
-            other = truth[mask].mode().values  # a match has the most of it
-            true = truth == other
-            match = 0 < other < IGNORE_INDEX and 2 * (mask & true).sum() > (mask | true).sum()
-            guesses[i][mask] = other if match else min(free, 254)
-            free += not match
+        kinds = torch.tensor([0, *(list(things).index(each["thing"]) for each in faces)])
+        unknown = instances[i] == IGNORE_INDEX
+        truth, true_kinds = panoptic.true_instances(label, instances[i], things)
+        void = unknown | (label == IGNORE_INDEX)
+        iou, *_ = panoptic.matches(truth, ids, void, true_kinds, kinds)
+        numbers = iou.argmax(0)  # of the true one that each is a match of, 0 of none
+        alone = numbers == 0
+        numbers[alone] = torch.arange(len(iou) - 1, len(iou) - 1 + int(alone.sum()))
+        numbers[0] = 0
+        truths[i] = truth.where(~unknown, IGNORE_INDEX)
+        guesses[i] = numbers[ids].clamp(max=254)
     shades = face_colors(254)
+    counted = f"{called(things)}s"
     panels = {
         "photo": photos_of(batch["image"]),
         "true parts": colorise(labels, colors),
         "predicted parts": colorise(outputs["semantic"].argmax(1).byte(), colors),
-        "true faces": colorise(truths, shades),
-        "predicted faces": colorise(guesses, shades),
+        f"true {counted}": colorise(truths, shades),
+        f"predicted {counted}": colorise(guesses, shades),
     }
-    more = [(UNLABELLED, VOID)] * bool((labels == IGNORE_INDEX).any() or (truths == IGNORE_INDEX).any())
+    more = [(UNLABELLED, VOID)] * bool((labels == IGNORE_INDEX).any() or (instances == IGNORE_INDEX).any())
     return grid(panels, colors, classes, more, scale=max(1, 192 // labels.shape[-1]))
 
 

@@ -19,6 +19,11 @@ SMALLEST = 1 / 4000  # share of the input that a segment covers at least
 PAIRS = 2**22  # of pixels and centres whose distances are held at once
 
 
+def called(things):
+    """What is counted, in a word: "face" where it is nothing else, "instance" of other or several things."""
+    return "face" if list(things) == ["face"] else "instance"
+
+
 def targets(instance):
     """{"center": (B, 1, H, W) heat, 0 to 1, "offset": (B, 2, H, W) centre - pixel, "center_weight" and
     "offset_weight": (B, 1, H, W)}, float32.

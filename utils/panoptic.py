@@ -12,15 +12,17 @@ import math
 import torch
 
 from utils import dist, metrics
-from utils.instances import segments
+from utils.instances import called, segments
 from utils.metrics import BACKGROUND, IGNORE_INDEX
 
 
 def stuff_of(classes, things):
-    """Ids of the classes that are in no thing, but for class 0 where that is background."""
+    """Ids of the classes that are in no thing, but for class 0 where that is background: by its name, or
+    because all other classes are of things."""
     counted = {k for ids in things.values() for k in ids}
-    first = 1 if classes[0].lower() in BACKGROUND else 0
-    return [k for k in range(first, len(classes)) if k not in counted]
+    stuff = [k for k in range(len(classes)) if k not in counted]
+    no_background = stuff != [0] and classes[0].lower() not in BACKGROUND
+    return [k for k in stuff if k or no_background]
 
 
 def matches(truth, preds, void, true_kinds, kinds):
@@ -84,25 +86,20 @@ def score_image(probs, center, offset, semantic, instance, classes, things):
     names = list(things)
     preds = probs.argmax(0)
     ids, found = segments(probs, center, offset, things)
-    number_of = torch.zeros(1 + max([0, *(each["id"] for each in found)]), dtype=torch.long)
-    for number, each in enumerate(found, 1):
-        number_of[each["id"]] = number
-    numbers = number_of[ids]
     kinds = torch.tensor([0, *(names.index(each["thing"]) for each in found)])
     unknown = semantic == IGNORE_INDEX
     void = unknown | (instance == IGNORE_INDEX)
     truth, true_kinds = true_instances(semantic, instance, things)
-    iou, *claims = matches(truth, numbers, void, true_kinds, kinds)
+    iou, *claims = matches(truth, ids, void, true_kinds, kinds)
     counts = tally(iou, *claims, true_kinds, kinds, count)
 
-    stuff_number = torch.zeros(256, dtype=torch.long)
-    stuff_number[stuff] = torch.arange(1, len(stuff) + 1)
-    both = torch.arange(len(stuff) + 1) + len(things) - 1  # categories, but for the first, of no stuff
-    both[0] = 0
-    truths = stuff_number[semantic.long()]
-    counts += tally(*matches(truths, stuff_number[preds], unknown, both, both), both, both, count)
+    number_of = torch.zeros(256, dtype=torch.long)  # the segment of each class, 0 where it has none
+    number_of[stuff] = torch.arange(1, len(stuff) + 1)
+    categories = torch.arange(len(things) - 1, count)  # of each segment; segment 0 has none, and adds nothing
+    of_stuff = matches(number_of[semantic.long()], number_of[preds], unknown, categories, categories)
+    counts += tally(*of_stuff, categories, categories, count)
 
-    elsewhere = (truth > 0) & ~(iou > 0)[truth, numbers]
+    elsewhere = (truth > 0) & ~(iou > 0)[truth, ids]
     labels = semantic.where(~void, IGNORE_INDEX)
     parts = metrics.confusion(preds.where(~elsewhere, 0)[None], labels[None], len(classes))[0]
     return counts, parts
@@ -180,7 +177,8 @@ def table(result):
         return "   -  " if x is None else f"{x:6.3f}"
 
     heads = {key: result[key] for key in ("pq", "sq", "rq")}
-    heads |= {"parts, given the right face": result["parts"]["mean_f1"]} if "parts" in result else {}
+    right = f"parts, given the right {called(result['per_category'])}"
+    heads |= {right: result["parts"]["mean_f1"]} if "parts" in result else {}
     lines = ["  ".join(f"{head} {show(value).strip()}" for head, value in heads.items()), ""]
     lines.append(f"{'':<16}{'PQ':>6}{'SQ':>8}{'RQ':>8}{'found':>9}{'missed':>9}{'invented':>9}")
     for name, row in result["per_category"].items():

@@ -273,7 +273,7 @@ def test_what_cannot_vote_is_refused(complaint, parsers, classifiers, colours, f
     ):
         said = complaint(script, *flags, "--out", tmp_path / "out")
         assert said.count("\n") == 1
-        assert "holds a classifier of images, and a face parser is needed" in said
+        assert "holds a classifier of images, and a face parser or a parser of scenes" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -359,6 +359,10 @@ def test_faces_of_scenes_are_counted(crowded, eight, folder, tmp_path, monkeypat
         turns += "a" * len(files)
         less = figures(tmp_path, "--init", *files)
         assert "panoptic" not in less and less["slices"]["share"] == shares
+        named = (
+            f"no panoptic quality: no instances are told apart by {files[-1]}\n" in capsys.readouterr().out
+        )
+        assert named == (len(files) > 1)
 
 
 def test_what_is_no_scene_is_scored_as_it_is(crowded, finetuned, eight, folder, tmp_path, complaint, capsys):
@@ -371,18 +375,19 @@ def test_what_is_no_scene_is_scored_as_it_is(crowded, finetuned, eight, folder, 
     single = figures(tmp_path, "--init", finetuned / "best.pt")
     own = figures(tmp_path, "--init", crowded("unet_gn"), "--scenes", 0)
     other = figures(tmp_path, "--init", crowded("unet_gn"), "--data", copy)
+    assert capsys.readouterr().out.count(evaluate.AS_THEY_ARE) == 1, (
+        "of other data; of its own 0 was asked for"
+    )
     for found in (own, other):
         assert "scenes" not in found and not found["slices"]["share"]
         assert found["per_class"] == single["per_class"]
-    for flags, why in (
-        ([crowded("unet"), "--split", "train"], "scenes to train on have no end"),
-        ([crowded("unet"), finetuned / "best.pt"], "target of"),
-    ):
-        said = complaint(evaluate, "--init", *flags)
-        assert why in said and said.count("\n") == 1
+    both = figures(tmp_path, "--init", crowded("unet_gn"), finetuned / "best.pt", "--scenes", 0)
+    assert both["per_class"] == single["per_class"], "they vote together"
+    said = complaint(evaluate, "--init", crowded("unet"), "--split", "train")
+    assert "scenes to train on have no end" in said and said.count("\n") == 1
     flags = ["--teacher", crowded("unet"), "--unlabelled", folder, "--out", tmp_path / "student"]
     said = complaint(train_student, *flags)
-    assert "holds a parser of scenes, and a face parser or a classifier of images is needed" in said
+    assert "holds a parser of scenes or instances, and a face parser or a classifier of images" in said
 
 
 def test_a_checkpoint_of_another_split_is_named(classifiers, tmp_path, capsys):

@@ -383,7 +383,11 @@ def test_each_face_has_an_id_and_a_box(width, height, discs, crowded, trained, t
     out = tmp_path / "out"
     run("--init", crowded, tmp_path / "party.png", "--size", 128, "--out", out)
     assert discs.seen.shape[2:] == (128, 128)
-    assert ("padded, not stretched" in capsys.readouterr().out) == (width != height)
+    said = capsys.readouterr().out
+    assert "padded" not in said, "no box frames a group"
+    assert "\n  3 faces: " in said and "\n  --size 128, trained at 32: faces larger in pixels" in said
+    seen = discs.seen[0, 0] > 0.5
+    assert seen.any(0).sum() < 128 > seen.any(1).sum(), "a photo is not stretched"
     assert sorted(p.name for p in out.iterdir()) == [
         "faces.json",
         "party_faces.png",
@@ -411,22 +415,46 @@ def test_each_face_has_an_id_and_a_box(width, height, discs, crowded, trained, t
     assert (alone & here).sum() / here.sum() > 0.9
 
 
-def test_a_larger_input_finds_smaller_faces(discs, crowded, tmp_path):
+def test_faces_are_measured_by_themselves():
+    """... where their boxes overlap, and where the photo has nothing of one or its class is no thing's."""
+    ids = np.kron([[1, 1, 1, 2], [1, 2, 2, 2], [0, 0, 4, 4], [0, 0, 0, 4]], np.ones((2, 2), int)).astype(
+        np.uint8
+    )
+    found = [{"id": i, "thing": "face", "score": 1 / i, "box": None, "area": None} for i in (1, 2, 3, 4)]
+    mask = np.ones((20, 40), np.uint8)
+    mask[10:, :] = 0
+    faces, rows = crops.faces_of(ids, found, mask, {"face": [1]}, crops.frame(40, 20, 8))
+    assert [(row["id"], row["box"], row["area"]) for row in rows] == [
+        (1, [0, 0, 30, 10], 200),
+        (2, [10, 0, 30, 10], 200),
+    ]
+    assert faces.shape == (20, 40) and not faces[10:].any() and (faces[:10] > 0).all()
+
+
+def test_a_larger_input_finds_smaller_faces(discs, crowded, tmp_path, capsys):
     circles = [(100, 100, 60), (300, 300, 5)]
     group_photo(tmp_path / "far.png", 400, 400, circles)
     found = {}
     for size in (32, 256):
         run("--init", crowded, tmp_path / "far.png", "--size", size, "--out", tmp_path / str(size))
         found[size] = json.loads((tmp_path / str(size) / "faces.json").read_text())["far.png"]
+        assert (f"--size {size}, trained at 32" in capsys.readouterr().out) == (size != 32)
     assert len(found[32]) == 1 and len(found[256]) == 2
 
 
-def test_in_a_box_are_faces_of_the_photo(discs, crowded, tmp_path):
+def test_in_a_box_are_faces_of_the_photo(discs, crowded, tmp_path, capsys):
+    """... or what else is counted, and is called so."""
+    state = weights(crowded)
+    del state["format"]
+    dogs = tmp_path / "dogs.pt"
+    checkpoint.save(dogs, **state | {"data": state["data"] | {"things": {"dog": list(range(1, 11))}}})
     group_photo(tmp_path / "party.png", 400, 300, [(60, 60, 40), (300, 200, 40)])
     box = ["--box", 240, 140, 120, 120]
-    run("--init", crowded, tmp_path / "party.png", "--out", tmp_path / "out", "--size", 96, *box)
+    run("--init", dogs, tmp_path / "party.png", "--out", tmp_path / "out", "--size", 96, *box)
+    said = capsys.readouterr().out
+    assert "1 instances: " in said and "32: instances larger" in said
     (row,) = json.loads((tmp_path / "out/faces.json").read_text())["party.png"]
-    assert np.abs(np.array(row["box"]) - (260, 160, 81, 81)).max() <= 3
+    assert np.abs(np.array(row["box"]) - (260, 160, 81, 81)).max() <= 3 and row["thing"] == "dog"
 
 
 def test_results_of_faces_are_no_photos_and_not_replaced(crowded, complaint, tmp_path, capsys):

@@ -204,11 +204,11 @@ def test_scenes_are_for_scripts_that_know_them(tmp_path):
     checkpoint.save(path, **STATE | {"data": data, "model": {"w": torch.zeros(2)}})
     assert checkpoint.load(path, target=("semantic", "panoptic"))["data"] == data
     said = refusal(path)
-    assert "holds a parser of scenes, and a face parser is needed; train_finetune.py goes on with it" in said
+    assert "holds a parser of scenes or instances, and a face parser is needed; train_finetune.py" in said
     assert "evaluate.py and predict.py use it" in said and "\n" not in said
     said = refusal(path, target=("semantic", "class"))
     assert "a face parser or a classifier of images is needed" in said
-    assert "a face parser or a parser of scenes is needed" in refusal(
+    assert "a face parser or a parser of scenes or instances is needed" in refusal(
         classifier(tmp_path / "class.pt"), target=("semantic", "panoptic")
     )
 

@@ -182,6 +182,25 @@ def test_scenes_show_whose_part_it_is():
     assert not has(faces, three).any()
 
 
+def test_a_match_in_a_picture_is_one_in_the_figures():
+    """... of the same thing, and by its known pixels alone: one is a nose that is taken for skin, and of the
+    other only a half is known."""
+    data = Crowd(2)
+    data.semantic[data.instance == 1] = 2
+    data.guess[:, 50:62, 2:14] = 0
+    data.guess[:, 30:54, 35:59] = 2
+    data.instance[:, 30:54, 47:59] = 255
+    data.semantic[:, 38:42, 45:49] = 1
+    page = draw.scenes(data.predict, data, {"skin": [1], "nose": [2]}, COLORS, CLASSES)
+    side = 3 * 64
+    faces, found = (page[-side:, i * side : (i + 1) * side] for i in (3, 4))
+    one, two, three = draw.face_colors(3)[1:]
+    assert has(faces, one).sum() == has(found, three).sum() == has(found, two).sum() == 9 * 24 * 24
+    assert has(faces, two).sum() == has(faces, draw.VOID).sum() == 9 * 24 * 12 and not has(found, one).any()
+    faces = draw.scenes(data.predict, data, {"face": [1, 2]}, COLORS, CLASSES)
+    assert not np.array_equal(page[:-side], faces[:-side]), "the headings say what is counted"
+
+
 def test_faces_in_an_overlay_are_outlined_and_numbered():
     semantic, instance, _ = (maps[0].numpy() for maps in crowd(1))
     photo = np.full((64, 64, 3), 100, np.uint8)

@@ -119,6 +119,7 @@ def test_a_background_is_no_segment_and_what_never_occurs_no_category():
     truth = scene((LEFT, 1, 1))
     assert panoptic.stuff_of(CLASSES, FACE) == [] and panoptic.stuff_of(SCENE, THINGS) == [0, 1]
     assert panoptic.stuff_of(["Background", "sky", "car"], {"car": [2]}) == [1]
+    assert panoptic.stuff_of(["none", "skin", "nose"], FACE) == [], "whatever it is called"
     counts, _ = score(truth, truth)
     found = panoptic.summary(torch.cat([counts, torch.zeros(1, 4)]), ["face", "never"])
     assert found["pq"] == 1 and found["per_category"]["never"]["pq"] is None
@@ -194,8 +195,11 @@ def test_a_table_and_scalars():
     found = panoptic.measure(data.predict, data, CLASSES, FACE)
     row = panoptic.table(found).splitlines()[-1].split()
     face = found["per_category"]["face"]
+    assert "parts, given the right face" in panoptic.table(found)
     assert row[0] == "face" and row[4:] == [str(face[key]) for key in ("found", "missed", "invented")]
     tags = panoptic.scalars("val", found)
     assert tags["val/pq"] == tags["val/pq/face"] == found["pq"]
     assert tags["val/parts_f1"] == found["parts"]["mean_f1"]
+    animal = panoptic.measure(data.predict, data, CLASSES, {"dog": [1, 2]})
+    assert "parts, given the right instance" in panoptic.table(animal)
     assert "parts" not in panoptic.measure(data.predict, data, SCENE[:2] + ["car"], {"car": [2]})
