@@ -1,6 +1,7 @@
 """Fine-tune a face parser on labelled faces.
 
 Run:    python train_finetune.py --data synthetic --out runs/finetune
+        python train_finetune.py --data FOLDER --scenes 4 --model panoptic_unet    (several faces: docs/scenes.md)
         torchrun --nproc_per_node=4 train_finetune.py --data CelebAMask-HQ --model fpn_resnet50
 Needs:  a folder of labelled faces in a layout of docs/data.md, or nothing at all (synthetic faces)
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
@@ -326,12 +327,13 @@ def main(args):
             losses = []
         if eval_now and val:
             evaluated.eval()
-            shares = args.batch_size, rank, world
-            counts = metrics.measure(classes_of, val, "semantic", num_classes, *shares)
+            counts = metrics.measure(classes_of, val, "semantic", num_classes, args.batch_size, rank, world)
             result = metrics.summary(counts, faces.classes)
             scored = metrics.scalars("val", result)
             if tells_instances:
-                told = panoptic.measure(predict, val, faces.classes, faces.things, *shares)
+                told = panoptic.measure(
+                    predict, val, faces.classes, faces.things, args.batch_size, rank, world
+                )
                 scored |= panoptic.scalars("val", told)
             log.scalars(done, **scored)
             if result["mean_f1"] is None:
