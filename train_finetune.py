@@ -1,7 +1,7 @@
 """Fine-tune a face parser on labelled faces.
 
 Run:    python train_finetune.py --data synthetic --out runs/finetune
-        python train_finetune.py --data FOLDER --scenes 4 --model panoptic_unet    (several faces: docs/scenes.md)
+        python train_finetune.py --data FOLDER --scenes 4 --model panoptic_unet    (docs/scenes.md)
         torchrun --nproc_per_node=4 train_finetune.py --data CelebAMask-HQ --model fpn_resnet50
 Needs:  a folder of labelled faces in a layout of docs/data.md, or nothing at all (synthetic faces)
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
