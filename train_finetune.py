@@ -5,7 +5,7 @@ Run:    python train_finetune.py --data synthetic --out runs/finetune
         torchrun --nproc_per_node=4 train_finetune.py --data CelebAMask-HQ --model fpn_resnet50
 Needs:  a folder of labelled faces in a layout of docs/data.md, or nothing at all (synthetic faces)
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
-        train_batch.png, val.png and of scenes val_faces.png into --out
+        train_batch.png, val.png and, of panoptic_ models, val_faces.png into --out
 Expect: docs/finetune.md   -> train_reward.py --init runs/finetune/best.pt
 """
 
@@ -56,7 +56,7 @@ INHERITED = {
 ON_SYNTHETIC = {"size": 96, "steps": 800, "augment": "flip", "loss": ["ce=1", "dice=1"]}
 ON_PHOTOS = {"size": 128, "steps": 1000, "augment": "cutmix", "loss": ["ce=1"]}
 ON_SCENES = {"size": 160, "loss": ["ce=1", "dice=1"]}  # in place of theirs: parts are small
-INSTANCES = ["center=200", "offset=0.01"]  # beside these losses, for panoptic_ models (1911.10194, sec. 3.4)
+INSTANCES = ["center=10", "offset=0.01"]  # beside these, for panoptic_ models; why not 200: docs/scenes.md
 
 
 def get_parser():
@@ -88,7 +88,7 @@ def get_parser():
         f"on scenes {cli.as_flags(ON_SCENES)}; of panoptic_ models --loss also {' '.join(INSTANCES)}"
     )
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
-    losses = f"weighted sum of {', '.join([*LOSSES, *instances.LOSSES])}"
+    losses = f"weighted sum of {', '.join(LOSSES)}; of panoptic_ models {', '.join(instances.LOSSES)}, too"
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=losses)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
@@ -176,7 +176,10 @@ def main(args):
     fresh = []
     if init:
         if init["args"]["model"] not in (args.model, without_instances(args.model)):
-            raise UserError(f"--model {args.model}: {args.init} holds a {init['args']['model']}")
+            held = init["args"]["model"]
+            raise UserError(
+                f"--model {args.model}: {args.init} holds a {held}; train that, or begin without it"
+            )
         fresh = carry_over(model, args.model, init["model"], init["data"]["classes"], faces.classes)
     model.to(device, memory_format=torch.channels_last)
     if device.type == "cuda" and world > 1:
@@ -209,7 +212,10 @@ def main(args):
     log.json("data.json", found)
     if rank == 0:
         mixed = f" + {args.synthetic:.0%} synthetic" if args.synthetic else ""
-        print(f"{faces.name} ({args.data}): {len(train)} train{mixed}, {len(val) if val else 0} val")
+        scenes = f", scenes of up to {args.scenes} faces of these photos" if args.scenes else ""
+        print(f"{faces.name} ({args.data}): {len(train)} train{mixed}, {len(val) if val else 0} val{scenes}")
+        if args.scenes and not tells_instances:
+            print(f"{args.model} learns the parts of faces; panoptic_unet also learns whose they are")
         print(summary.table(found), *faces.notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
@@ -374,9 +380,11 @@ def main(args):
     # <<< shared: finish
     if val:
         print(metrics.table(result))
+        also = ""
         if tells_instances:
             print(panoptic.table(told))
-        print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
+            also = f", {out}/val_faces.png"
+        print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png{also}")
     else:
         print(f"best.pt: step {done}, the last one, since nobody is held out")
     limit = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""

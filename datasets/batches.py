@@ -26,8 +26,8 @@ def load(faces, split, size, seed=0, count=None, device="cpu", instances=False):
     """
     if instances and not faces.things:
         raise UserError(
-            f"{faces.name}: nothing says where one thing ends and another begins; Pascal VOC with "
-            "SegmentationObject/ and Cityscapes do, and --scenes N makes scenes of single faces"
+            f"{faces.name}: nothing says where one thing ends and another begins; --scenes N makes scenes of "
+            "single faces, and a model that is not panoptic_ trains the classes alone"
         )
     if not faces.scenes:
         return _load(faces, split, size, seed, count, device, instances)

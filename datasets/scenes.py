@@ -57,6 +57,8 @@ class Scenes:
             if bare:
                 shown = f"{counted(len(bare), 'photo')} without a labelled face ({some(bare, 3)})"
                 self.notes.append(f"{shown}: in no scene")
+            if (people := len(set(source.groups))) < most:
+                self.notes.append(f"its scenes of up to {most} faces show no more than {people} people")
         self.total = len(source) if self.rows is None else len(self.rows)
 
     def __len__(self):

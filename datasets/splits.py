@@ -19,12 +19,12 @@ def open_data(path, scheme="full", part_order="canonical", val_fraction=0.15, id
     if scenes:
         if faces.things:
             raise UserError(
-                f"scenes {scenes}: {faces.name} has instances of its own; scenes are of single faces"
+                f"--scenes {scenes}: {faces.name} has instances of its own; --scenes 0 takes them as they are"
             )
         if (first := faces.classes[0]).lower() not in BACKGROUND:
             raise UserError(
-                f"scenes {scenes}: class 0 of {faces.name} is {first}; it needs to be background, since "
-                "faces are cut out of it"
+                f"--scenes {scenes}: class 0 of {faces.name} is {first}, not background, which faces are cut "
+                "out of; --scenes 0 takes the photos as they are"
             )
         faces.scenes, faces.things = scenes, {"face": list(range(1, len(faces.classes)))}
     return faces

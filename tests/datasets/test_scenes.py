@@ -327,7 +327,7 @@ def test_a_share_of_synthetic_faces_beside_scenes_is_scenes_of_them(folder):
 def test_scenes_that_cannot_be(people, tmp_path):
     save(tmp_path, "a", np.zeros((4, 4, 3)), np.ones((4, 4)))
     write(tmp_path / "classes.json", {"classes": ["skin", "background"]})
-    assert "is skin; it needs to be background" in refusal(opened, str(tmp_path))
+    assert "is skin, not background" in refusal(opened, str(tmp_path))
     alone = splits.open_data(people)
     assert alone.things == {} and alone.scenes == 0
     said = refusal(lambda: batches.load(alone, "train", SIZE, instances=True))

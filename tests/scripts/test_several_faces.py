@@ -29,7 +29,7 @@ def test_what_a_run_leaves(trained):
     assert state["data"]["target"] == "panoptic" and state["args"]["scenes"] == 3
     assert state["data"]["things"] == {"face": list(range(1, len(state["data"]["classes"])))}
     assert state["data"]["aspects"] == [1.0, 1.0, 1.0], "scenes are square, whatever the photos are"
-    assert state["args"]["loss"][-2:] == ["center=200", "offset=0.01"]
+    assert state["args"]["loss"][-2:] == ["center=10", "offset=0.01"]
     training, validation = logged(out)[-2:]
     assert {"val/pq", "val/parts_f1", "val/mean_f1"} <= validation.keys()
     parts = [training[f"train/loss/{name}"] for name in ("ce", "dice", "center", "offset")]
