@@ -176,10 +176,7 @@ def main(args):
     fresh = []
     if init:
         if init["args"]["model"] not in (args.model, without_instances(args.model)):
-            held = init["args"]["model"]
-            raise UserError(
-                f"--model {args.model}: {args.init} holds a {held}; train that, or begin without it"
-            )
+            raise UserError(f"--model {args.model}: {args.init} holds a {init['args']['model']}; train that")
         fresh = carry_over(model, args.model, init["model"], init["data"]["classes"], faces.classes)
     model.to(device, memory_format=torch.channels_last)
     if device.type == "cuda" and world > 1:
@@ -380,11 +377,9 @@ def main(args):
     # <<< shared: finish
     if val:
         print(metrics.table(result))
-        also = ""
         if tells_instances:
-            print(panoptic.table(told))
-            also = f", {out}/val_faces.png"
-        print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png{also}")
+            print(panoptic.table(told), f"see {out}/val_faces.png", sep="\n")
+        print(f"best.pt: step {best['step']}, val mean F1 {best['mean_f1']:.4f}; see {out}/val.png")
     else:
         print(f"best.pt: step {done}, the last one, since nobody is held out")
     limit = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""

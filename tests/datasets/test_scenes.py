@@ -263,7 +263,10 @@ def test_photos_without_a_face_are_in_no_scene(people, tmp_path):
     face, _ = disc(50, 50)
     save(tmp_path, "face", np.zeros((50, 50, 3)), face)
     data = batches.load(opened(str(tmp_path), val_fraction=0), "train", SIZE)
-    assert data.notes == ["1 photo without a labelled face (train/bare): in no scene"]
+    assert data.notes == [
+        "1 photo without a labelled face (train/bare): in no scene",
+        "its scenes of up to 4 faces show no more than 2 people",
+    ]
     assert (data[list(range(12))]["instance"] > 0).flatten(1).any(1).all()
 
 
