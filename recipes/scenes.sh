@@ -15,8 +15,8 @@ for row in ${ROWS:-single semantic 200_0.01 10_0.01 400_0.01 200_0.001 200_0.1};
   for seed in ${SEEDS:-0 1 2}; do
     out=runs/scenes/$row/$seed
     # shellcheck disable=SC2086
-    python train_finetune.py --data "$data" $flags --size 160 --steps "${STEPS:-800}" --val-fraction 0 --seed "$seed" \
-      --out "$out"
+    python train_finetune.py --data "$data" $flags --size 160 --steps "${STEPS:-400}" --amp bf16 --val-fraction 0 \
+      --seed "$seed" --out "$out"
     python evaluate.py --init "$out"/last.pt --scenes 4 --split test --json "$out"/test.json
     python evaluate.py --init "$out"/last.pt --scenes 1 --split test --json "$out"/small.json
     python evaluate.py --init "$out"/last.pt --scenes 0 --split test --json "$out"/photos.json
