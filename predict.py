@@ -1,7 +1,8 @@
 """Parse photos: an index mask and an overlay with a legend for each, at its own size; or classify them.
 
 Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
-Needs:  a checkpoint of a training script; photos with one face each, or boxes that frame one
+Needs:  a checkpoint of a training script; photos: for a parser of single faces with one face each, or boxes
+        that frame one
 Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo; with a network that
         tells faces apart NAME_faces.png (ids of the faces) and faces.json; with a classifier guesses.json;
         with --onnx the model
@@ -44,8 +45,8 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
     size = (
-        "of a network for scenes, side of its input, pixels, where it is not that of training; faces larger "
-        "in pixels than in training fall apart: better train at a larger --size"
+        "of a network for scenes, side of its input, pixels, where it is not that of training; in a larger one "
+        "large faces fall apart, in a smaller one small ones are missed: better train at this --size"
     )
     g.add_argument("--size", type=cli.positive, help=size)
     g = p.add_argument_group("runtime")
@@ -208,9 +209,10 @@ def main(args):
     apart = has_instances(state["args"]["model"])  # whether faces are told apart
     things = state["data"].get("things", {})
     counted = f"{called(things)}s"
+    harm = ("larger", "fall apart") if size > trained else ("smaller", "are missed")
     resized = [
-        f"--size {size}, trained at {trained}: {counted} larger in pixels than in training fall apart, "
-        f"smaller ones are missed; better train at --size {size}"
+        f"--size {size}, trained at {trained}: {counted} {harm[0]} in pixels than in training {harm[1]}; "
+        f"better train at --size {size}"
     ] * (size != trained)
     square = [1.0] * 3 if state["data"].get("name") == "synthetic" else None
     aspects = state["data"].get("aspects", square)  # width / height of the photos trained on, where known
@@ -256,9 +258,13 @@ def main(args):
         box = boxes.get(name)
         far = not box and aspects and crops.is_far(photo.width, photo.height, aspects)
         aspect = (aspects[1] if aspects else 1.0) if box or far else None
+        frame = crops.frame(photo.width, photo.height, size, box, aspect)
+        left, top, right, bottom = frame.place
         if far and not of_scenes:
             padded.append(name)
-        return name, photo, crops.frame(photo.width, photo.height, size, box, aspect)
+        elif far and size > 1.5 * min(right - left, bottom - top):
+            small.append(f"{name} at {right - left} x {bottom - top} pixels")
+        return name, photo, frame
 
     @torch.no_grad()
     def parse(batch):
@@ -282,7 +288,7 @@ def main(args):
             draw.write(mask, draw.index_mask(ids, colors))
             draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes, instances=faces))
 
-    faults, padded, batch, found = [], [], [], {}
+    faults, padded, small, batch, found = [], [], [], [], {}
     for name in tqdm(photos, "parsing", disable=None):
         try:
             batch.append(read(name))
@@ -300,6 +306,11 @@ def main(args):
         notes.append(
             f"padded, not stretched, since training photos have width / height {aspects[0]:g} to "
             f"{aspects[2]:g}: {some(padded, 5)}; --box frames a face"
+        )
+    if small:
+        notes.append(
+            "much wider or higher than training photos, and so seen smaller: "
+            f"{some(small, 5)}; --size N or a crop sees more"
         )
     said = [
         f"{len(photos) - len(faults)} photos parsed with {args.init}: {out}/*_overlay.png, "

@@ -386,6 +386,8 @@ def test_each_face_has_an_id_and_a_box(width, height, discs, crowded, trained, t
     said = capsys.readouterr().out
     assert "padded" not in said, "no box frames a group"
     assert "\n  3 faces: " in said and "\n  --size 128, trained at 32: faces larger in pixels" in said
+    seen_at = {500: "party.png at 128 x 66 pixels; --size N", 260: "party.png at 66 x 128 pixels; --size N"}
+    assert ("seen smaller" in said) == (width in seen_at) and seen_at.get(width, "") in said
     seen = discs.seen[0, 0] > 0.5
     assert seen.any(0).sum() < 128 > seen.any(1).sum(), "a photo is not stretched"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -435,10 +437,12 @@ def test_a_larger_input_finds_smaller_faces(discs, crowded, tmp_path, capsys):
     circles = [(100, 100, 60), (300, 300, 5)]
     group_photo(tmp_path / "far.png", 400, 400, circles)
     found = {}
-    for size in (32, 256):
+    for size in (16, 32, 256):
         run("--init", crowded, tmp_path / "far.png", "--size", size, "--out", tmp_path / str(size))
         found[size] = json.loads((tmp_path / str(size) / "faces.json").read_text())["far.png"]
-        assert (f"--size {size}, trained at 32" in capsys.readouterr().out) == (size != 32)
+        said = capsys.readouterr().out
+        assert (f"--size {size}, trained at 32" in said) == (size != 32)
+        assert ("fall apart" in said) == (size > 32) and ("are missed" in said) == (size < 32)
     assert len(found[32]) == 1 and len(found[256]) == 2
 
 
