@@ -45,8 +45,8 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
     size = (
-        "of a network for scenes, side of its input, pixels, where it is not that of training; in a larger one "
-        "large faces fall apart, in a smaller one small ones are missed: better train at this --size"
+        "of a network for scenes, side of its input, pixels, where it is not that of training; in a larger "
+        "one large faces fall apart, in a smaller one small ones are missed: better train at this --size"
     )
     g.add_argument("--size", type=cli.positive, help=size)
     g = p.add_argument_group("runtime")

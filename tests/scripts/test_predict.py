@@ -294,6 +294,7 @@ MISTAKES = [
     ([ONE, "--boxes", "{photos}/list.json"], "need {{"),
     ([ONE, "--boxes", "{photos}/short.json"], "one.png: [1, 2, 3] is no box"),
     ([ONE, "--boxes", "{photos}/words.json"], "is no box"),
+    ([ONE, "--boxes", "{photos}/faces.json"], "lists several faces of one.png; give one"),
     ([ONE, "--boxes", "{photos}/other.json"], "boxes of no photo here: three.png"),
     ([ONE, "--out", ONE], "is a file"),
     ([ONE, "--out", ONE + "/out"], "cannot be written into"),
@@ -325,6 +326,8 @@ def photos(tmp_path_factory):
     write(root / "list.json", [[1, 2, 3, 4]])
     write(root / "short.json", {"one.png": [1, 2, 3]})
     write(root / "words.json", {"one.png": ["1", "2", "3", "4"]})
+    faces = [{"id": 1, "box": [1, 2, 3, 4]}]
+    write(root / "faces.json", {"none.png": [], "one.png": faces})
     write(root / "other.json", {"one.png": [1, 2, 3, 4], "three.png": [1, 2, 3, 4]})
     return root
 
@@ -431,6 +434,16 @@ def test_faces_are_measured_by_themselves():
         (2, [10, 0, 30, 10], 200),
     ]
     assert faces.shape == (20, 40) and not faces[10:].any() and (faces[:10] > 0).all()
+
+
+def test_stray_pixels_do_not_stretch_a_box():
+    """... where the face is neither first nor last in it; they count in the area."""
+    ids = np.zeros((20, 40), np.uint8)
+    ids[5:15, 10:20] = ids[2, 4] = ids[18, 30:33] = 1
+    found = [{"id": 1, "thing": "face", "score": 1.0, "box": None, "area": None}]
+    frame = crops.Frame((0, 0, 40, 20), (0, 0, 40, 20))
+    faces, (row,) = crops.faces_of(ids, found, np.ones_like(ids), {"face": [1]}, frame)
+    assert row["box"] == [10, 5, 10, 10] and row["area"] == 104 and np.array_equal(faces, ids)
 
 
 def test_a_larger_input_finds_smaller_faces(discs, crowded, tmp_path, capsys):
