@@ -32,13 +32,17 @@ class Red(torch.nn.Module):
 
 
 class Discs(Red):
-    """... and where one red disc ends and the next one begins."""
+    """... and where one red disc ends and the next one begins. sure: how hot the centres of the first are."""
+
+    sure = ()
 
     def forward(self, images):
         found = super().forward(images)
         red = found["semantic"].argmax(1) == 1
         ids = torch.from_numpy(np.stack([ndimage.label(mask)[0] for mask in red])).byte()
         aims = targets(ids)
+        for number, share in enumerate(self.sure, start=1):
+            aims["center"][(ids == number)[:, None]] *= share
         logits = F.pad(9 * found["semantic"], (0, 0, 0, 0, 0, 8), value=-9.0)  # of 11 classes
         return {"semantic": logits, "center": aims["center"], "offset": aims["offset"]}
 
@@ -485,11 +489,49 @@ def test_results_of_faces_are_no_photos_and_not_replaced(crowded, complaint, tmp
     for path in out.glob("*.png"):
         path.unlink()
     again = ["--init", crowded, tmp_path, "--out", out]
-    assert "holds faces.json already; --overwrite" in complaint(predict, *again)
+    assert "faces.json lists faces of a.png, a_faces.png already; --overwrite" in complaint(predict, *again)
     (tmp_path / "a_faces.png").unlink()
     for again in ([], ["--overwrite"]):
         run("--init", crowded, tmp_path, "--out", tmp_path, *again)
         assert "1 photos parsed" in capsys.readouterr().out
+
+
+def test_faces_of_photos_one_after_another_are_in_one_list(discs, crowded, complaint, tmp_path):
+    """... and --overwrite replaces those of its photos alone; a file of something else is left alone."""
+    listed = tmp_path / "out/faces.json"
+    flags = ["--init", crowded, "--out", tmp_path / "out"]
+    for name, x in (("a.png", 20), ("b.png", 20), ("b.png", 60)):
+        group_photo(tmp_path / name, 80, 80, [(x, 40, 15)])
+        again = ["--overwrite"] if x == 60 else []
+        run(*flags, tmp_path / name, *again)
+    (a,), (b,) = (json.loads(listed.read_text())[name] for name in ("a.png", "b.png"))
+    assert a["box"][0] < 40 < b["box"][0]
+    before = write(listed, {"a.png": "mine"}).read_bytes()
+    said = complaint(predict, *flags, tmp_path / "a.png", "--overwrite")
+    assert "is no list of faces" in said and listed.read_bytes() == before and said.count("\n") == 1
+
+
+def test_faces_of_a_lower_score_are_left_out(discs, crowded, complaint, finetuned, tmp_path):
+    """... of the list, of their mask and of the overlay, and of no mask of classes."""
+    group_photo(tmp_path / "a.png", 90, 90, [(25, 25, 20), (65, 65, 20)])
+    flags = [tmp_path / "a.png", "--overwrite", "--out", tmp_path / "out"]
+
+    def at(score):
+        run("--init", crowded, *flags, "--min-score", score)
+        rows = json.loads((tmp_path / "out/faces.json").read_text())["a.png"]
+        pictures = {kind: Image.open(tmp_path / f"out/a_{kind}.png") for kind in ("faces", "overlay", "mask")}
+        return rows, {kind: np.asarray(picture) for kind, picture in pictures.items()}
+
+    discs.sure = [1.0, 0.5]
+    both, one = at(0), at(0.7)
+    assert len(both[0]) == 2 and one[0] == both[0][:1] and one[0][0]["score"] > 0.7
+    assert set(np.unique(both[1]["faces"])) == {0, 1, 2} and set(np.unique(one[1]["faces"])) == {0, 1}
+    assert np.array_equal(one[1]["faces"] == 1, both[1]["faces"] == 1)
+    assert (one[1]["overlay"] != both[1]["overlay"]).any()
+    assert np.array_equal(one[1]["mask"], both[1]["mask"])
+    said = complaint(predict, "--init", finetuned / "best.pt", *flags, "--min-score", 0.5)
+    assert "--min-score 0.5: has no effect but on a network that tells faces apart" in said
+    assert said.count("\n") == 1
 
 
 def test_the_side_of_the_input_is_for_scenes(complaint, finetuned, tmp_path):
