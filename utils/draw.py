@@ -100,7 +100,8 @@ def overlay(photo, ids, colors, classes, alpha=0.5, instances=None):
 
 
 def numbered(page, instances):
-    """A picture with each instance outlined in its colour, and its id where it is highest.
+    """A picture with each instance outlined in its colour, and its id where it is highest, if the box of the
+    instance has room for it.
 
     page: (H', W', 3) uint8, with the photo in its upper left corner; instances: (H, W) ids, 0 for none.
     """
@@ -119,7 +120,10 @@ def numbered(page, instances):
         top, left = place[0].start, place[1].start
         left += int((instances[top, place[1]] == i).argmax())
         box = draw.textbbox((left, top), str(i), font=font)
-        draw.rectangle((left, top, box[2] + 3, box[3] + 3), fill=colors[i])
+        right, bottom = box[2] + 3, box[3] + 3
+        if right - left > place[1].stop - place[1].start or bottom - top > place[0].stop - top:
+            continue
+        draw.rectangle((left, top, right, bottom), fill=colors[i])
         draw.text((left + 2, top), str(i), fill=INK, font=font)
     return np.asarray(image)
 
@@ -180,8 +184,8 @@ def validation(predict, data, key, colors, classes, count=8):
 @torch.no_grad()
 def scenes(predict, data, things, colors, classes, count=8):
     """photo | true parts | predicted parts | true faces | predicted faces for a few scenes, always the same
-    ones. A predicted face has the colour of the true one that it is a match of (see `panoptic.matches`), else
-    one that no other has.
+    ones; classes and instances where other things than faces are counted. A predicted face has the colour of
+    the true one that it is a match of (see `panoptic.matches`), else one that no other has.
 
     predict: (B, 3, H, W) uint8 -> {"semantic", "center", "offset"} as `panoptic.measure` takes it. data[[i]]
     -> {"image", "semantic", "instance"}. things: {name: [class ids]}.
@@ -206,10 +210,11 @@ def scenes(predict, data, things, colors, classes, count=8):
         guesses[i] = numbers[ids].clamp(max=254)
     shades = face_colors(254)
     counted = f"{called(things)}s"
+    parts = "parts" if counted == "faces" else "classes"
     panels = {
         "photo": photos_of(batch["image"]),
-        "true parts": colorise(labels, colors),
-        "predicted parts": colorise(outputs["semantic"].argmax(1).byte(), colors),
+        f"true {parts}": colorise(labels, colors),
+        f"predicted {parts}": colorise(outputs["semantic"].argmax(1).byte(), colors),
         f"true {counted}": colorise(truths, shades),
         f"predicted {counted}": colorise(guesses, shades),
     }

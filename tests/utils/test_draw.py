@@ -167,6 +167,21 @@ class Crowd:
         return {"semantic": 9.0 * parts, "center": aims["center"], "offset": aims["offset"]}
 
 
+def test_headings_are_words_of_what_is_counted(monkeypatch):
+    said, words = [], draw.words
+    monkeypatch.setattr(draw, "words", lambda text, *args: said.append(text) or words(text, *args))
+    data = Crowd(1)
+    draw.scenes(data.predict, data, {"face": [1, 2]}, COLORS, CLASSES)
+    draw.scenes(data.predict, data, {"car": [1], "dog": [2]}, COLORS, CLASSES)
+    assert said == ["photo", "true parts", "predicted parts", "true faces", "predicted faces"] + [
+        "photo",
+        "true classes",
+        "predicted classes",
+        "true instances",
+        "predicted instances",
+    ]
+
+
 def test_scenes_show_whose_part_it_is():
     """A face that is found has one colour in both panels; what is invented has one of its own."""
     data = Crowd(9)
@@ -214,6 +229,11 @@ def test_faces_in_an_overlay_are_outlined_and_numbered():
         assert page[4 * (top + 24) - 1, 4 * (left + 12)].tolist() == list(color), "its lower edge"
         corner = page[4 * top : 4 * top + 20, 4 * left : 4 * left + 16]
         assert (corner.max(-1) < 60).sum() > 4, "its number"
+    tiny = np.zeros_like(instance)
+    tiny[20:22, 20:50] = 1
+    page_of_tiny = draw.overlay(photo, semantic, COLORS, CLASSES, instances=tiny)
+    changed = (page_of_tiny != plain).any(-1)
+    assert changed.any() and not changed[4 * 22 + 8 :].any(), "no room for its number"
     same = page == plain[: len(page)]
     assert same[:256][4 * 15 : 4 * 25, 4 * 8 : 4 * 14].all(), "inside of a face nothing changes"
     assert len(set(draw.face_colors(12))) == 13
