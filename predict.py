@@ -305,7 +305,7 @@ def main(args):
                 listed = [face for face in listed if face["score"] >= args.min_score]
                 seen[seen > len(listed)] = 0  # ids are in the order of scores
                 faces, found[name] = crops.faces_of(seen.byte().cpu().numpy(), listed, ids, things, frame)
-                draw.write(more[0], draw.index_mask(faces, draw.face_colors(254)))
+                draw.write(more[0], draw.index_mask(faces, draw.face_colors(254, colors)))
             draw.write(mask, draw.index_mask(ids, colors))
             draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes, instances=faces))
 
