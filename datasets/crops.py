@@ -77,11 +77,12 @@ def faces_of(ids, found, mask, things, frame):
         if place:
             own = faces[place] == each["id"]
             pieces, _ = ndimage.label(own)
-            areas = np.bincount(pieces[own])
-            y, x = ndimage.find_objects(pieces)[areas.argmax() - 1]
+            spots = ndimage.find_objects(pieces)
+            areas = [np.count_nonzero(pieces[spot] == i) for i, spot in enumerate(spots, start=1)]
+            y, x = spots[np.argmax(areas)]
             x0, y0 = place[1].start + x.start, place[0].start + y.start
             box = [x0, y0, x.stop - x.start, y.stop - y.start]
-            there.append({**each, "score": round(each["score"], 6), "box": box, "area": int(areas.sum())})
+            there.append({**each, "score": round(each["score"], 6), "box": box, "area": int(sum(areas))})
     return faces, there
 
 
