@@ -27,6 +27,7 @@ from utils import checkpoint, class_metrics, cli, dist, draw, files, metrics, pa
 from utils.errors import UserError
 
 AS_THEY_ARE = "scored on photos as they are; --scenes N makes scenes of them"
+NOT_COUNTED = "no panoptic quality: photos as they are do not say whose a pixel is; --scenes 1 does"
 SHOWN = 100  # mistakes in errors.png
 # Slices by how much of a scene its largest face covers: from so many % on
 SHARES = {0: "<2%", 2: "2-5%", 5: "5-10%", 10: "10-20%", 20: ">20%"}
@@ -95,8 +96,9 @@ def open_faces(args, trained, classes):
         faces.notes.append(INSTEAD)
     if scenes and split == "train":
         raise UserError("--split train: scenes to train on have no end; score val, test, or --scenes 0")
-    if trained.get("scenes") and args.scenes is None and not (scenes or faces.things):
-        faces.notes.append(AS_THEY_ARE)
+    if trained.get("scenes") and not (scenes or faces.things):
+        notes = [AS_THEY_ARE] * (args.scenes is None)
+        faces.notes += [NOT_COUNTED] if has_instances(trained["model"]) else notes
     return faces, split, {"ids": ids, **label_info(faces)}
 
 

@@ -1,7 +1,8 @@
 """Parse photos: an index mask and an overlay with a legend for each, at its own size; or classify them.
 
 Run:    python predict.py --init runs/finetune/best.pt PHOTO_OR_FOLDER --out runs/predict
-Needs:  a checkpoint of a training script; photos with one face each, or boxes that frame one
+Needs:  a checkpoint of a training script; photos: for a parser of single faces with one face each, or boxes
+        that frame one
 Writes: NAME_mask.png (palette PNG of class ids) and NAME_overlay.png for each photo; with a network that
         tells faces apart NAME_faces.png (ids of the faces) and faces.json; with a classifier guesses.json;
         with --onnx the model
@@ -24,6 +25,7 @@ from models import has_instances, restore
 from models.export import OPSET, write_onnx
 from utils import checkpoint, cli, dist, draw, files
 from utils.errors import UserError
+from utils.files import read_json
 from utils.instances import called, segments
 
 RESULTS = ("_mask", "_overlay")  # what a photo's results are called, behind its own name
@@ -44,10 +46,12 @@ def get_parser():
     g = p.add_argument_group("model")
     g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
     size = (
-        "of a network for scenes, side of its input, pixels, where it is not that of training; faces larger "
-        "in pixels than in training fall apart: better train at a larger --size"
+        "of a network for scenes, side of its input, pixels, where it is not that of training; in a larger "
+        "one large faces fall apart, in a smaller one small ones are missed: better train at this --size"
     )
     g.add_argument("--size", type=cli.positive, help=size)
+    score = "leave out faces with a lower score, where the network tells faces apart; it is not calibrated"
+    g.add_argument("--min-score", type=cli.share, default=0.0, metavar="SHARE", help=score)
     g = p.add_argument_group("runtime")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
@@ -138,6 +142,15 @@ def boxes_of(args, photos):
     return boxes
 
 
+def read_faces(out):
+    """{file name: faces} of faces.json in a folder, where earlier runs wrote one."""
+    path = out / "faces.json"
+    faces = read_json(path) if path.exists() else {}
+    if not isinstance(faces, dict) or not all(isinstance(rows, list) for rows in faces.values()):
+        raise UserError(f"{path}: is no list of faces that predict.py wrote; move it, or name another --out")
+    return faces
+
+
 def class_map(logits, height, width):
     """(K, h, w) float logits -> (height, width) uint8 on the CPU: argmax of their bilinear interpolation, as
     `F.interpolate` does it, without ever holding more than `BAND` of its rows."""
@@ -159,9 +172,8 @@ def class_map(logits, height, width):
 @torch.no_grad()
 def classify(args, state, device):
     """Write guesses.json: {file name: {"class": {name: probability, the likeliest first}, "domain": ...}}."""
-    cli.refuse_without_effect(
-        args, dict.fromkeys(("box", "boxes", "size", "onnx"), "with a classifier of images")
-    )
+    idle = ("box", "boxes", "size", "min_score", "onnx")
+    cli.refuse_without_effect(args, dict.fromkeys(idle, "with a classifier of images"))
     if not args.photos:
         raise UserError("name photos or folders to classify")
     out = pathlib.Path(args.out)
@@ -202,15 +214,20 @@ def main(args):
     classes = state["data"]["classes"]
     colors = state["data"]["colors"]
     of_scenes = checkpoint.target_of(state) == "panoptic"
-    cli.refuse_without_effect(args, {"size": None if of_scenes else "but on a network for scenes"})
     trained = state["args"]["size"]
     size = args.size or trained
     apart = has_instances(state["args"]["model"])  # whether faces are told apart
+    idle = {
+        "size": None if of_scenes else "but on a network for scenes",
+        "min_score": None if apart else "but on a network that tells faces apart",
+    }
+    cli.refuse_without_effect(args, idle)
     things = state["data"].get("things", {})
     counted = f"{called(things)}s"
+    harm = ("larger", "fall apart") if size > trained else ("smaller", "are missed")
     resized = [
-        f"--size {size}, trained at {trained}: {counted} larger in pixels than in training fall apart, "
-        f"smaller ones are missed; better train at --size {size}"
+        f"--size {size}, trained at {trained}: {counted} {harm[0]} in pixels than in training {harm[1]}; "
+        f"better train at --size {size}"
     ] * (size != trained)
     square = [1.0] * 3 if state["data"].get("name") == "synthetic" else None
     aspects = state["data"].get("aspects", square)  # width / height of the photos trained on, where known
@@ -218,7 +235,7 @@ def main(args):
         raise UserError("name photos or folders to parse, or a FILE for --onnx, and not both")
     if args.onnx:
         no_photo = "beside --onnx, which parses no photo"
-        cli.refuse_without_effect(args, dict.fromkeys(("box", "boxes", "recursive"), no_photo))
+        cli.refuse_without_effect(args, dict.fromkeys(("box", "boxes", "min_score", "recursive"), no_photo))
         if splits.same_folder(args.onnx, args.init):
             raise UserError(f"--onnx {args.onnx}: is the checkpoint; name another file")
         if os.path.exists(args.onnx) and not args.overwrite:
@@ -236,10 +253,14 @@ def main(args):
     boxes = boxes_of(args, photos)
     ends = (*RESULTS, FACES) if apart else RESULTS
     targets = {name: [out / f"{os.path.splitext(name)[0]}{end}.png" for end in ends] for name in photos}
-    written = [path for paths in targets.values() for path in paths] + [out / "faces.json"] * apart
+    written = [path for paths in targets.values() for path in paths]
     there = [path for path in written if path.exists()]
     if there and not args.overwrite:
         raise UserError(f"{out}: holds {there[0].relative_to(out)} already; --overwrite replaces it")
+    again = photos.keys() & read_faces(out).keys() if apart else ()
+    if again and not args.overwrite:
+        names = some(sorted(again), 5)
+        raise UserError(f"{out}: faces.json lists faces of {names} already; --overwrite replaces them")
     inputs = {os.path.realpath(path) for path in photos.values()}
     if lost := [path for path in there if os.path.realpath(path) in inputs]:
         raise UserError(f"{lost[0]}: is a photo to parse, and a result would replace it; name another --out")
@@ -256,9 +277,13 @@ def main(args):
         box = boxes.get(name)
         far = not box and aspects and crops.is_far(photo.width, photo.height, aspects)
         aspect = (aspects[1] if aspects else 1.0) if box or far else None
+        frame = crops.frame(photo.width, photo.height, size, box, aspect)
+        left, top, right, bottom = frame.place
         if far and not of_scenes:
             padded.append(name)
-        return name, photo, crops.frame(photo.width, photo.height, size, box, aspect)
+        elif far and size > 1.5 * min(right - left, bottom - top):
+            small.append(f"{name} at {right - left} x {bottom - top} pixels")
+        return name, photo, frame
 
     @torch.no_grad()
     def parse(batch):
@@ -277,12 +302,14 @@ def main(args):
             if apart:
                 heads = outputs["center"][i], outputs["offset"][i]
                 seen, listed = segments(logits.softmax(0), *heads, things)
+                listed = [face for face in listed if face["score"] >= args.min_score]
+                seen[seen > len(listed)] = 0  # ids are in the order of scores
                 faces, found[name] = crops.faces_of(seen.byte().cpu().numpy(), listed, ids, things, frame)
-                draw.write(more[0], draw.index_mask(faces, draw.face_colors(254)))
+                draw.write(more[0], draw.index_mask(faces, draw.face_colors(254, colors)))
             draw.write(mask, draw.index_mask(ids, colors))
             draw.write(overlay, draw.overlay(np.asarray(photo), ids, colors, classes, instances=faces))
 
-    faults, padded, batch, found = [], [], [], {}
+    faults, padded, small, batch, found = [], [], [], [], {}
     for name in tqdm(photos, "parsing", disable=None):
         try:
             batch.append(read(name))
@@ -294,12 +321,17 @@ def main(args):
     if batch:
         parse(batch)
     if apart:
-        files.write_whole(out / "faces.json", json.dumps(found, indent=1) + "\n")
+        files.write_whole(out / "faces.json", json.dumps(read_faces(out) | found, indent=1) + "\n")
         notes.append(f"{sum(map(len, found.values()))} {counted}: {out}/faces.json, {out}/*{FACES}.png")
     if padded:
         notes.append(
             f"padded, not stretched, since training photos have width / height {aspects[0]:g} to "
             f"{aspects[2]:g}: {some(padded, 5)}; --box frames a face"
+        )
+    if small:
+        notes.append(
+            "much wider or higher than training photos, and so seen smaller: "
+            f"{some(small, 5)}; --size N or a crop sees more"
         )
     said = [
         f"{len(photos) - len(faults)} photos parsed with {args.init}: {out}/*_overlay.png, "

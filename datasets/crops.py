@@ -62,7 +62,8 @@ def faces_of(ids, found, mask, things, frame):
 
     ids (size, size) uint8, found: see `utils.instances.segments`; mask (H, W): classes of the photo. ->
     (ids (H, W) uint8, [{"id", "thing", "score", "box", "area"}] of those that the photo has, in its pixels).
-    Ids are enlarged to the nearest, and are 0 where the class is in no thing.
+    Ids are enlarged to the nearest, and are 0 where the class is in no thing. A box is that of the largest
+    connected piece, so that stray pixels elsewhere do not stretch it; the area is of all pixels.
     """
     (left, top, right, bottom), (first, upper, last, lower) = frame
     height, width = bottom - top, right - left
@@ -74,10 +75,14 @@ def faces_of(ids, found, mask, things, frame):
     there = []
     for each, place in zip(found, ndimage.find_objects(faces, len(found)), strict=True):
         if place:
-            y, x = place
-            box = [x.start, y.start, x.stop - x.start, y.stop - y.start]
-            area = int(np.count_nonzero(faces[place] == each["id"]))
-            there.append({**each, "score": round(each["score"], 6), "box": box, "area": area})
+            own = faces[place] == each["id"]
+            pieces, _ = ndimage.label(own)
+            spots = ndimage.find_objects(pieces)
+            areas = [np.count_nonzero(pieces[spot] == i) for i, spot in enumerate(spots, start=1)]
+            y, x = spots[np.argmax(areas)]
+            x0, y0 = place[1].start + x.start, place[0].start + y.start
+            box = [x0, y0, x.stop - x.start, y.stop - y.start]
+            there.append({**each, "score": round(each["score"], 6), "box": box, "area": int(sum(areas))})
     return faces, there
 
 
@@ -92,6 +97,9 @@ def read_boxes(path):
     boxes = read_json(path)
     if not isinstance(boxes, dict) or not boxes:
         raise UserError(f'{path}: need {{"file name": [x, y, w, h]}}')
+    for name, box in boxes.items():
+        if isinstance(box, list) and any(isinstance(face, dict) for face in box):
+            raise UserError(f"{path}: lists several faces of {name}; give one of their boxes with --box")
     return {name: checked(box, f"{path}: {name}") for name, box in boxes.items()}
 
 

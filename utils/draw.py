@@ -2,6 +2,7 @@
 
 import colorsys
 import itertools
+import math
 import unicodedata
 
 import numpy as np
@@ -17,6 +18,7 @@ INK = (30, 30, 30)
 PAPER = (250, 250, 250)
 VOID = (90, 90, 90)  # pixels that never count
 UNLABELLED = "not labelled"  # what a legend calls them
+ALIKE = 100  # distance in RGB below which two colours could be taken for one another
 SMALLEST = 256  # pixels: smaller photos are enlarged, or nobody could read a legend beside them
 BAND = 256  # rows of a photo that are worked on at once, so that memory is bounded
 
@@ -69,11 +71,14 @@ def text_size(width):
     return max(13, width // 80)
 
 
-def face_colors(n):
-    """Black and n bright colours: of no instance, and of the instances 1 to n of an image."""
+def face_colors(n, taken=()):
+    """Black and n bright colours: of no instance, and of the instances 1 to n of an image; at last those like
+    one of `taken`, the colours of classes."""
     golden = 0.618034  # of the circle of hues between two neighbours: the first few are far apart
-    found = [colorsys.hsv_to_rgb(i * golden % 1, 0.8, 1) for i in range(n)]
-    return [(0, 0, 0), *(tuple(round(255 * v) for v in color) for color in found)]
+    hues = np.arange(n) * golden % 1
+    found = [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.8, 1)) for hue in hues]
+    found.sort(key=lambda color: any(math.dist(color, other) < ALIKE for other in taken))
+    return [(0, 0, 0), *found]
 
 
 def overlay(photo, ids, colors, classes, alpha=0.5, instances=None):
@@ -96,19 +101,20 @@ def overlay(photo, ids, colors, classes, alpha=0.5, instances=None):
         share = np.where(lines[rows], 256, round(256 * alpha)).astype(np.uint16)  # 256ths of the tint
         share = np.where(ids[rows] == 0, 0, share)[..., None].astype(np.uint16)
         page[rows, :width] = (photo[rows] * (256 - share) + table[ids[rows]] * share) // 256
-    return page if instances is None else numbered(page, instances)
+    return page if instances is None else numbered(page, instances, face_colors(254, colors))
 
 
-def numbered(page, instances):
-    """A picture with each instance outlined in its colour, and its id where it is highest.
+def numbered(page, instances, colors):
+    """A picture with each instance outlined in its colour, and its id where it is highest, if the box of the
+    instance has room for it.
 
-    page: (H', W', 3) uint8, with the photo in its upper left corner; instances: (H, W) ids, 0 for none.
+    page: (H', W', 3) uint8, with the photo in its upper left corner; instances: (H, W) ids, 0 for none;
+    colors: of all ids.
     """
     height, width = instances.shape
     size = text_size(width)
     lines = outlines(instances, max(2, size // 4))
     boxes = ndimage.find_objects(instances)  # None of an id that is nowhere
-    colors = face_colors(len(boxes))
     page[:height, :width][lines] = np.uint8(colors)[instances[lines]]
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
@@ -119,7 +125,10 @@ def numbered(page, instances):
         top, left = place[0].start, place[1].start
         left += int((instances[top, place[1]] == i).argmax())
         box = draw.textbbox((left, top), str(i), font=font)
-        draw.rectangle((left, top, box[2] + 3, box[3] + 3), fill=colors[i])
+        right, bottom = box[2] + 3, box[3] + 3
+        if right - left > place[1].stop - place[1].start or bottom - top > place[0].stop - top:
+            continue
+        draw.rectangle((left, top, right, bottom), fill=colors[i])
         draw.text((left + 2, top), str(i), fill=INK, font=font)
     return np.asarray(image)
 
@@ -180,8 +189,8 @@ def validation(predict, data, key, colors, classes, count=8):
 @torch.no_grad()
 def scenes(predict, data, things, colors, classes, count=8):
     """photo | true parts | predicted parts | true faces | predicted faces for a few scenes, always the same
-    ones. A predicted face has the colour of the true one that it is a match of (see `panoptic.matches`), else
-    one that no other has.
+    ones; classes and instances where other things than faces are counted. A predicted face has the colour of
+    the true one that it is a match of (see `panoptic.matches`), else one that no other has.
 
     predict: (B, 3, H, W) uint8 -> {"semantic", "center", "offset"} as `panoptic.measure` takes it. data[[i]]
     -> {"image", "semantic", "instance"}. things: {name: [class ids]}.
@@ -206,10 +215,11 @@ def scenes(predict, data, things, colors, classes, count=8):
         guesses[i] = numbers[ids].clamp(max=254)
     shades = face_colors(254)
     counted = f"{called(things)}s"
+    parts = "parts" if counted == "faces" else "classes"
     panels = {
         "photo": photos_of(batch["image"]),
-        "true parts": colorise(labels, colors),
-        "predicted parts": colorise(outputs["semantic"].argmax(1).byte(), colors),
+        f"true {parts}": colorise(labels, colors),
+        f"predicted {parts}": colorise(outputs["semantic"].argmax(1).byte(), colors),
         f"true {counted}": colorise(truths, shades),
         f"predicted {counted}": colorise(guesses, shades),
     }

@@ -15,7 +15,7 @@ import train_finetune
 import train_student
 from datasets import batches, labelled, splits
 from datasets.batches import load
-from models import restore
+from models import build_model, restore
 from models.classifier import build_classifier
 from utils import checkpoint, class_metrics, metrics
 from utils.instances import targets
@@ -388,6 +388,18 @@ def test_what_is_no_scene_is_scored_as_it_is(crowded, finetuned, eight, folder, 
     flags = ["--teacher", crowded("unet"), "--unlabelled", folder, "--out", tmp_path / "student"]
     said = complaint(train_student, *flags)
     assert "holds a parser of scenes or instances, and a face parser or a classifier of images" in said
+
+
+def test_faces_of_photos_as_they_are_are_not_counted(crowded, eight, folder, tmp_path, monkeypatch, capsys):
+    """... and a line says so, and what counts them."""
+    monkeypatch.setattr(evaluate, "restore", lambda *_: build_model("panoptic_unet", 11))
+    shutil.copytree(folder, tmp_path / "copy")
+    for flags in (["--scenes", 0], ["--data", tmp_path / "copy"]):
+        assert "panoptic" not in figures(tmp_path, "--init", crowded("panoptic_unet"), *flags)
+        said = capsys.readouterr().out
+        assert said.count(evaluate.NOT_COUNTED) == 1 and evaluate.AS_THEY_ARE not in said
+    assert "panoptic" in figures(tmp_path, "--init", crowded("panoptic_unet"), "--scenes", 1)
+    assert evaluate.NOT_COUNTED not in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_split_is_named(classifiers, tmp_path, capsys):

@@ -32,13 +32,17 @@ class Red(torch.nn.Module):
 
 
 class Discs(Red):
-    """... and where one red disc ends and the next one begins."""
+    """... and where one red disc ends and the next one begins. sure: how hot the centres of the first are."""
+
+    sure = ()
 
     def forward(self, images):
         found = super().forward(images)
         red = found["semantic"].argmax(1) == 1
         ids = torch.from_numpy(np.stack([ndimage.label(mask)[0] for mask in red])).byte()
         aims = targets(ids)
+        for number, share in enumerate(self.sure, start=1):
+            aims["center"][(ids == number)[:, None]] *= share
         logits = F.pad(9 * found["semantic"], (0, 0, 0, 0, 0, 8), value=-9.0)  # of 11 classes
         return {"semantic": logits, "center": aims["center"], "offset": aims["offset"]}
 
@@ -294,6 +298,7 @@ MISTAKES = [
     ([ONE, "--boxes", "{photos}/list.json"], "need {{"),
     ([ONE, "--boxes", "{photos}/short.json"], "one.png: [1, 2, 3] is no box"),
     ([ONE, "--boxes", "{photos}/words.json"], "is no box"),
+    ([ONE, "--boxes", "{photos}/faces.json"], "lists several faces of one.png; give one"),
     ([ONE, "--boxes", "{photos}/other.json"], "boxes of no photo here: three.png"),
     ([ONE, "--out", ONE], "is a file"),
     ([ONE, "--out", ONE + "/out"], "cannot be written into"),
@@ -325,6 +330,8 @@ def photos(tmp_path_factory):
     write(root / "list.json", [[1, 2, 3, 4]])
     write(root / "short.json", {"one.png": [1, 2, 3]})
     write(root / "words.json", {"one.png": ["1", "2", "3", "4"]})
+    faces = [{"id": 1, "box": [1, 2, 3, 4]}]
+    write(root / "faces.json", {"none.png": [], "one.png": faces})
     write(root / "other.json", {"one.png": [1, 2, 3, 4], "three.png": [1, 2, 3, 4]})
     return root
 
@@ -386,6 +393,8 @@ def test_each_face_has_an_id_and_a_box(width, height, discs, crowded, trained, t
     said = capsys.readouterr().out
     assert "padded" not in said, "no box frames a group"
     assert "\n  3 faces: " in said and "\n  --size 128, trained at 32: faces larger in pixels" in said
+    seen_at = {500: "party.png at 128 x 66 pixels; --size N", 260: "party.png at 66 x 128 pixels; --size N"}
+    assert ("seen smaller" in said) == (width in seen_at) and seen_at.get(width, "") in said
     seen = discs.seen[0, 0] > 0.5
     assert seen.any(0).sum() < 128 > seen.any(1).sum(), "a photo is not stretched"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -431,14 +440,26 @@ def test_faces_are_measured_by_themselves():
     assert faces.shape == (20, 40) and not faces[10:].any() and (faces[:10] > 0).all()
 
 
+def test_stray_pixels_do_not_stretch_a_box():
+    """... where the face is neither first nor last in it; they count in the area."""
+    ids = np.zeros((20, 40), np.uint8)
+    ids[5:15, 10:20] = ids[2, 4] = ids[18, 30:33] = 1
+    found = [{"id": 1, "thing": "face", "score": 1.0, "box": None, "area": None}]
+    frame = crops.Frame((0, 0, 40, 20), (0, 0, 40, 20))
+    faces, (row,) = crops.faces_of(ids, found, np.ones_like(ids), {"face": [1]}, frame)
+    assert row["box"] == [10, 5, 10, 10] and row["area"] == 104 and np.array_equal(faces, ids)
+
+
 def test_a_larger_input_finds_smaller_faces(discs, crowded, tmp_path, capsys):
     circles = [(100, 100, 60), (300, 300, 5)]
     group_photo(tmp_path / "far.png", 400, 400, circles)
     found = {}
-    for size in (32, 256):
+    for size in (16, 32, 256):
         run("--init", crowded, tmp_path / "far.png", "--size", size, "--out", tmp_path / str(size))
         found[size] = json.loads((tmp_path / str(size) / "faces.json").read_text())["far.png"]
-        assert (f"--size {size}, trained at 32" in capsys.readouterr().out) == (size != 32)
+        said = capsys.readouterr().out
+        assert (f"--size {size}, trained at 32" in said) == (size != 32)
+        assert ("fall apart" in said) == (size > 32) and ("are missed" in said) == (size < 32)
     assert len(found[32]) == 1 and len(found[256]) == 2
 
 
@@ -468,11 +489,49 @@ def test_results_of_faces_are_no_photos_and_not_replaced(crowded, complaint, tmp
     for path in out.glob("*.png"):
         path.unlink()
     again = ["--init", crowded, tmp_path, "--out", out]
-    assert "holds faces.json already; --overwrite" in complaint(predict, *again)
+    assert "faces.json lists faces of a.png, a_faces.png already; --overwrite" in complaint(predict, *again)
     (tmp_path / "a_faces.png").unlink()
     for again in ([], ["--overwrite"]):
         run("--init", crowded, tmp_path, "--out", tmp_path, *again)
         assert "1 photos parsed" in capsys.readouterr().out
+
+
+def test_faces_of_photos_one_after_another_are_in_one_list(discs, crowded, complaint, tmp_path):
+    """... and --overwrite replaces those of its photos alone; a file of something else is left alone."""
+    listed = tmp_path / "out/faces.json"
+    flags = ["--init", crowded, "--out", tmp_path / "out"]
+    for name, x in (("a.png", 20), ("b.png", 20), ("b.png", 60)):
+        group_photo(tmp_path / name, 80, 80, [(x, 40, 15)])
+        again = ["--overwrite"] if x == 60 else []
+        run(*flags, tmp_path / name, *again)
+    (a,), (b,) = (json.loads(listed.read_text())[name] for name in ("a.png", "b.png"))
+    assert a["box"][0] < 40 < b["box"][0]
+    before = write(listed, {"a.png": "mine"}).read_bytes()
+    said = complaint(predict, *flags, tmp_path / "a.png", "--overwrite")
+    assert "is no list of faces" in said and listed.read_bytes() == before and said.count("\n") == 1
+
+
+def test_faces_of_a_lower_score_are_left_out(discs, crowded, complaint, finetuned, tmp_path):
+    """... of the list, of their mask and of the overlay, and of no mask of classes."""
+    group_photo(tmp_path / "a.png", 90, 90, [(25, 25, 20), (65, 65, 20)])
+    flags = [tmp_path / "a.png", "--overwrite", "--out", tmp_path / "out"]
+
+    def at(score):
+        run("--init", crowded, *flags, "--min-score", score)
+        rows = json.loads((tmp_path / "out/faces.json").read_text())["a.png"]
+        pictures = {kind: Image.open(tmp_path / f"out/a_{kind}.png") for kind in ("faces", "overlay", "mask")}
+        return rows, {kind: np.asarray(picture) for kind, picture in pictures.items()}
+
+    discs.sure = [1.0, 0.5]
+    both, one = at(0), at(0.7)
+    assert len(both[0]) == 2 and one[0] == both[0][:1] and one[0][0]["score"] > 0.7
+    assert set(np.unique(both[1]["faces"])) == {0, 1, 2} and set(np.unique(one[1]["faces"])) == {0, 1}
+    assert np.array_equal(one[1]["faces"] == 1, both[1]["faces"] == 1)
+    assert (one[1]["overlay"] != both[1]["overlay"]).any()
+    assert np.array_equal(one[1]["mask"], both[1]["mask"])
+    said = complaint(predict, "--init", finetuned / "best.pt", *flags, "--min-score", 0.5)
+    assert "--min-score 0.5: has no effect but on a network that tells faces apart" in said
+    assert said.count("\n") == 1
 
 
 def test_the_side_of_the_input_is_for_scenes(complaint, finetuned, tmp_path):

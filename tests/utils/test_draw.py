@@ -1,5 +1,7 @@
 """What pictures show: colours that say one thing only, headings, and legends that can be read."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -167,6 +169,21 @@ class Crowd:
         return {"semantic": 9.0 * parts, "center": aims["center"], "offset": aims["offset"]}
 
 
+def test_headings_are_words_of_what_is_counted(monkeypatch):
+    said, words = [], draw.words
+    monkeypatch.setattr(draw, "words", lambda text, *args: said.append(text) or words(text, *args))
+    data = Crowd(1)
+    draw.scenes(data.predict, data, {"face": [1, 2]}, COLORS, CLASSES)
+    draw.scenes(data.predict, data, {"car": [1], "dog": [2]}, COLORS, CLASSES)
+    assert said == ["photo", "true parts", "predicted parts", "true faces", "predicted faces"] + [
+        "photo",
+        "true classes",
+        "predicted classes",
+        "true instances",
+        "predicted instances",
+    ]
+
+
 def test_scenes_show_whose_part_it_is():
     """A face that is found has one colour in both panels; what is invented has one of its own."""
     data = Crowd(9)
@@ -207,13 +224,30 @@ def test_faces_in_an_overlay_are_outlined_and_numbered():
     plain = draw.overlay(photo, semantic, COLORS, CLASSES)
     page = draw.overlay(photo, semantic, COLORS, CLASSES, instances=instance)
     assert page.shape == plain.shape and np.array_equal(page[256:], plain[256:])
-    for color, (top, left) in zip(draw.face_colors(2)[1:], [(5, 5), (30, 35)], strict=True):
+    for color, (top, left) in zip(draw.face_colors(254, COLORS)[1:3], [(5, 5), (30, 35)], strict=True):
         where = np.argwhere(has(page[:256], color))
         assert (where >= 4 * np.array((top, left))).all()
         assert page[4 * (top + 23), 4 * (left + 12)].tolist() != list(color)
         assert page[4 * (top + 24) - 1, 4 * (left + 12)].tolist() == list(color), "its lower edge"
         corner = page[4 * top : 4 * top + 20, 4 * left : 4 * left + 16]
         assert (corner.max(-1) < 60).sum() > 4, "its number"
+    tiny = np.zeros_like(instance)
+    tiny[20:22, 20:50] = 1
+    page_of_tiny = draw.overlay(photo, semantic, COLORS, CLASSES, instances=tiny)
+    changed = (page_of_tiny != plain).any(-1)
+    assert changed.any() and not changed[4 * 22 + 8 :].any(), "no room for its number"
     same = page == plain[: len(page)]
     assert same[:256][4 * 15 : 4 * 25, 4 * 8 : 4 * 14].all(), "inside of a face nothing changes"
     assert len(set(draw.face_colors(12))) == 13
+
+
+def test_faces_have_colours_that_no_class_has():
+    """... in an overlay; the first of all bright colours is a class's here."""
+    red = draw.face_colors(1)[1]
+    semantic, instance, _ = (maps[0].numpy() for maps in crowd(1))
+    photo = np.full((64, 64, 3), 100, np.uint8)
+    page = draw.overlay(photo, semantic, [(0, 0, 0), red, red], CLASSES, instances=instance)[:256]
+    one, two = draw.face_colors(254, [red])[1:3]
+    assert has(page, one).any() and has(page, two).any()
+    assert min(math.dist(color, red) for color in (one, two)) > 100
+    assert sorted(draw.face_colors(254, [red])) == sorted(draw.face_colors(254)), "none is lost"
