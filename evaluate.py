@@ -84,7 +84,9 @@ def open_faces(args, trained, classes):
     scheme = scheme_of(classes) if path == "synthetic" else None
     own = splits.same_folder(path, trained["data"])
     part_order = args.part_order or (trained["part_order"] if own else "canonical")
-    scenes = args.scenes if args.scenes is not None else trained.get("scenes", 0) * own
+    scenes = args.scenes
+    if scenes is None:
+        scenes = trained.get("scenes", 0) if own else 0
     split = args.split
     ids = splits.ids_file(args.ids, args.data, trained) if split in ("train", "val") else None
     if args.ids and not ids:
@@ -97,8 +99,10 @@ def open_faces(args, trained, classes):
     if scenes and split == "train":
         raise UserError("--split train: scenes to train on have no end; score val, test, or --scenes 0")
     if trained.get("scenes") and not (scenes or faces.things):
-        notes = [AS_THEY_ARE] * (args.scenes is None)
-        faces.notes += [NOT_COUNTED] if has_instances(trained["model"]) else notes
+        if has_instances(trained["model"]):
+            faces.notes.append(NOT_COUNTED)
+        elif args.scenes is None:
+            faces.notes.append(AS_THEY_ARE)
     return faces, split, {"ids": ids, **label_info(faces)}
 
 
@@ -264,9 +268,9 @@ def main(args):
         images = to_float(images.to(device)).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
             outputs = [network(images) for network in networks]
-        found = {key: vote([output[key].float() for output in outputs], args.vote) for key in names}
+        votes = {key: vote([output[key].float() for output in outputs], args.vote) for key in names}
         means = {key: torch.stack([output[key].float() for output in outputs]).mean(0) for key in heads}
-        return found | means
+        return votes | means
 
     # ---- finish ----
     how = args.batch_size, rank, world

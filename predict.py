@@ -224,11 +224,13 @@ def main(args):
     cli.refuse_without_effect(args, idle)
     things = state["data"].get("things", {})
     counted = f"{called(things)}s"
-    harm = ("larger", "fall apart") if size > trained else ("smaller", "are missed")
-    resized = [
-        f"--size {size}, trained at {trained}: {counted} {harm[0]} in pixels than in training {harm[1]}; "
-        f"better train at --size {size}"
-    ] * (size != trained)
+    resized = []
+    if size != trained:
+        harm = ("larger", "fall apart") if size > trained else ("smaller", "are missed")
+        resized.append(
+            f"--size {size}, trained at {trained}: {counted} {harm[0]} in pixels than in training {harm[1]}; "
+            f"better train at --size {size}"
+        )
     square = [1.0] * 3 if state["data"].get("name") == "synthetic" else None
     aspects = state["data"].get("aspects", square)  # width / height of the photos trained on, where known
     if bool(args.photos) == bool(args.onnx):

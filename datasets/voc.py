@@ -67,8 +67,9 @@ def recognise(root):
     for stem, photo in photos.items():
         split = split_of.get(stem) if stem in masks else "unlabelled"
         if split:
-            sample = Sample(f"{split}/{stem}", photo, masks.get(stem), f"{split}/{stem}")
-            splits[split].append(sample._replace(instance=objects.get(stem)))
+            name_of = f"{split}/{stem}"
+            sample = Sample(name_of, photo, masks.get(stem), name_of, instance=objects.get(stem))
+            splits[split].append(sample)
     splits = {split: found for split, found in splits.items() if found}
     if bare := splits.get("unlabelled"):
         notes.append(f"{len(bare)} photos have no mask: split `unlabelled`")

@@ -51,6 +51,8 @@ for name in results[0]["per_class"]:
     figures(f"F1 {name}", lambda r, name=name: r["per_class"][name]["f1"])
 for kind, heading in {"yaw": "|yaw|", "share": "share"}.items():
     for name in results[0]["slices"].get(kind, []):
+        if not all(name in r["slices"].get(kind, []) for r in results + others):
+            continue  # scenes against photos
         figures(f"F1 {heading} {name}", lambda r, kind=kind, name=name: r["slices"][kind][name]["mean_f1"])
 if all("panoptic" in r for r in results + others):
     for key in ("pq", "sq", "rq"):
