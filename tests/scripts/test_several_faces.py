@@ -56,7 +56,20 @@ def test_begins_from_a_parser_of_single_faces(finetuned, call, tmp_path):
     begun = weights(finetuned / "best.pt")["model"]
     call(
         *("train_finetune.py", "--init", finetuned / "best.pt", "--scenes", 2, "--model", "panoptic_unet_gn"),
-        *("--steps", 1, "--lr", "1e-9", "--batch-size", 2, "--device", "cpu", "--out", tmp_path / "run"),
+        *(
+            "--steps",
+            1,
+            "--lr",
+            "1e-9",
+            "--batch-size",
+            2,
+            "--val-fraction",
+            0,
+            "--device",
+            "cpu",
+            "--out",
+            tmp_path / "run",
+        ),
     )
     state = weights(tmp_path / "run/last.pt")["model"]
     weight = [key for key in begun if key.endswith(".weight")]
