@@ -8,6 +8,8 @@ features are never below zero} and, of the network that it fits, what `network_o
 
 import hashlib
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -53,6 +55,18 @@ def restyle(features, mean, std):
 def dominant(labels, p):
     """(B, H, W) ids -> (B, p, p) int64: the id that most pixels of each patch have."""
     return split(labels[:, None].float(), p)[:, 0].flatten(3).mode(-1).values.long()
+
+
+def digest(tensors):
+    """Of tensors, whatever their names and order, as hexadecimal digits. Values in half precision count
+    as the same in float32."""
+    each = [
+        hashlib.sha256(
+            f"{tuple(t.shape)}".encode() + t.detach().float().cpu().contiguous().numpy().tobytes()
+        ).hexdigest()
+        for t in tensors
+    ]
+    return hashlib.sha256("".join(sorted(each)).encode()).hexdigest()
 
 
 class MixStyle(nn.Module):
