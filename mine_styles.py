@@ -2,7 +2,7 @@
 
 Run:    python mine_styles.py --init runs/source/best.pt --targets night.pt --out runs/night
         python mine_styles.py --init runs/source/best.pt --photo one_dusk_photo.jpg --out runs/dusk
-        python mine_styles.py --init runs/source/best.pt --mix batch --out runs/mixstyle    (MixStyle: no target)
+        python mine_styles.py --init runs/source/best.pt --mix batch --out runs/mixstyle    (MixStyle)
 Needs:  a checkpoint of train_finetune.py, and for phrases one on a clip_ model and a file of
         recipes/embed_prompts.py or recipes/tiny_clip.py
 Writes: bank.pt, args.json, metrics.jsonl, TensorBoard events, cosine.png and styles.png into --out
@@ -139,7 +139,7 @@ def read_targets(path, model, classes, per_class):
     keys = {"phrases": list, "classes": list, "embeddings": torch.Tensor, "tower": str}
     if not isinstance(found, dict) or not all(isinstance(found.get(k), kind) for k, kind in keys.items()):
         raise UserError(f"--targets {path}: no embedded phrases; recipes/embed_prompts.py writes them")
-    if not hasattr(model, "tower_tensors"):
+    if not getattr(model, "embedding", None):
         raise UserError(
             f"--targets {path}: phrases need a parser on the encoder of a CLIP, clip_resnet50 or clip_unet; "
             "--photo does with any"
@@ -263,7 +263,8 @@ def main(args):
     faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
     if faces.classes != classes:
         raise UserError(
-            f"{path} has the classes {' '.join(faces.classes)}; {args.init} was trained on {' '.join(classes)}"
+            f"{path} has the classes {' '.join(faces.classes)}; "
+            f"{args.init} was trained on {' '.join(classes)}"
         )
     limit = trained.get("limit") if own else None
     data = batches.load(faces, "train", trained["size"], trained["seed"] if own else args.seed, limit)
@@ -276,6 +277,8 @@ def main(args):
     targets = targets.to(device)
 
     # ---- mine ----
+    first = to_float(data[rows[:1]]["image"].to(device))
+    relu = bool((features_after(model, first, stage) >= 0).all())
     mined = last["mined"] if last else None
     done = last["images"] if last else 0
     log = RunLog(out, vars(args), done if last else None)
@@ -286,7 +289,6 @@ def main(args):
         batch = data[rows[done : done + args.batch_size]]
         count = len(batch["image"])
         features = features_after(model, to_float(batch["image"].to(device)), stage)
-        relu = bool((features >= 0).all())
         numbers = torch.arange(done, done + count)  # of the photos, in this run
         positions = numbers * args.patches**2
         kinds = torch.full_like(numbers, ANY)
@@ -308,7 +310,7 @@ def main(args):
         log.scalars(done, **{"mine/cosine_before": before, "mine/cosine_after": after})
         bar.update(count)
         state = {"script": "mine_styles.py", "args": vars(args), "inputs": inputs}
-        checkpoint.save(out / "last.pt", **state, images=done, relu=relu, mined=mined)
+        checkpoint.save(out / "last.pt", **state, images=done, mined=mined)
     bar.close()
     if done < len(rows):
         log.close()
@@ -317,7 +319,7 @@ def main(args):
     # ---- finish ----
     bank = {key: mined[key] for key in ("mean", "std", "class")}
     bank["phrase"] = [names[turn] for turn in mined["turn"].tolist()]
-    bank |= {"relu": checkpoint.load(out / "last.pt", holds="mined")["relu"], **about}
+    bank |= {"relu": relu, **about}
     history = mined["history"].T
     log.image(done, "mine/cosine", picture_of_similarity(history), "cosine.png")
     batch = data[rows[:SHOWN]]

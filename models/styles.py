@@ -1,12 +1,10 @@
 """Style as the mean and standard deviation of each channel of a feature map; giving features another one.
 
 It is that of another image (`MixStyle`), or one out of a bank (`BankStyles`). A bank is a file that
-mine_styles.py writes: {"mean", "std": (M, C); "class": (M,), an id or `ANY`; "phrase": M phrases or photos that
-they were mined for; "classes": the names of all ids; "patches": p; "mix": one of `MIXES`; "relu": whether the
-features are never below zero} and, of the network that it fits, what `network_of` says.
+mine_styles.py writes: {"mean", "std": (M, C); "class": (M,), an id or `ANY`; "phrase": M phrases or photos
+that they were mined for; "classes": the names of all ids; "patches": p; "mix": one of `MIXES`; "relu": whether
+features are never below zero; and of the network that it fits, what `network_of` says}.
 """
-
-import hashlib
 
 import hashlib
 
@@ -57,27 +55,7 @@ def dominant(labels, p):
     return split(labels[:, None].float(), p)[:, 0].flatten(3).mode(-1).values.long()
 
 
-def digest(tensors):
-    """Of tensors, whatever their names and order, as hexadecimal digits. Values in half precision count
-    as the same in float32."""
-    each = [
-        hashlib.sha256(
-            f"{tuple(t.shape)}".encode() + t.detach().float().cpu().contiguous().numpy().tobytes()
-        ).hexdigest()
-        for t in tensors
-    ]
-    return hashlib.sha256("".join(sorted(each)).encode()).hexdigest()
-
-
-class MixStyle(nn.Module):
-    """Features (B, C, H, W) whose style is mixed with that of another image of the batch, in training only.
-
-    Zhou et al., "Domain Generalization with MixStyle", 2021 (2104.02008). p: probability that a batch is
-    mixed at all. alpha: of Beta(alpha, alpha), which each image's share comes from; the greater of the two
-    shares is the image's own. Draws from torch's generator of the CPU. No parameters, no buffers.
-    """
-
-    def __init__(self, p=0.5, alpha=0.1):
+def __init__(self, p=0.5, alpha=0.1):
         super().__init__()
         self.p = p
         self.alpha = alpha
@@ -199,7 +177,7 @@ def features_after(model, images, stage):
 def embed(model, features, stage):
     """Features (B, C, h, w) after a stage, counted from 1 -> (B, D) float32: CLIP's embedding, or where a
     network has none the mean of its last stage's map."""
-    if hasattr(model, "embed"):
+    if getattr(model, "embedding", None):
         return model.embed(features, stage)
     for block in model.stages[stage:]:
         features = block(features)
