@@ -2,8 +2,8 @@
 
 It is that of another image (`MixStyle`), or one out of a bank (`BankStyles`). A bank is a file that
 mine_styles.py writes: {"mean", "std": (M, C); "class": (M,), an id or `ANY`; "phrase": M phrases or photos
-that they were mined for; "classes": the names of all ids; "patches": p; "mix": one of `MIXES`; "relu": whether
-features are never below zero; and of the network that it fits, what `network_of` says}.
+that they were mined for; "classes": the names of all ids; "patches": p; "mix": one of `MIXES`; "relu":
+whether features are never below zero; and of the network that it fits, what `network_of` says}.
 """
 
 import hashlib
@@ -55,7 +55,15 @@ def dominant(labels, p):
     return split(labels[:, None].float(), p)[:, 0].flatten(3).mode(-1).values.long()
 
 
-def __init__(self, p=0.5, alpha=0.1):
+class MixStyle(nn.Module):
+    """Features (B, C, H, W) whose style is mixed with that of another image of the batch, in training only.
+
+    Zhou et al., "Domain Generalization with MixStyle", 2021 (2104.02008). p: probability that a batch is
+    mixed at all. alpha: of Beta(alpha, alpha), which each image's share comes from; the greater of the two
+    shares is the image's own. Draws from torch's generator of the CPU. No parameters, no buffers.
+    """
+
+    def __init__(self, p=0.5, alpha=0.1):
         super().__init__()
         self.p = p
         self.alpha = alpha
