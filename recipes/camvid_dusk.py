@@ -5,8 +5,8 @@ python recipes/camvid_dusk.py FOLDER OUT     FOLDER: CamVid as SegNet packs it, 
     OUT/day       trains on every photo of both lists that was taken by day, and tests on dusk
     OUT/labels    tests on the same photos, and trains on the dusk photos of train.txt, too: the upper bound
 
-Dusk is sequence 0001TP, of which train.txt and test.txt each have a part; the test photos are those of test.txt.
-Prints the path of the dusk photo that is a target to mine styles towards: the middle one of train.txt.
+Dusk is sequence 0001TP, of which train.txt and test.txt each have a part; the test photos are those of
+test.txt. Prints the path of the dusk photo that is a target to mine styles towards: the middle one of train.txt.
 """
 
 import os
@@ -53,7 +53,7 @@ def main(args):
             groups[f"dusk {split}" if sample.group == DUSK else "day"].append(sample)
     if empty := [name for name, samples in groups.items() if not samples]:
         raise UserError(
-            f"{args.folder}: train.txt and test.txt name no photo of {', '.join(empty)}; dusk is sequence {DUSK}"
+            f"{args.folder}: its lists name no photo of {', '.join(empty)}; dusk is sequence {DUSK}"
         )
     day, dusk, test = groups.values()
     part = out.with_name(f"{out.name}.part")  # so that OUT is whole, or not there
@@ -62,10 +62,8 @@ def main(args):
     write(part / "day", root, {"train": day, "test": test})
     write(part / "labels", root, {"train": day + dusk, "test": test})
     part.rename(out)
-    print(
-        f"day to dusk: {len(day)} photos by day, {len(dusk)} at dusk to train on, {len(test)} test",
-        file=sys.stderr,
-    )
+    counts = f"{len(day)} photos by day, {len(dusk)} at dusk to train on, {len(test)} to test"
+    print(f"{out}: {counts}", file=sys.stderr)
     print(dusk[len(dusk) // 2].image)
 
 

@@ -1,14 +1,14 @@
 """Banks of styles that nobody mined: what mined ones have to be better than.
 
-python recipes/style_controls.py random OWN --like BANK --out FILE                     styles drawn at random
-python recipes/style_controls.py photo OWN --init CHECKPOINT --photo PHOTO --out FILE  those of photos of the target
+python recipes/style_controls.py random OWN --like BANK --out FILE
+python recipes/style_controls.py photo OWN --init CHECKPOINT --photo PHOTO --out FILE
 
-OWN: a bank of the source images' own styles, as `mine_styles.py --steps 0` writes it; the new bank is for the same
-network, stage and mixing. A third control, OWN itself, needs nothing more.
+OWN: a bank of the source images' own styles, as `mine_styles.py --steps 0` writes it; the new bank is for the
+same network, stage and mixing. OWN itself is a third control.
 
-random: each style of OWN, the mean and the deviation of each channel times exp(s z), z from N(0, 1); one s for all, such
-that the new styles are on average as far from those of OWN as the styles of BANK, which was mined from the same images.
-How far: the Euclidean distance of means and deviations of all channels.
+random: each style of OWN, the mean and the deviation of each channel times exp(s z), z from N(0, 1); one s for
+all, such that the new styles are on average as far from those of OWN as the styles of BANK, which was mined from
+the same images. How far: the Euclidean distance of means and deviations of all channels.
 photo: the style of each photo itself, after that stage: AdaIN, Huang and Belongie, 2017 (1703.06868).
 """
 
@@ -55,7 +55,7 @@ def distances(bank, own):
 
 
 def random_styles(own, like, seed):
-    """(mean, std), each (M, C), of styles that are drawn at random, as far from `own` as `like` on average."""
+    """(mean, std), each (M, C): `own` changed at random, on average as much as `like` is."""
     draw = torch.Generator().manual_seed(seed)
     z = [torch.randn(values.shape, generator=draw) for values in own]
     wanted = distances(like, own).mean()
@@ -80,9 +80,8 @@ def photo_styles(bank, init, photos):
     side = [state["args"]["size"]] * 2
     images = [np.asarray(read_image(path).resize(side, Image.BILINEAR)) for path in photos]
     features = []
-    model.stages[bank["stage"] - 1].register_forward_hook(
-        lambda block, inputs, output: features.append(output)
-    )
+    block = model.stages[bank["stage"] - 1]
+    block.register_forward_hook(lambda block, inputs, output: features.append(output))
     with torch.no_grad():
         model(to_float(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)))
     return [values.flatten(1) for values in style(features[0])]
@@ -97,9 +96,7 @@ def main(args):
         like = read_bank(args.like)
         alike = all(bank[key] == like[key] for key in ("stage", "digest"))
         if not alike or bank["mean"].shape != like["mean"].shape:
-            raise UserError(
-                f"--like {args.like}: of other images, or another network or stage, than {args.own}"
-            )
+            raise UserError(f"--like {args.like}: not of the images, network and stage of {args.own}")
         own, mined = ((found["mean"], found["std"]) for found in (bank, like))
         mean, std = random_styles(own, mined, args.seed)
         bank["phrase"] = ["at random"] * len(mean)
