@@ -3,8 +3,10 @@
 Every model maps images (B, 3, H, W) in 0 to 1 to {"semantic": logits (B, num_classes, H, W)}, and where it
 separates instances "center" and "offset" (`InstanceDecoder`); a classifier, to {"class": logits (B,
 num_classes)} and perhaps "domain". It owns its normalisation and preprocessing (`normalise`). `stages` are
-the parts of its pretrained half from the input side, `backbone` is all of them (a classifier's, all but its
-heads).
+the parts of its pretrained half from the input side, each called with the output of the one before it, and
+`backbone` is all of them (a classifier's, all but its heads). A parser's `style_stage` is the number of the
+stage, counted from 1, after which styles are changed by default: the first whose map its head reads. A model
+on the image encoder of a CLIP (`clip_`) has `embed` and `tower_tensors` besides.
 """
 
 import difflib
@@ -19,18 +21,21 @@ from models.unet_backbone import BackboneUNet
 from models.weights import SCRATCH, load_pretrained
 from utils.errors import UserError
 
+EMBEDDING = 64  # of `clip_unet`
+
 
 def build_model(name, num_classes, weights="none", preprocess="none"):
     """The model called `name`, on the CPU and in training mode.
 
-    name: `unet`, `unet_gn` (GroupNorm), `panoptic_unet`, `unet_`, `fpn_` or `panoptic_` and a backbone, or
-    one of torchvision's three segmentation networks. weights: `none`, or see `load_pretrained`. preprocess:
-    see `Normalise`.
+    name: `unet`, `unet_gn` (GroupNorm), `clip_unet`, `panoptic_unet`, `unet_`, `fpn_` or `panoptic_` and a
+    backbone, or one of torchvision's three segmentation networks. weights: `none`, or see `load_pretrained`.
+    preprocess: see `Normalise`.
     """
     instances = has_instances(name)
     if name in SCRATCH:
         norm = "group" if name.endswith("_gn") else "batch"
-        model = UNet(num_classes, norm, preprocess, instances=instances)
+        embedding = EMBEDDING if name == "clip_unet" else 0
+        model = UNet(num_classes, norm, preprocess, instances=instances, embedding=embedding)
     elif name in ("unet_efficientnet_lite0", "panoptic_efficientnet_lite0"):
         model = BackboneUNet(num_classes, "efficientnet_lite0", preprocess, instances)
     else:

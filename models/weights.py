@@ -10,7 +10,9 @@ import torch
 from models import efficientnet_lite
 from utils.errors import UserError
 
-SCRATCH = ("unet", "unet_gn", "panoptic_unet", "panoptic_unet_gn")  # nobody has pretrained weights for them
+# nobody has pretrained weights for them
+SCRATCH = ("unet", "unet_gn", "panoptic_unet", "panoptic_unet_gn", "clip_unet")
+TOWER = ("stages.", "embedding.")  # the image encoder of a CLIP
 HEADS = ("fc.", "classifier.", "head.", "heads.")  # may be absent from a file, or of other classes
 
 
@@ -19,7 +21,8 @@ def load_pretrained(model, name, weights):
 
     weights: `imagenet` (the backbone's, by torchvision, or of efficientnet_lite0 by its pip package); `coco`
     (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
-    backbone, with the names that torchvision or those who published it give to its parts.
+    backbone, with the names that torchvision or those who published it give to its parts. Of a CLIP the
+    backbone and the embedding.
     """
     scratch = name in SCRATCH or name.endswith("_xception65")
     lite = name.endswith("_efficientnet_lite0")
@@ -37,8 +40,12 @@ def load_pretrained(model, name, weights):
         state = read_state(weights)
         if lite:
             state = efficientnet_lite.convert(state, weights)
+        tower = hasattr(model, "embed") and all(key.startswith(TOWER) for key in state)
         whole = any(key.startswith(("backbone.", "stages.")) for key in state)
-        (fill if whole else fill_backbone)(model, state, weights)
+        if tower:
+            fill(model, state, weights, only=TOWER)
+        else:
+            (fill if whole else fill_backbone)(model, state, weights)
 
 
 def torchvision_weights(name):
@@ -95,15 +102,15 @@ def fill_backbone(model, state, source):
     state = {
         name if name.startswith(HEADS) else f"backbone.{name}": state[key] for key, name in names.items()
     }
-    fill(model, state, source, only="stages.")
+    fill(model, state, source, only=("stages.",))
 
 
-def fill(model, state, source, only=""):
+def fill(model, state, source, only=("",)):
     """Load `state` into `model`, strictly but for classification heads; say what stays random.
 
-    only: the beginning of the names that the file is to hold. Raises UserError with names as in the file.
+    only: beginnings of the names that the file is to hold. Raises UserError with names as in the file.
     """
-    own = {k: v for k, v in model.state_dict().items() if k.startswith((only, "normalise."))}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith((*only, "normalise."))}
     # Older files of torchvision: densenet's "norm.1"
     state = {re.sub(r"(\.denselayer\d+\.\w+)\.(\d\.)", r"\1\2", k): v for k, v in state.items()}
     names = {own_name(model, key): key for key in state}
