@@ -6,7 +6,7 @@ python recipes/camvid_dusk.py FOLDER OUT     FOLDER: CamVid as SegNet packs it, 
     OUT/labels    tests on the same photos, and trains on the dusk photos of train.txt, too: the upper bound
 
 Dusk is sequence 0001TP, of which train.txt and test.txt each have a part; the test photos are those of
-test.txt. Prints the path of the dusk photo that is a target to mine styles towards: the middle one of train.txt.
+test.txt. Prints the path of the dusk photo to mine styles towards: the middle one of train.txt.
 """
 
 import os
