@@ -6,9 +6,9 @@ python recipes/style_controls.py photo OWN --init CHECKPOINT --photo PHOTO --out
 OWN: a bank of the source images' own styles, as `mine_styles.py --steps 0` writes it; the new bank is for the
 same network, stage and mixing. OWN itself is a third control.
 
-random: each style of OWN, the mean and the deviation of each channel times exp(s z), z from N(0, 1); one s for
-all, such that the new styles are on average as far from those of OWN as the styles of BANK are, which was mined
-from the same images. How far: the Euclidean distance of means and deviations of all channels.
+random: each style of OWN, the mean and the deviation of each channel times exp(s z), z from N(0, 1); one s
+for all, such that the new styles are on average as far from those of OWN as the styles of BANK are, which was
+mined from the same images. How far: the Euclidean distance of means and deviations of all channels.
 photo: the style of each photo itself, after that stage: AdaIN, Huang and Belongie, 2017 (1703.06868).
 """
 

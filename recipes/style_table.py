@@ -1,10 +1,10 @@
-"""What styles_words.sh and styles_photo.sh measured: each row in each domain, mean ± standard deviation over seeds.
+"""What styles_words.sh and styles_photo.sh measured: each row in each domain, mean ± deviation over seeds.
 
 python recipes/style_table.py runs/styles_words [--figure miou] [--against more]
 
-Below it what each row gains over the row `more`, seed by seed, as a mean with Student's 95 % interval. A row that
-is called as a domain was mined for its phrase: `its own phrase` takes in each domain that row, `another's` the mean of
-the others. `unseen` is the mean of all domains but daylight.
+Below it what each row gains over the row `more`, seed by seed, as a mean with Student's 95 % interval. A row
+that is called as a domain was mined for its phrase: `its own phrase` has in each domain that row, `another's`
+the mean of the others. `unseen` is the mean of all domains but daylight.
 """
 
 import argparse
@@ -14,7 +14,10 @@ from pathlib import Path
 
 from scipy import stats
 
-DOMAINS = "daylight night fog snow sketch red_light dusk".split()  # in this order
+# the order of columns and of rows; rows that are not here come last
+DOMAINS = "daylight night fog snow sketch red_light rain dusk".split()
+ROWS = "source more own random adain mixstyle augment augmented mined uniform beta".split() + DOMAINS
+ROWS += ["its own phrase", "another's", "words", "famix", "labels"]
 
 
 def read(root, figure):
@@ -61,7 +64,8 @@ def gain(values, others):
 
 def table(rows, domains, cell):
     print(f"\n| row | {' | '.join(domains)} |\n|---|{'---|' * len(domains)}")
-    for name, row in rows.items():
+    for name in sorted(rows, key=lambda name: (ROWS.index(name) if name in ROWS else len(ROWS), name)):
+        row = rows[name]
         print(f"| {name} | {' | '.join(cell(row, domain) for domain in domains)} |")
 
 
