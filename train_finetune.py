@@ -2,6 +2,7 @@
 
 Run:    python train_finetune.py --data synthetic --out runs/finetune
         python train_finetune.py --data FOLDER --scenes 4 --model panoptic_unet    (docs/scenes.md)
+        python train_finetune.py --init runs/source/best.pt --styles runs/night/bank.pt --freeze backbone
         torchrun --nproc_per_node=4 train_finetune.py --data CelebAMask-HQ --model fpn_resnet50
 Needs:  a folder of labelled faces in a layout of docs/data.md, or nothing at all (synthetic faces)
 Writes: best.pt (by validation mean F1), last.pt, args.json, metrics.jsonl, TensorBoard events,
@@ -32,6 +33,7 @@ from models import (
     without_instances,
 )
 from models.normalise import PREPROCESS
+from models.styles import attach, load_bank
 from utils import checkpoint, cli, dist, draw, instances, metrics, panoptic
 from utils.errors import UserError
 from utils.log import RunLog
@@ -70,7 +72,8 @@ def get_parser():
     g.add_argument("--synthetic", type=cli.share, default=0.0, metavar="SHARE", help=share)
     g = p.add_argument_group("model", "where a flag is not given: as --init was trained; else unet, none")
     names = (
-        "unet, unet_gn, unet_BACKBONE, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large; "
+        "unet, unet_gn, unet_BACKBONE, fpn_BACKBONE, deeplabv3_resnet50 or 101, lraspp_mobilenet_v3_large, "
+        "clip_resnet50, clip_unet; "
         "panoptic_unet, panoptic_BACKBONE, which also tell whose each pixel is"
     )
     g.add_argument("--model", help=names)
@@ -81,6 +84,8 @@ def get_parser():
     g.add_argument("--init", metavar="FILE", help="checkpoint to start from; classes match by name")
     stages = "none, backbone, or how many of its first stages stay as they are"
     g.add_argument("--freeze", default="none", metavar="WHAT", help=stages)
+    styles = "bank of mine_styles.py: features get its styles in training"
+    g.add_argument("--styles", metavar="BANK", help=styles)
     scale = "the backbone's rate, times --lr"
     g.add_argument("--backbone-lr-scale", type=cli.at_least_zero, default=1.0, help=scale)
     defaults = (
@@ -135,6 +140,7 @@ def main(args):
             f"--model {args.model}: each head needs a loss: {' '.join(['ce=1', *INSTANCES])}, say"
         )
     policy = load_policy(args.augment)
+    bank = load_bank(args.styles) if args.styles else None
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
     stop = dist.Stop()
@@ -183,6 +189,7 @@ def main(args):
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     frozen = freeze(model, args.freeze)  # after the conversion, which replaces modules
     average = copy.deepcopy(model).requires_grad_(False) if args.ema else None
+    styles = attach(model, bank, args.styles, faces.classes) if bank else None
 
     # ---- optimizer ----
     backbone = {id(p) for p in model.backbone.parameters()}
@@ -281,6 +288,8 @@ def main(args):
             log.image(done, "train/batch", picture, "train_batch.png")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args.steps, args.lr) * group["scale"]
+        if styles:
+            styles.labels = labels
         outputs = predict(images, net)
         targets = instances.targets(batch["instance"]) if tells_instances else {}
         terms = {}

@@ -272,11 +272,16 @@ def start_run(args, parser, script, needs=(), free=RESUMABLE):
         if dist.is_first():
             print(f"--resume: the run in {out} has done all of its {args.steps} steps")
         sys.exit(0)
+    refuse_replaced(args, last, out)
+    return out, args, last
+
+
+def refuse_replaced(args, last, out):
+    """A UserError where a file that flags name is not the one that the checkpoint `last` knows."""
     now = input_files(args)
     for path, digest in last.get("inputs", {}).items():
         if now.get(path, digest) != digest:
             raise UserError(f"--resume: {path} is not the file that the run in {out} began with; put it back")
-    return out, args, last
 
 
 def input_files(args, last=None, but=()):

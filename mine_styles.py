@@ -1,0 +1,342 @@
+"""Mine styles of features that bring labelled photos nearer to a phrase or to one photo of another domain.
+
+Run:    python mine_styles.py --init runs/source/best.pt --targets night.pt --out runs/night
+        python mine_styles.py --init runs/source/best.pt --photo one_dusk_photo.jpg --out runs/dusk
+        python mine_styles.py --init runs/source/best.pt --mix batch --out runs/mixstyle    (MixStyle)
+Needs:  a checkpoint of train_finetune.py, and for phrases one on a clip_ model and a file of
+        recipes/embed_prompts.py or recipes/tiny_clip.py
+Writes: bank.pt, args.json, metrics.jsonl, TensorBoard events, cosine.png and styles.png into --out
+Expect: docs/styles.md   -> train_finetune.py --init runs/source/best.pt --styles runs/night/bank.pt
+"""
+
+import pathlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from datasets import batches, splits
+from datasets.images import read_image, to_float
+from datasets.synthetic import scheme_of
+from models import restore
+from models.styles import (
+    ANY,
+    MIXES,
+    BankStyles,
+    digest,
+    dominant,
+    embed,
+    features_after,
+    network_of,
+    restyle,
+    split,
+    style,
+)
+from utils import checkpoint, cli, dist, draw, plot, rng
+from utils.errors import UserError
+from utils.log import RunLog, open_run
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
+SHOWN = 8  # photos in styles.png
+
+
+def get_parser():
+    p = cli.parser(__doc__)
+    g = p.add_argument_group("target, one of them")
+    phrases = "embedded phrases, which take turns: a file of recipes/embed_prompts.py or recipes/tiny_clip.py"
+    g.add_argument("--targets", metavar="FILE", help=phrases)
+    g.add_argument("--photo", nargs="+", metavar="FILE", help="photos of another domain, which take turns")
+    g = p.add_argument_group("source")
+    g.add_argument("--init", metavar="FILE", help="parser of the source domain")
+    g.add_argument("--data", help="labelled faces to mine from; those that --init was trained on by default")
+    g.add_argument("--images", type=cli.positive, default=100, help="photos to mine from, at most")
+    g = p.add_argument_group("mining")
+    stage = "stage after which styles are changed; by default the first that the head reads"
+    g.add_argument("--stage", type=cli.positive, metavar="K", help=stage)
+    g.add_argument("--steps", type=cli.positive, default=100, help="steps of SGD")
+    rate = "rate for each image; PODA's is 1 on the mean of 16 images, which is as much"
+    g.add_argument("--lr", type=cli.above_zero, default=1 / 16, help=rate)
+    per_class = "a style for each class of a photo, from the first patch that it dominates (FAMix)"
+    g.add_argument("--per-class", action="store_true", help=per_class)
+    text = "deviation of noise on the phrase, relative to its length, new at each step"
+    g.add_argument("--text-noise", type=cli.at_least_zero, default=0.0, metavar="SIGMA", help=text)
+    features = "deviation of a random factor of each channel, new at each step"
+    g.add_argument("--feature-noise", type=cli.at_least_zero, default=0.0, metavar="SIGMA", help=features)
+    g = p.add_argument_group("use of the bank in train_finetune.py")
+    g.add_argument("--patches", type=int, choices=[1, 3], default=1, help="each image in so many, squared")
+    mix = "share of an image's own style that is kept; batch: no bank, styles of the batch's other images"
+    g.add_argument("--mix", choices=MIXES, default="none", help=mix)
+    g = p.add_argument_group("runtime")
+    g.add_argument("--seed", type=cli.seed, default=0, help="of order, augmentation and all that is drawn")
+    g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
+    cli.add_device_flags(g)
+    g = p.add_argument_group("output")
+    g.add_argument("--out", default="runs/styles", metavar="FOLDER", help="run folder")
+    resume = "go on with the run in --out, with its flags; begin it where there is none"
+    g.add_argument("--resume", action="store_true", help=resume)
+    return p
+
+
+def mine(features, targets, positions, embedding_of, relu, args):
+    """Prompt-driven instance normalisation: styles with which features come nearer to targets.
+
+    Fahes et al., "PODA", 2023 (2212.03241), algorithm 1. features: (N, C, h, w). targets: (N, D). positions:
+    (N,) int64, which noise is drawn from. embedding_of: features -> (N, D). relu: whether features are never
+    below zero. Each image by itself, whatever else is in the batch: the loss is a sum, not a mean. Returns
+    mean and std, (N, C) each, and the cosine similarity before the first step and after each,
+    (steps + 1, N).
+    """
+    mean, std = (values.clone().requires_grad_() for values in style(features))
+    optimizer = torch.optim.SGD([mean, std], args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    def similarity(step, feature_noise, text_noise):
+        restyled = restyle(features, mean, std)
+        restyled = restyled.relu() if relu else restyled
+        wanted = targets
+        if feature_noise:
+            noise = rng.normal(args.seed, positions, features.shape[1], stream=2 * step)
+            restyled = restyled * (1 + feature_noise * noise[..., None, None])
+        if text_noise:
+            noise = rng.normal(args.seed, positions, targets.shape[1], stream=2 * step + 1)
+            wanted = targets + text_noise * targets.norm(dim=1, keepdim=True) * F.normalize(noise)
+        return F.cosine_similarity(embedding_of(restyled), wanted)
+
+    history = []
+    for step in range(args.steps):
+        cosine = similarity(step, args.feature_noise, args.text_noise)
+        with torch.no_grad():  # without noise, to be looked at
+            noisy = args.feature_noise or args.text_noise
+            history.append(similarity(step, 0, 0) if noisy else cosine.detach())
+        optimizer.zero_grad()
+        (1 - cosine).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            std.clamp_(min=0)
+    with torch.no_grad():
+        history.append(similarity(args.steps, 0, 0))
+    return mean.detach().flatten(1), std.detach().flatten(1), torch.stack(history)
+
+
+def first_patches(labels, p):
+    """(B, H, W) ids -> (N, 4) int64, rows of image, row, column, class: of each image the first patch of each
+    class that most pixels of one have. Unlabelled ones are left out."""
+    found = []
+    for image, classes in enumerate(dominant(labels, p).flatten(1).tolist()):
+        for each in sorted(set(classes) - {ANY}):
+            found.append((image, *divmod(classes.index(each), p), each))
+    return torch.tensor(found, dtype=torch.int64).view(-1, 4)
+
+
+def read_targets(path, model, classes, per_class):
+    """(P phrases, their embeddings: (P, K, D) for the K classes, or (P, 1, D)) of a file of embedded
+    phrases."""
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--targets {path}: no such file; recipes/embed_prompts.py writes it")
+    found = checkpoint.read(pathlib.Path(path))
+    keys = {"phrases": list, "classes": list, "embeddings": torch.Tensor, "tower": str}
+    if not isinstance(found, dict) or not all(isinstance(found.get(k), kind) for k, kind in keys.items()):
+        raise UserError(f"--targets {path}: no embedded phrases; recipes/embed_prompts.py writes them")
+    if not getattr(model, "embedding", None):
+        raise UserError(
+            f"--targets {path}: phrases need a parser on the encoder of a CLIP, clip_resnet50 or clip_unet; "
+            "--photo does with any"
+        )
+    if digest(model.tower_tensors()) != found["tower"]:
+        raise UserError(
+            f"--targets {path}: embedded by another CLIP than the encoder of --init; embed them by that one, "
+            "or train --init with --weights of this one and --freeze backbone"
+        )
+    rows = {}
+    for phrase, name, row in zip(found["phrases"], found["classes"], found["embeddings"], strict=True):
+        if (name is not None) == per_class:
+            rows.setdefault(phrase, {})[name] = row
+    if not rows:
+        lacks = "holds no phrase with {class}, which --per-class needs"
+        only = "holds phrases with {class} alone, which need --per-class"
+        raise UserError(f"--targets {path}: {lacks if per_class else only}")
+    names = classes if per_class else [None]
+    for phrase, known in rows.items():
+        if missing := [name for name in names if name not in known]:
+            raise UserError(f"--targets {path}: {phrase!r} is not embedded for {', '.join(missing)}")
+    return list(rows), torch.stack([torch.stack([rows[p][name] for name in names]) for p in rows])
+
+
+def embed_photos(paths, model, stage, size, device):
+    """(P, 1, D): embeddings of photos, stretched to size x size."""
+    rows = []
+    for path in paths:
+        photo = read_image(path).resize((size, size), Image.BILINEAR)  # as `datasets.cache` does it
+        image = to_float(torch.tensor(np.asarray(photo), device=device).movedim(-1, 0)[None])
+        with torch.no_grad():
+            rows.append(embed(model, features_after(model, image, stage), stage))
+    return torch.stack(rows)
+
+
+def picture_of_similarity(history):
+    """(H, W, 3) uint8: cosine similarity to the target over the steps. history: (steps + 1, N)."""
+    steps = range(len(history))
+    curves = [("mean of the photos", steps, history.mean(1).tolist(), "line")]
+    for name, share in (("highest tenth", 0.9), ("lowest tenth", 0.1)):
+        curves.append((f"{name} from here", steps, history.quantile(share, dim=1).tolist(), "line"))
+    return plot.chart(curves, "Features come nearer to the target", "step", "cosine similarity")
+
+
+@torch.no_grad()
+def picture_of_styles(model, bank, batch, about, device):
+    """(H, W, 3) uint8: photos, their masks, what the parser says, and what it says where features have styles
+    of the bank."""
+    images, labels = to_float(batch["image"].to(device)), batch["semantic"]
+    styles = BankStyles(bank).to(device)
+    styles.labels = labels
+    plain = model(images)["semantic"].argmax(1)
+    torch.manual_seed(0)
+    handle = model.stages[bank["stage"] - 1].register_forward_hook(styles.hook)
+    restyled = model(images)["semantic"].argmax(1)
+    handle.remove()
+    colors = about["colors"]
+    panels = {"photo": draw.photos_of(batch["image"]), "mask": draw.colorise(labels, colors)}
+    panels |= {"parser": draw.colorise(plain, colors), "restyled": draw.colorise(restyled, colors)}
+    return draw.grid(panels, colors, about["classes"])
+
+
+def main(args):
+    # ---- setup ----
+    out = open_run(args.out, args.resume)
+    if (out / "bank.pt").is_file():
+        if not args.resume:
+            raise UserError(f"--out {out}: holds a bank.pt already; name another folder")
+        print(f"--resume: {out}/bank.pt is whole")
+        return
+    last = None
+    if args.resume and (out / "last.pt").is_file():
+        last = checkpoint.load(out / "last.pt", holds="mined")
+        args = cli.resume_flags(get_parser(), last["args"])
+        cli.refuse_replaced(args, last, out)
+    if not args.init:
+        raise UserError("--init is needed to begin a run (see --help); --resume goes on with one")
+    by_batch = args.mix == "batch"
+    if bool(args.targets) + bool(args.photo) + by_batch != 1:
+        raise UserError("give one of --targets FILE, --photo FILE and --mix batch")
+    mined_for = ("data", "per_class", "text_noise", "feature_noise")
+    idle = dict.fromkeys(mined_for, "beside --mix batch, which mines nothing" if by_batch else None)
+    idle |= {"per_class": "on photos, whose embedding is of no class"} if args.photo else {}
+    cli.refuse_without_effect(args, idle)
+    if by_batch and args.patches > 1:
+        raise UserError("--patches 3 --mix batch: MixStyle mixes whole images")
+    init = checkpoint.load(args.init, target=("semantic", "panoptic"))
+    trained = init["args"]
+    classes = init["data"]["classes"]
+    device = dist.init(args.device)[2]
+    args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
+    inputs = cli.input_files(args, last)
+    stop = dist.Stop()
+
+    # ---- model ----
+    model = restore(init, device, args.init).requires_grad_(False)
+    stage = args.stage or model.style_stage
+    if stage > len(model.stages):
+        raise UserError(f"--stage {stage}: this model has {len(model.stages)}")
+    about = {"classes": classes, "patches": args.patches, "mix": args.mix, "flags": vars(args)}
+    about |= network_of(model, stage)
+    if by_batch:
+        empty = {"mean": torch.empty(0, 0), "std": torch.empty(0, 0), "class": torch.empty(0).long()}
+        log = RunLog(out, vars(args))
+        checkpoint.save(out / "bank.pt", **empty, phrase=[], relu=False, **about)
+        log.close()
+        print(f"wrote:   {out}/bank.pt: nothing is mined; styles are those of the batch's other images")
+        return
+
+    def embedding_of(features):
+        """(N, C, h, w) -> (N, D) float32."""
+        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
+            return embed(model, features, stage).float()
+
+    # ---- data ----
+    path = args.data or trained["data"]
+    own = splits.same_folder(path, trained["data"])
+    scheme = scheme_of(classes) if path == "synthetic" else None
+    part_order = trained["part_order"] if own else "canonical"
+    ids = splits.ids_file(None, args.data, trained)
+    faces = splits.open_data(path, scheme, part_order, trained["val_fraction"], ids)
+    if faces.classes != classes:
+        raise UserError(
+            f"{path} has the classes {' '.join(faces.classes)}; "
+            f"{args.init} was trained on {' '.join(classes)}"
+        )
+    limit = trained.get("limit") if own else None
+    data = batches.load(faces, "train", trained["size"], trained["seed"] if own else args.seed, limit)
+    rows = rng.order(args.seed, 0, len(data))[: args.images].tolist()
+    if args.targets:
+        names, targets = read_targets(args.targets, model, classes, args.per_class)
+    else:
+        names = args.photo
+        targets = embed_photos(args.photo, model, stage, trained["size"], device)
+    targets = targets.to(device)
+
+    # ---- mine ----
+    first = to_float(data[rows[:1]]["image"].to(device))
+    relu = bool((features_after(model, first, stage) >= 0).all())
+    mined = last["mined"] if last else None
+    done = last["images"] if last else 0
+    log = RunLog(out, vars(args), done if last else None)
+    print(f"{faces.name} ({path}): {len(rows)} photos, after stage {stage} of {trained['model']}")
+    print(f"towards {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    bar = tqdm(total=len(rows), initial=done, desc="mine", disable=None)
+    while done < len(rows) and not stop.signal:
+        batch = data[rows[done : done + args.batch_size]]
+        count = len(batch["image"])
+        features = features_after(model, to_float(batch["image"].to(device)), stage)
+        numbers = torch.arange(done, done + count)  # of the photos, in this run
+        positions = numbers * args.patches**2
+        kinds = torch.full_like(numbers, ANY)
+        if args.per_class:
+            image, row, column, kinds = first_patches(batch["semantic"], args.patches).T
+            features = split(features, args.patches)[image, :, row, column]
+            numbers = numbers[image]
+            positions = positions[image] + row * args.patches + column
+        turns = numbers % len(names)
+        wanted = targets[turns, kinds if args.per_class else 0]
+        mean, std, history = mine(features, wanted, positions.to(device), embedding_of, relu, args)
+        found = {"mean": mean, "std": std, "history": history.T, "class": kinds, "turn": turns}
+        found = {key: value.cpu() for key, value in found.items()}
+        mined = {key: torch.cat([mined[key], found[key]]) if mined else found[key] for key in found}
+        if not mean.isfinite().all() or not std.isfinite().all():
+            raise UserError(f"styles of photo {done + 1} on are not finite: lower --lr {args.lr:g}")
+        done += count
+        before, after = history[0].mean(), history[-1].mean()
+        log.scalars(done, **{"mine/cosine_before": before, "mine/cosine_after": after})
+        bar.update(count)
+        state = {"script": "mine_styles.py", "args": vars(args), "inputs": inputs}
+        checkpoint.save(out / "last.pt", **state, images=done, mined=mined)
+    bar.close()
+    if done < len(rows):
+        log.close()
+        return cli.stopped(stop.signal, done, out)
+
+    # ---- finish ----
+    bank = {key: mined[key] for key in ("mean", "std", "class")}
+    bank["phrase"] = [names[turn] for turn in mined["turn"].tolist()]
+    bank |= {"relu": relu, **about}
+    history = mined["history"].T
+    log.image(done, "mine/cosine", picture_of_similarity(history), "cosine.png")
+    batch = data[rows[:SHOWN]]
+    log.image(done, "mine/styles", picture_of_styles(model, bank, batch, init["data"], device), "styles.png")
+    log.close()
+    checkpoint.save(out / "bank.pt", **bank)
+    print(
+        f"cosine similarity to the target: {history[0].mean():.3f} before, {history[-1].mean():.3f} after "
+        f"{args.steps} steps; {len(bank['mean'])} styles of {len(rows)} photos",
+        f"wrote:   {out}/bank.pt; see {out}/cosine.png and {out}/styles.png",
+        f"next:    python train_finetune.py --init {args.init} --styles {out}/bank.pt --freeze backbone "
+        f"--steps 500 --out {out}_finetune",
+        sep="\n",
+    )
+
+
+# >>> shared: start
+if __name__ == "__main__":
+    cli.run(main, get_parser().parse_args())
+# <<< shared: start
