@@ -28,8 +28,8 @@ def build_model(name, num_classes, weights="none", preprocess="none"):
     """The model called `name`, on the CPU and in training mode.
 
     name: `unet`, `unet_gn` (GroupNorm), `clip_unet`, `panoptic_unet`, `unet_`, `fpn_` or `panoptic_` and a
-    backbone, or one of torchvision's three segmentation networks. weights: `none`, or see `load_pretrained`.
-    preprocess: see `Normalise`.
+    backbone, one of torchvision's three segmentation networks, or `clip_resnet50`. weights: `none`, or see
+    `load_pretrained`. preprocess: see `Normalise`.
     """
     instances = has_instances(name)
     if name in SCRATCH:
@@ -62,9 +62,12 @@ def from_torchvision(name, num_classes, preprocess):
     """A model with parts of torchvision. Imported here, since it takes a second that the others can spare."""
     import torchvision
 
+    from models.clip_resnet import ClipResNet
     from models.fpn import FPN
     from models.torchvision_seg import STAGE_ENDS, TorchvisionSegmenter
 
+    if name == "clip_resnet50":
+        return ClipResNet(num_classes, preprocess)
     if name in STAGE_ENDS:
         return TorchvisionSegmenter(name, num_classes, preprocess)
     backbones = [*OWN, *torchvision.models.list_models(module=torchvision.models)]
@@ -72,7 +75,7 @@ def from_torchvision(name, num_classes, preprocess):
     for prefix, model in families.items():
         if name.startswith(prefix) and name.removeprefix(prefix) in backbones:
             return model(num_classes, name.removeprefix(prefix), preprocess)
-    names = [*SCRATCH, *STAGE_ENDS]
+    names = [*SCRATCH, "clip_resnet50", *STAGE_ENDS]
     near = difflib.get_close_matches(name, [*names, *(f"{p}{b}" for b in backbones for p in families)])
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(

@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 # nobody has pretrained weights for them
 SCRATCH = ("unet", "unet_gn", "panoptic_unet", "panoptic_unet_gn", "clip_unet")
-TOWER = ("stages.", "embedding.")  # the image encoder of a CLIP
+TOWER = ("stages.", "backbone.", "embedding.")  # names in the image encoder of a CLIP
 HEADS = ("fc.", "classifier.", "head.", "heads.")  # may be absent from a file, or of other classes
 
 
@@ -21,10 +21,10 @@ def load_pretrained(model, name, weights):
 
     weights: `imagenet` (the backbone's, by torchvision, or of efficientnet_lite0 by its pip package); `coco`
     (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
-    backbone, with the names that torchvision or those who published it give to its parts. Of a CLIP the
-    backbone and the embedding.
+    backbone, with the names that torchvision or those who published it give to its parts. Of a CLIP:
+    the backbone and the embedding; for `clip_resnet50` also OpenAI's or open_clip's, whole or its `visual`.
     """
-    scratch = name in SCRATCH or name.endswith("_xception65")
+    scratch = name in (*SCRATCH, "clip_resnet50") or name.endswith("_xception65")
     lite = name.endswith("_efficientnet_lite0")
     if weights == "imagenet" and lite:
         weights = efficientnet_lite.published_file()
@@ -40,12 +40,31 @@ def load_pretrained(model, name, weights):
         state = read_state(weights)
         if lite:
             state = efficientnet_lite.convert(state, weights)
+        if name == "clip_resnet50":
+            state = image_encoder(state)
         tower = hasattr(model, "embed") and all(key.startswith(TOWER) for key in state)
         whole = any(key.startswith(("backbone.", "stages.")) for key in state)
         if tower:
             fill(model, state, weights, only=TOWER)
         else:
             (fill if whole else fill_backbone)(model, state, weights)
+
+
+def image_encoder(state):
+    """The state dict of a CLIP of OpenAI's or open_clip's, whole or its `visual` alone -> that of `visual`,
+    with names that `fill` reads. One with our names stays as it is."""
+    if any(key.startswith("stages.") for key in state):
+        return state
+    visual = {key.removeprefix("visual."): v for key, v in state.items() if key.startswith("visual.")}
+    named = {f"backbone.{key}": value for key, value in (visual or state).items()}
+    return {key.replace("backbone.attnpool.", "embedding."): value for key, value in named.items()}
+
+
+def is_torchscript(file):
+    """Whether a file is an archive of TorchScript, which holds code beside weights."""
+    return zipfile.is_zipfile(file) and any(
+        name.endswith("/constants.pkl") for name in zipfile.ZipFile(file).namelist()
+    )
 
 
 def torchvision_weights(name):
@@ -72,6 +91,11 @@ def read_state(file):
     try:
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch does not look
             raise UserError(f"{file} is damaged (checksum of {damaged}); fetch it again")
+        if is_torchscript(file):
+            raise UserError(
+                f"{file} is a TorchScript archive, not a state dict; if it is OpenAI's CLIP, "
+                f"recipes/embed_prompts.py --pretrained {file} --tower FILE writes what is needed"
+            )
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
