@@ -41,7 +41,8 @@ styled() { # ROW
 
 mine() { # ROW FLAGS...
   if [ ! -f "$runs/banks/$1/bank.pt" ]; then
-    python mine_styles.py --init "$source" --seed "$seed" --resume --out "$runs/banks/$1" "${@:2}"
+    python mine_styles.py --init "$source" --images "${IMAGES:-32}" --seed "$seed" --resume \
+      --out "$runs/banks/$1" "${@:2}"
   fi
 }
 
