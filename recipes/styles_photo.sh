@@ -11,7 +11,7 @@
 #   augment, augmented   no styles, but RandAugment; the same from the beginning of the source on
 #   labels               no styles, but labels of 62 photos at dusk: the upper bound
 # What is there already is not done again.
-# ROWS="more mined" SEEDS="0 1 2" STEPS=200 bash recipes/styles_photo.sh FOLDER/camvid OUT
+# ROWS="more mined" SEEDS="0 1 2" STEPS=200 IMAGES=32 bash recipes/styles_photo.sh FOLDER/camvid OUT
 set -euo pipefail
 usage="usage: bash recipes/styles_photo.sh FOLDER/camvid OUT, a folder for lists and runs"
 camvid=${1:?$usage} out=${2:?$usage}

@@ -14,7 +14,7 @@
 #   NOISE: night-text-0.05, noise on the phrase's embedding; night-feature-0.2, on the features that are mined with
 #   PATCHES: night-3-beta-4: patches (3: styles for each class), mixing, what is frozen: `backbone`, or 4 stages of 5
 # What is there already is not done again.
-# SEEDS="0 1 2" DOMAINS="night fog" ROWS="more night fog NOISE" CLIP=runs/tiny bash recipes/styles_words.sh OUT
+# SEEDS="0 1 2" DOMAINS="night fog" ROWS="more night fog NOISE" CLIP=runs/tiny STEPS=300 bash recipes/styles_words.sh OUT
 set -euo pipefail
 out=${1:?usage: bash recipes/styles_words.sh OUT, a folder for faces and runs}
 faces=$out/faces steps=${STEPS:-300} domains=${DOMAINS:-night fog snow sketch red_light}
@@ -32,12 +32,14 @@ phrase() { # DOMAIN [WHAT]
 }
 
 mine() { # ROW "DOMAIN..." WHAT FLAGS...: a bank for what is seen of a face in these domains
-  local phrases=() to=$runs/banks/$1
+  local phrases=() classes=() to=$runs/banks/$1
   [ ! -f "$to/bank.pt" ] || return 0
   for domain in $2; do phrases+=("$(phrase "$domain" "$3")"); done
   mkdir -p "$runs/banks"
-  python recipes/tiny_clip.py embed --clip "$clip" "${phrases[@]}" --classes-of "$source" --out "$to.targets.pt"
-  python mine_styles.py --init "$source" --targets "$to.targets.pt" --seed "$seed" --resume --out "$to" "${@:4}"
+  [[ $3 != *{class}* ]] || classes=(--classes-of "$source")
+  python recipes/tiny_clip.py embed --clip "$clip" "${phrases[@]}" "${classes[@]}" --out "$to.targets.pt"
+  python mine_styles.py --init "$source" --targets "$to.targets.pt" --images "${IMAGES:-100}" --seed "$seed" \
+    --resume --out "$to" "${@:4}"
 }
 
 train() { # ROW DATA FLAGS...: once, and score it in every domain
