@@ -3,8 +3,10 @@
 Every model maps images (B, 3, H, W) in 0 to 1 to {"semantic": logits (B, num_classes, H, W)}, and where it
 separates instances "center" and "offset" (`InstanceDecoder`); a classifier, to {"class": logits (B,
 num_classes)} and perhaps "domain". It owns its normalisation and preprocessing (`normalise`). `stages` are
-the parts of its pretrained half from the input side, `backbone` is all of them (a classifier's, all but its
-heads).
+the parts of its pretrained half from the input side, each called with the output of the one before it, and
+`backbone` is all of them (a classifier's, all but its heads). A parser's `style_stage` is the number of the
+stage, counted from 1, after which styles are changed by default: the first whose map its head reads. A model
+on the image encoder of a CLIP (`clip_`) has `embed` and `tower_tensors` besides.
 """
 
 import difflib
@@ -19,18 +21,21 @@ from models.unet_backbone import BackboneUNet
 from models.weights import SCRATCH, load_pretrained
 from utils.errors import UserError
 
+EMBEDDING = 64  # of `clip_unet`
+
 
 def build_model(name, num_classes, weights="none", preprocess="none"):
     """The model called `name`, on the CPU and in training mode.
 
-    name: `unet`, `unet_gn` (GroupNorm), `panoptic_unet`, `unet_`, `fpn_` or `panoptic_` and a backbone, or
-    one of torchvision's three segmentation networks. weights: `none`, or see `load_pretrained`. preprocess:
-    see `Normalise`.
+    name: `unet`, `unet_gn` (GroupNorm), `clip_unet`, `panoptic_unet`, `unet_`, `fpn_` or `panoptic_` and a
+    backbone, one of torchvision's three segmentation networks, or `clip_resnet50`. weights: `none`, or see
+    `load_pretrained`. preprocess: see `Normalise`.
     """
     instances = has_instances(name)
     if name in SCRATCH:
         norm = "group" if name.endswith("_gn") else "batch"
-        model = UNet(num_classes, norm, preprocess, instances=instances)
+        embedding = EMBEDDING if name == "clip_unet" else 0
+        model = UNet(num_classes, norm, preprocess, instances=instances, embedding=embedding)
     elif name in ("unet_efficientnet_lite0", "panoptic_efficientnet_lite0"):
         model = BackboneUNet(num_classes, "efficientnet_lite0", preprocess, instances)
     else:
@@ -57,9 +62,12 @@ def from_torchvision(name, num_classes, preprocess):
     """A model with parts of torchvision. Imported here, since it takes a second that the others can spare."""
     import torchvision
 
+    from models.clip_resnet import ClipResNet
     from models.fpn import FPN
     from models.torchvision_seg import STAGE_ENDS, TorchvisionSegmenter
 
+    if name == "clip_resnet50":
+        return ClipResNet(num_classes, preprocess)
     if name in STAGE_ENDS:
         return TorchvisionSegmenter(name, num_classes, preprocess)
     backbones = [*OWN, *torchvision.models.list_models(module=torchvision.models)]
@@ -67,7 +75,7 @@ def from_torchvision(name, num_classes, preprocess):
     for prefix, model in families.items():
         if name.startswith(prefix) and name.removeprefix(prefix) in backbones:
             return model(num_classes, name.removeprefix(prefix), preprocess)
-    names = [*SCRATCH, *STAGE_ENDS]
+    names = [*SCRATCH, "clip_resnet50", *STAGE_ENDS]
     near = difflib.get_close_matches(name, [*names, *(f"{p}{b}" for b in backbones for p in families)])
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(

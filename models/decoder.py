@@ -14,16 +14,22 @@ def normalisation(norm, channels):
 
 
 class Block(nn.Module):
-    """(B, inputs, H, W) -> (B, outputs, H, W): two 3x3 convolutions, the second with a residual."""
+    """(B, inputs, H, W) -> (B, outputs, H, W): two 3x3 convolutions, the second with a residual.
 
-    def __init__(self, inputs, outputs, norm):
+    pool: whether 2x2 max pooling comes before them; then to (B, outputs, H / 2, W / 2).
+    """
+
+    def __init__(self, inputs, outputs, norm, pool=False):
         super().__init__()
+        self.pool = pool
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.norm1 = normalisation(norm, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = normalisation(norm, outputs)
 
     def forward(self, x):
+        if self.pool:
+            x = F.max_pool2d(x, 2)
         x = F.relu(self.norm1(self.conv1(x)))
         return F.relu(x + self.norm2(self.conv2(x)))
 

@@ -31,6 +31,7 @@ class FPN(nn.Module):
         self.stages, widths, scale = load_backbone(backbone)
         self.normalise = Normalise(preprocess, *scale)
         self.strides = list(widths)  # of each stage
+        self.style_stage = 1 + next(i for i, stride in enumerate(widths) if stride in STRIDES)
         self.pyramid = FeaturePyramidNetwork([widths[s] for s in STRIDES], channels)
         self.merge = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),

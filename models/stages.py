@@ -36,6 +36,12 @@ def cut(blocks, ends):
     return Stages([nn.Sequential(*(module for _, module in part)) for part in parts], prefixes)
 
 
+def values_of(*modules):
+    """The tensors in the state dicts of modules, a list, without BatchNorm's count of batches."""
+    states = [module.state_dict() for module in modules]
+    return [value for state in states for key, value in state.items() if "num_batches_tracked" not in key]
+
+
 def read_torchvision_names(model, state, prefix, *_):
     """A hook before `load_state_dict`: what is called backbone.NAME, with torchvision's NAME, as in
     checkpoints of format 1 and in torchvision's segmentation networks, becomes a part of `model.stages`."""

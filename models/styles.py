@@ -1,5 +1,7 @@
 """Style as the mean and standard deviation of each channel of a feature map, and mixing it between images."""
 
+import hashlib
+
 import torch
 from torch import nn
 
@@ -30,6 +32,18 @@ def restyle(features, mean, std):
     mean, std, own_mean, own_std = (s[..., None, None] for s in (mean, std, own_mean, own_std))
     patches = (split(features.float(), p) - own_mean) / own_std * std + mean
     return patches.transpose(3, 4).reshape(features.shape).to(features.dtype)
+
+
+def digest(tensors):
+    """Of tensors, whatever their names and order, as hexadecimal digits. Values in half precision count
+    as the same in float32."""
+    each = [
+        hashlib.sha256(
+            f"{tuple(t.shape)}".encode() + t.detach().float().cpu().contiguous().numpy().tobytes()
+        ).hexdigest()
+        for t in tensors
+    ]
+    return hashlib.sha256("".join(sorted(each)).encode()).hexdigest()
 
 
 class MixStyle(nn.Module):

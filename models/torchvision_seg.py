@@ -49,6 +49,7 @@ class TorchvisionSegmenter(nn.Module):
         self.stages = cut(list(net.backbone.named_children()), STAGE_ENDS[name])
         self.classifier = net.classifier
         self.two_levels = name.startswith("lraspp")  # DeepLab's head reads one map, LR-ASPP's two
+        self.style_stage = 3 if self.two_levels else 2  # what LR-ASPP taps; layer1
         self.register_load_state_dict_pre_hook(read_torchvision_names)
 
     @property

@@ -32,6 +32,7 @@ class BackboneUNet(nn.Module):
         self.stages, channels, scale = load_backbone(backbone)
         self.normalise = Normalise(preprocess, *scale)
         self.strides = list(channels)  # of each stage
+        self.style_stage = 1 + next(i for i, stride in enumerate(channels) if stride in WIDTHS)
         self.stem = None if 2 in channels else Block(3 * 4, WIDTHS[2], "batch")
         widths = list(WIDTHS.values())
         taps = {stride: channels[stride] for stride in WIDTHS if stride in channels}

@@ -10,7 +10,9 @@ import torch
 from models import efficientnet_lite
 from utils.errors import UserError
 
-SCRATCH = ("unet", "unet_gn", "panoptic_unet", "panoptic_unet_gn")  # nobody has pretrained weights for them
+# nobody has pretrained weights for them
+SCRATCH = ("unet", "unet_gn", "panoptic_unet", "panoptic_unet_gn", "clip_unet")
+TOWER = ("stages.", "backbone.", "embedding.")  # names in the image encoder of a CLIP
 HEADS = ("fc.", "classifier.", "head.", "heads.")  # may be absent from a file, or of other classes
 
 
@@ -19,9 +21,10 @@ def load_pretrained(model, name, weights):
 
     weights: `imagenet` (the backbone's, by torchvision, or of efficientnet_lite0 by its pip package); `coco`
     (a segmentation network's, by torchvision); or a file with a state dict of the whole model or of its
-    backbone, with the names that torchvision or those who published it give to its parts.
+    backbone, with the names that torchvision or those who published it give to its parts. Of a CLIP:
+    the backbone and the embedding; for `clip_resnet50` also OpenAI's or open_clip's, whole or its `visual`.
     """
-    scratch = name in SCRATCH or name.endswith("_xception65")
+    scratch = name in (*SCRATCH, "clip_resnet50") or name.endswith("_xception65")
     lite = name.endswith("_efficientnet_lite0")
     if weights == "imagenet" and lite:
         weights = efficientnet_lite.published_file()
@@ -37,8 +40,31 @@ def load_pretrained(model, name, weights):
         state = read_state(weights)
         if lite:
             state = efficientnet_lite.convert(state, weights)
+        if name == "clip_resnet50":
+            state = image_encoder(state)
+        tower = hasattr(model, "embed") and all(key.startswith(TOWER) for key in state)
         whole = any(key.startswith(("backbone.", "stages.")) for key in state)
-        (fill if whole else fill_backbone)(model, state, weights)
+        if tower:
+            fill(model, state, weights, only=TOWER)
+        else:
+            (fill if whole else fill_backbone)(model, state, weights)
+
+
+def image_encoder(state):
+    """The state dict of a CLIP of OpenAI's or open_clip's, whole or its `visual` alone -> that of `visual`,
+    with names that `fill` reads. One with our names stays as it is."""
+    if any(key.startswith("stages.") for key in state):
+        return state
+    visual = {key.removeprefix("visual."): v for key, v in state.items() if key.startswith("visual.")}
+    named = {f"backbone.{key}": value for key, value in (visual or state).items()}
+    return {key.replace("backbone.attnpool.", "embedding."): value for key, value in named.items()}
+
+
+def is_torchscript(file):
+    """Whether a file is an archive of TorchScript, which holds code beside weights."""
+    return zipfile.is_zipfile(file) and any(
+        name.endswith("/constants.pkl") for name in zipfile.ZipFile(file).namelist()
+    )
 
 
 def torchvision_weights(name):
@@ -65,6 +91,11 @@ def read_state(file):
     try:
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch does not look
             raise UserError(f"{file} is damaged (checksum of {damaged}); fetch it again")
+        if is_torchscript(file):
+            raise UserError(
+                f"{file} is a TorchScript archive, not a state dict; if it is OpenAI's CLIP, "
+                f"recipes/embed_prompts.py --pretrained {file} --tower FILE writes what is needed"
+            )
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
@@ -95,15 +126,15 @@ def fill_backbone(model, state, source):
     state = {
         name if name.startswith(HEADS) else f"backbone.{name}": state[key] for key, name in names.items()
     }
-    fill(model, state, source, only="stages.")
+    fill(model, state, source, only=("stages.",))
 
 
-def fill(model, state, source, only=""):
+def fill(model, state, source, only=("",)):
     """Load `state` into `model`, strictly but for classification heads; say what stays random.
 
-    only: the beginning of the names that the file is to hold. Raises UserError with names as in the file.
+    only: beginnings of the names that the file is to hold. Raises UserError with names as in the file.
     """
-    own = {k: v for k, v in model.state_dict().items() if k.startswith((only, "normalise."))}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith((*only, "normalise."))}
     # Older files of torchvision: densenet's "norm.1"
     state = {re.sub(r"(\.denselayer\d+\.\w+)\.(\d\.)", r"\1\2", k): v for k, v in state.items()}
     names = {own_name(model, key): key for key in state}
