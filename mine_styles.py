@@ -178,9 +178,10 @@ def embed_photos(paths, model, stage, size, device):
 def picture_of_similarity(history):
     """(H, W, 3) uint8: cosine similarity to the target over the steps. history: (steps + 1, N)."""
     steps = range(len(history))
-    curves = [("mean of the photos", steps, history.mean(1).tolist(), "line")]
-    for name, share in (("highest tenth", 0.9), ("lowest tenth", 0.1)):
-        curves.append((f"{name} from here", steps, history.quantile(share, dim=1).tolist(), "line"))
+    curves = [("mean", steps, history.mean(1).tolist(), "line")]
+    for percent in (90, 10):
+        values = history.quantile(percent / 100, dim=1).tolist()
+        curves.append((f"{percent}th percentile of the photos", steps, values, "line"))
     return plot.chart(curves, "Features come nearer to the target", "step", "cosine similarity")
 
 

@@ -231,6 +231,7 @@ def attach(model, bank, source, classes):
         raise UserError(
             f"{source}: styles of the classes {' '.join(bank['classes'])}; the data has {' '.join(classes)}"
         )
-    model.styles = MixStyle() if bank["mix"] == "batch" else BankStyles(bank)
+    styles = MixStyle() if bank["mix"] == "batch" else BankStyles(bank)
+    model.styles = styles.to(next(model.parameters()).device).train(model.training)
     model.stages[stage - 1].register_forward_hook(model.styles.hook)
     return model.styles

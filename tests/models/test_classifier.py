@@ -12,7 +12,6 @@ import torchvision
 from models import freeze, keep_frozen_eval, restore
 from models.classifier import build_classifier, check_size
 from models.efficientnet_lite import EfficientNetLite0, published_file
-from models.styles import MixStyle, restyle, style
 from utils.errors import UserError
 
 torch.set_num_threads(1)
@@ -341,68 +340,6 @@ def test_stochastic_depth_is_refused_where_there_is_none(name):
 
 
 # ---- styles
-
-
-@pytest.mark.parametrize("p", [1, 3])
-def test_restyle_gives_the_style_asked_for(p):
-    torch.manual_seed(0)
-    features = torch.randn(2, 5, 12, 18) * 3 + 1
-    torch.testing.assert_close(restyle(features, *style(features, p)), features)
-    mean, std = torch.randn(2, 5, p, p), torch.rand(2, 5, p, p) + 0.5
-    restyled = restyle(features, mean, std)
-    for i in range(p):
-        for j in range(p):
-            h, w = 12 // p, 18 // p
-            patch = restyled[:, :, i * h : (i + 1) * h, j * w : (j + 1) * w]
-            torch.testing.assert_close(patch.mean((2, 3)), mean[..., i, j])
-            torch.testing.assert_close(patch.std((2, 3), correction=0), std[..., i, j])
-    lasting = features.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(restyle(lasting, mean, std), restyled)
-    assert restyle(features.bfloat16(), mean, std).dtype == torch.bfloat16
-    # the features' own style is a constant to the gradient
-    features.requires_grad_()
-    own = style(features, p)
-    assert not own[0].requires_grad and not own[1].requires_grad
-    restyle(features, mean, std).sum().backward()
-    scale = (std / own[1]).repeat_interleave(12 // p, 2).repeat_interleave(18 // p, 3)
-    torch.testing.assert_close(features.grad, scale)
-
-
-def test_a_map_of_one_pixel_has_a_style():
-    features = torch.rand(3, 4, 1, 1)
-    torch.testing.assert_close(restyle(features, *style(features)), features)
-
-
-def test_mixstyle_is_the_formula():
-    layer = MixStyle(p=1.0)
-    features = torch.randn(64, 3, 5, 5) + torch.arange(64).view(-1, 1, 1, 1)
-    torch.manual_seed(1)
-    out = layer(features)
-    own, partners = layer.shares, layer.partners
-    assert (own >= 0.5).all() and (own <= 1).all() and len(own.unique()) > 20
-    assert sorted(partners.tolist()) == list(range(64)) and partners.tolist() != list(range(64))
-    for i in (0, 17, 63):
-        a, b, share = features[i], features[partners[i]], own[i]
-        mean = share * a.mean((1, 2)) + (1 - share) * b.mean((1, 2))
-        std = share * a.std((1, 2), correction=0) + (1 - share) * b.std((1, 2), correction=0)
-        flat = (a - a.mean((1, 2))[:, None, None]) / a.std((1, 2), correction=0)[:, None, None]
-        torch.testing.assert_close(
-            out[i], flat * std[:, None, None] + mean[:, None, None], rtol=1e-4, atol=1e-4
-        )
-    torch.manual_seed(1)
-    assert torch.equal(layer(features), out)  # a function of the seed
-
-
-def test_mixstyle_acts_on_half_of_the_batches():
-    layer, features = MixStyle(), torch.randn(2, 1, 2, 2)
-    acted = []
-    for seed in range(400):
-        torch.manual_seed(seed)
-        layer(features)
-        acted.append(layer.partners is not None)
-    assert 150 < sum(acted) < 250
-    layer.eval()(features)
-    assert layer.partners is None
 
 
 def test_labels_follow_each_layer():
