@@ -32,7 +32,7 @@ phrase() { # DOMAIN [WHAT]
 }
 
 mine() { # ROW "DOMAIN..." WHAT FLAGS...: a bank for what is seen of a face in these domains
-  local phrases=() classes=() to=$runs/banks/$1
+  local domain phrases=() classes=() to=$runs/banks/$1
   [ ! -f "$to/bank.pt" ] || return 0
   for domain in $2; do phrases+=("$(phrase "$domain" "$3")"); done
   mkdir -p "$runs/banks"
@@ -42,12 +42,12 @@ mine() { # ROW "DOMAIN..." WHAT FLAGS...: a bank for what is seen of a face in t
     --resume --out "$to" "${@:4}"
 }
 
-train() { # ROW DATA FLAGS...: once, and score it in every domain
-  local to=$runs/$1
-  [ ! -f "$to/red_light.json" ] || return 0
+train() { # ROW DATA FLAGS...: once, and score it
+  local domain to=$runs/$1
+  [ ! -f "$to/${scored##* }.json" ] || return 0
   python train_finetune.py --data "$faces/$2" --val-fraction 0 --loss ce=1 dice=1 --amp bf16 --seed "$seed" \
     --resume --out "$to" "${@:3}"
-  for domain in $known; do
+  for domain in $scored; do
     python evaluate.py --init "$to/last.pt" --data "$faces/$domain" --split test --json "$to/$domain.json"
   done
 }
@@ -82,10 +82,13 @@ rows=${rows/PATCHES/${patches[*]}}
 [ -d "$faces/all" ] || python recipes/domain_faces.py --out "$faces"
 for seed in ${SEEDS:-0 1 2}; do
   runs=$out/$seed source=$out/$seed/source/last.pt clip=${CLIP:-$out/$seed/clip}
+  scored=$known
   [ -f "$clip/tower.pt" ] || python recipes/tiny_clip.py train --seed "$seed" --out "$clip"
   begin source flip
   for row in $rows; do
     IFS=- read -r domain what value frozen <<< "$row"
+    scored=$known
+    if [ -n "$what" ]; then scored=$domain; fi # a variant: in its own domain alone
     case $row in
       source) ;;
       more) plain more daylight flip ;;
