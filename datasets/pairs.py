@@ -46,7 +46,10 @@ def write_folder(folder, faces, pairs):
     shutil.rmtree(part, ignore_errors=True)
     groups = {}
     for name, image, label, person in pairs:
-        pictures = {"images": image.permute(1, 2, 0).numpy(), "labels": draw.index_mask(label.numpy(), faces.colors)}
+        pictures = {
+            "images": image.permute(1, 2, 0).numpy(),
+            "labels": draw.index_mask(label.numpy(), faces.colors),
+        }
         for kind, picture in pictures.items():
             path = part / kind / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

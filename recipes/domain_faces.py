@@ -42,14 +42,12 @@ def rows_of(folder, args):
     return turns + [(*row, domain) for domain in DOMAINS for row in test]
 
 
-def pairs(folder, args):
-    """The faces of a folder, as `write_folder` takes them."""
+def pairs(folder, made, args):
+    """The faces of a folder, as `write_folder` takes them. made: all faces in daylight."""
     for split, place, domain in tqdm(rows_of(folder, args), f"writing {folder}", disable=None):
-        position = torch.tensor([place])
-        face = faces(args.seed, position, args.size, args.classes)
-        photo = change(face["image"], domain, args.seed, position)[0]
+        photo = change(made["image"][[place]], domain, args.seed, torch.tensor([place]))[0]
         prefix = f"{name_of(domain)}_" if folder == "all" else ""
-        yield f"{split}/{prefix}{place:06d}", photo, face["semantic"][0], str(place)
+        yield f"{split}/{prefix}{place:06d}", photo, made["semantic"][place], str(place)
 
 
 def name_of(domain):
@@ -61,8 +59,14 @@ def main(args):
     folders = {name: out / name_of(name) for name in (*DOMAINS, "all")}
     if there := [str(path) for path in folders.values() if path.exists()]:
         raise UserError(f"{there[0]}: is there already; name another --out")
+    batches = torch.arange(args.train + args.test).split(100)
+    batches = [
+        faces(args.seed, positions, args.size, args.classes)
+        for positions in tqdm(batches, "rendering", disable=None)
+    ]
+    made = {key: torch.cat([batch[key] for batch in batches]) for key in ("image", "semantic")}
     for name, path in folders.items():
-        write_folder(path, SCHEMES[args.classes], pairs(name, args))
+        write_folder(path, SCHEMES[args.classes], pairs(name, made, args))
     print(f"{out}: {args.train} faces to train on and {args.test} to test on, in {', '.join(folders)}")
 
 

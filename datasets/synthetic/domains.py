@@ -87,10 +87,10 @@ def grey(images):
 
 
 def night(images, draw, scene):
-    """Little, bluish light, most often with a warm lamp in it, and the noise of a sensor that amplifies it."""
+    """Little, bluish light, often with a warm lamp in it, and the noise of a sensor that amplifies it."""
     light = images.square()  # about linear
     light = light + 0.6 * (grey(light) - light)  # few colours are seen
-    sky = draw(0.03, 0.09)
+    sky = draw(0.04, 0.12)
     blue = rgb(sky * draw(0.5, 0.7), sky * draw(0.7, 0.85), sky * draw(1.2, 1.6))
     glow = torch.where(draw.chance(0.6), draw(0.1, 0.5), 0.0)
     warm = rgb(glow, glow * draw(0.6, 0.8), glow * draw(0.25, 0.45))
@@ -102,7 +102,7 @@ def night(images, draw, scene):
 def fog(images, draw, scene):
     """A white veil, in swathes and denser to one end, that leaves little contrast."""
     soft = blur(blur(images, 1), 1)
-    veil = one(draw(0.62, 0.86)) + one(draw(-0.1, 0.1)) * scene.y + 0.06 * scene.clouds()
+    veil = one(draw(0.12, 0.45)) + one(draw(-0.1, 0.1)) * scene.y + 0.06 * scene.clouds()
     white, blue = draw(0.74, 0.92), draw(0.0, 0.03)
     white = rgb(white - blue / 2, white, white + blue)
     return soft + veil.clamp(0, 0.95) * (white - soft)
