@@ -251,7 +251,8 @@ def main(args):
         return
 
     def embedding_of(features):
-        """(N, C, h, w) -> (N, D) float32."""
+        """(N, C, h, w), of photos or of patches, each taken for a photo -> (N, D) float32."""
+        features = F.interpolate(features, size=whole, mode="bilinear") if args.per_class else features
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
             return embed(model, features, stage).float()
 
@@ -278,8 +279,9 @@ def main(args):
     targets = targets.to(device)
 
     # ---- mine ----
-    first = to_float(data[rows[:1]]["image"].to(device))
-    relu = bool((features_after(model, first, stage) >= 0).all())
+    features = features_after(model, to_float(data[rows[:1]]["image"].to(device)), stage)
+    relu = bool((features >= 0).all())
+    whole = features.shape[2:]
     mined = last["mined"] if last else None
     done = last["images"] if last else 0
     log = RunLog(out, vars(args), done if last else None)
