@@ -3,8 +3,8 @@
 python recipes/style_controls.py random OWN --like BANK --out FILE
 python recipes/style_controls.py photo OWN --init CHECKPOINT --photo PHOTO --out FILE
 
-OWN: a bank of the source images' own styles, as `mine_styles.py --steps 0` writes it; the new bank is for the
-same network, stage and mixing. OWN itself is a third control.
+OWN: a bank of the source images' own styles, as `mine_styles.py --steps 1 --lr 1e-12` writes it; the new
+bank is for the same network, stage and mixing. OWN itself is a third control.
 
 random: each style of OWN, the mean and the deviation of each channel times exp(s z), z from N(0, 1); one s
 for all, such that the new styles are on average as far from those of OWN as the styles of BANK are, which was
