@@ -16,7 +16,7 @@ set -euo pipefail
 usage="usage: bash recipes/styles_photo.sh FOLDER/camvid OUT, a folder for lists and runs"
 camvid=${1:?$usage} out=${2:?$usage}
 data=$out/data steps=${STEPS:-200}
-unchanged="--steps 1 --lr 1e-12" # mines the images' own styles
+unchanged=(--steps 1 --lr 1e-12) # mines the images' own styles
 
 train() { # ROW DATA FLAGS...: once, and score it
   local to=$runs/$1
@@ -48,7 +48,7 @@ mine() { # ROW FLAGS...
 }
 
 control() { # KIND ROW FLAGS...
-  mine own --photo "$photo" $unchanged
+  mine own --photo "$photo" "${unchanged[@]}"
   python recipes/style_controls.py "$1" "$runs/banks/own/bank.pt" --out "$runs/banks/$2/bank.pt" "${@:3}"
 }
 
@@ -69,7 +69,7 @@ for seed in ${SEEDS:-0 1 2}; do
       labels) plain labels labels flip ;;
       mined) mine mined --photo "$photo" ;;
       uniform | beta) mine "$row" --photo "$photo" --mix "$row" ;;
-      own) mine own --photo "$photo" $unchanged ;;
+      own) mine own --photo "$photo" "${unchanged[@]}" ;;
       mixstyle) mine mixstyle --mix batch ;;
       adain) control photo adain --init "$source" --photo "$photo" ;;
       random)

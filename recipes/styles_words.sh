@@ -19,7 +19,7 @@ set -euo pipefail
 out=${1:?usage: bash recipes/styles_words.sh OUT, a folder for faces and runs}
 faces=$out/faces steps=${STEPS:-300} domains=${DOMAINS:-night fog snow sketch red_light}
 known="daylight night fog snow sketch red_light"
-unchanged="--steps 1 --lr 1e-12" # mines the images' own styles
+unchanged=(--steps 1 --lr 1e-12) # mines the images' own styles
 
 phrase() { # DOMAIN [WHAT]
   local what=${2:-a face}
@@ -104,11 +104,11 @@ for seed in ${SEEDS:-0 1 2}; do
         mine "$row" "${known#daylight }" "$of" "${flags[@]}"
         styled "$row" ;;
       own)
-        mine own night "a face" $unchanged
+        mine own night "a face" "${unchanged[@]}"
         styled own ;;
       random)
         mine night night "a face"
-        mine own night "a face" $unchanged
+        mine own night "a face" "${unchanged[@]}"
         python recipes/style_controls.py random "$runs/banks/own/bank.pt" --like "$runs/banks/night/bank.pt" \
           --seed "$seed" --out "$runs/banks/random/bank.pt"
         styled random ;;
