@@ -36,20 +36,25 @@ def preview(data, faces, policy, seed, count=6, times=5):
 def write_folder(folder, faces, pairs):
     """A data set in a new folder: images/, labels/ (palette PNGs), classes.json, which keeps who is on each.
 
-    pairs: iterable of (name, photo (3, H, W) uint8, mask (H, W) uint8, person).
+    pairs: iterable of (name, photo (3, H, W) uint8, mask (H, W) uint8, person). A name may begin with the
+    split, "test/anna"; what follows is unique.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another folder")
     part = folder.with_name(folder.name + ".part")  # a kill leaves this, which nobody takes for the whole
     shutil.rmtree(part, ignore_errors=True)
-    for kind in ("images", "labels"):
-        (part / kind).mkdir(parents=True)
     groups = {}
     for name, image, label, person in pairs:
-        draw.write(part / f"images/{name}.png", image.permute(1, 2, 0).numpy())
-        draw.write(part / f"labels/{name}.png", draw.index_mask(label.numpy(), faces.colors))
-        groups[name] = person
+        pictures = {
+            "images": image.permute(1, 2, 0).numpy(),
+            "labels": draw.index_mask(label.numpy(), faces.colors),
+        }
+        for kind, picture in pictures.items():
+            path = part / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw.write(path, picture)
+        groups[path.stem] = person
     flips = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
     what = {"classes": faces.classes, "flip_pairs": flips, "groups": groups}
     write_whole(part / "classes.json", json.dumps(what) + "\n")

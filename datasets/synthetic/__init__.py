@@ -120,6 +120,25 @@ def faces(seed, positions, size, scheme="full"):
     }
 
 
+def attributes(seed, positions):
+    """What there is to say of the faces that `faces` renders: {name: (B,) bool}. Left and right are the
+    image's; whoever looks neither there nor into the camera is in between."""
+    p = person(Draw(seed, positions))
+    yaw = torch.rad2deg(p.yaw)
+    said = {
+        "glasses": p.glasses,
+        "hat": p.hat,
+        "beard": p.beard > 0.3,
+        "bald": p.bald & ~p.hat,
+        "long hair": p.long,
+        "short hair": ~(p.bald | p.long | p.big | p.bun),
+        "left": yaw > 35,
+        "right": yaw < -35,
+        "camera": yaw.abs() < 20,
+    }
+    return {name: value.flatten() for name, value in said.items()}
+
+
 class SyntheticFaces:
     """n faces of one seed as a data set; `__getitem__` takes a list of indices in 0..n-1."""
 

@@ -22,8 +22,8 @@ OCTAVES = (4, 8, 16, 32)  # cells along a side, each twice the last
 class Draw:
     """Random numbers of each sample, one call after the other, all of shape (B, 1, 1)."""
 
-    def __init__(self, seed, positions):
-        self.left = iter(uniform(seed, positions, 256)[:, :, None, None].unbind(1))
+    def __init__(self, seed, positions, stream=0):
+        self.left = iter(uniform(seed, positions, 256, stream)[:, :, None, None].unbind(1))
 
     def __call__(self, low=0.0, high=1.0):
         return low + (high - low) * next(self.left)

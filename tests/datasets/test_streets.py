@@ -12,6 +12,7 @@ from torchvision.datasets import Cityscapes
 from datasets import camvid, cityscapes, open_faces
 from datasets.faces import files_of
 from datasets.splits import open_data
+from recipes import camvid_dusk
 
 CAMVID = pathlib.Path(os.environ.get("FACES_DATA", ROOT.parent / "shared/data")) / "camvid"
 LABEL_IDS = np.array([[7, 7, 0, 3], [23, 26, 26, 33], [11, 29, 24, 25]])  # road, void, sky, cars, ...
@@ -242,3 +243,29 @@ def test_the_real_camvid():
     )
     assert upper > 0.3 and lower > 0.5
     assert all(os.path.isfile(path) for sample in faces.splits["test"] for path in files_of(sample))
+
+
+def test_camvid_from_day_to_dusk(drive, complaint, capsys, tmp_path):
+    """By day, whichever list; at dusk those of test.txt test. No picture is copied."""
+    for stem in ("0001TP_006720", "0001TP_006750"):
+        photo(drive / f"train/{stem}.png")
+        save(drive / f"trainannot/{stem}.png", [[0, 10, 11, 3]] * 3)
+        with open(drive / "train.txt", "a") as file:
+            file.write(f"train/{stem}.png trainannot/{stem}.png\n")
+    out = tmp_path / "dusk"
+    camvid_dusk.main(camvid_dusk.get_parser().parse_args([str(drive), str(out)]))
+    assert capsys.readouterr().out == f"{drive}/train/0001TP_006720.png\n", "the middle one of three"
+    day, labels = open_faces(out / "day"), open_faces(out / "labels")
+    assert ids_of(day) == ["train/0016E5_00390", "test/Seq05VD_f00000"]
+    assert ids_of(day, "test") == ids_of(labels, "test") == ["test/0001TP_008550"]
+    dusk = [f"train/0001TP_00{number}" for number in (6690, 6720, 6750)]
+    assert ids_of(labels) == [*ids_of(day), *dusk]
+    assert day.read_label(day.splits["train"][0]).tolist() == [[0, 10, 255, 3]] * 3
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".txt"}
+    assert "dusk: is there already; move it, or name another folder" in complaint(camvid_dusk, drive, out)
+    other = tmp_path / "other"
+    (drive / "test.txt").write_text("test/Seq05VD_f00000.png testannot/Seq05VD_f00000.png\n")
+    assert "no photo of dusk test; dusk is sequence 0001TP" in complaint(camvid_dusk, drive, other)
+    said = complaint(camvid_dusk, tmp_path / "none", other)
+    assert "none: no CamVid: train/, trainannot/ and train.txt in it" in said
+    assert not other.exists()
