@@ -37,7 +37,7 @@ mine() { # ROW "DOMAIN..." WHAT FLAGS...: a bank for what is seen of a face in t
   [ ! -f "$to/bank.pt" ] || return 0
   for domain in $2; do phrases+=("$(phrase "$domain" "$3")"); done
   mkdir -p "$runs/banks"
-  [[ $3 != *{class}* ]] || classes=(--classes-of "$source")
+  [[ $3 != *"{class}"* ]] || classes=(--classes-of "$source")
   python recipes/tiny_clip.py embed --clip "$clip" "${phrases[@]}" "${classes[@]}" --out "$to.targets.pt"
   python mine_styles.py --init "$source" --targets "$to.targets.pt" --images "${IMAGES:-100}" --seed "$seed" \
     --resume --out "$to" "${@:4}"
