@@ -19,6 +19,7 @@ torch.set_num_threads(1)  # on a busy machine, threads over tiny tensors wait fo
 PARAMETERS = {  # with 19 classes
     "unet": 1_549_492,
     "unet_gn": 1_549_492,
+    "clip_unet": 1_561_844,
     "fpn_resnet18": 12_040_403,
     "fpn_resnet50": 24_740_563,
     "fpn_mobilenet_v3_large": 3_858_371,
@@ -31,6 +32,7 @@ PARAMETERS = {  # with 19 classes
     "deeplabv3_resnet50": 39_638_355,
     "deeplabv3_resnet101": 58_630_483,
     "lraspp_mobilenet_v3_large": 3_221_198,
+    "clip_resnet50": 54_570_195,
 }
 
 
@@ -77,6 +79,8 @@ def test_output_has_the_size_of_the_input(name):
         "fpn_resnet18",
         "fpn_regnet_y_400mf",
         "lraspp_mobilenet_v3_large",
+        "clip_unet",
+        "clip_resnet50",
     ],
 )
 def test_forward_and_backward(name):
@@ -85,7 +89,9 @@ def test_forward_and_backward(name):
     logits = model(torch.randn(2, 3, 61, 75))["semantic"]
     assert logits.shape == (2, 3, 61, 75) and logits.isfinite().all()
     F.cross_entropy(logits, torch.randint(3, (2, 61, 75))).backward()
-    assert all(p.grad is not None for p in model.parameters())  # none unused, as DDP demands
+    # none unused, as DDP demands
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("embedding."))
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x1_0"])
@@ -121,6 +127,7 @@ def test_a_decoder_reaches_stride_2():
             model(torch.zeros(1, 3, 70, 90))
     assert sizes == dict.fromkeys(models, (48, 48))
     assert [model.strides[0] for model in models.values()] == [2, 4, 1]
+    assert [model.style_stage for model in models.values()] == [1, 1, 2]
     assert [model.stem is None for model in models.values()] == [True, False, True]
 
 
@@ -139,7 +146,8 @@ def test_a_backbone_gets_whole_strides(name):
 
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(
-        UserError, match="unet, unet_gn, .*lraspp.*unet_BACKBONE, fpn_BACKBONE or panoptic_BACKBONE"
+        UserError,
+        match="unet, .*clip_unet, clip_resnet50, .*lraspp.*unet_BACKBONE, fpn_BACKBONE or panoptic_BACKBONE",
     ):
         build_model("segformer", 5)
     for typed, meant in (
@@ -228,6 +236,53 @@ def test_a_hook_on_a_stage_or_on_the_backbone_fires(name):
         model(torch.rand(2, 3, 64, 64))
     assert seen == list(model.stages) and sizes == sorted(sizes, reverse=True)
     assert model.backbone is model.stages
+
+
+STYLE_STAGES = {  # and whether the head reads no earlier map
+    "unet": (1, True),
+    "panoptic_unet": (1, True),
+    "unet_resnet18": (1, True),
+    "fpn_resnet18": (2, True),
+    "lraspp_mobilenet_v3_large": (3, True),
+    "deeplabv3_resnet50": (2, False),
+    "clip_resnet50": (2, True),
+    "unet_convnext_tiny": (1, True),
+}
+
+
+@pytest.mark.parametrize("name", STYLE_STAGES)
+@torch.no_grad()
+def test_stages_chain_and_all_that_the_head_reads_comes_after_the_stage_of_styles(name):
+    torch.manual_seed(0)
+    model = build_model(name, 3).eval()
+    number, first = STYLE_STAGES[name]
+    assert model.style_stage == number
+    if getattr(model, "stem", None):  # reads the image besides
+        model.stem.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    begins, maps = [], []
+    hooks = [model.stages[0].register_forward_pre_hook(lambda module, inputs: begins.append(inputs[0]))]
+    for stage in model.stages:
+        hooks.append(stage.register_forward_hook(lambda module, inputs, output: maps.append(output)))
+    dark, light = torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    model(light)
+    features = begins[0]
+    for stage, seen in zip(model.stages, list(maps), strict=True):
+        features = stage(features)
+        assert torch.equal(features, seen)
+    for hook in hooks:
+        hook.remove()
+
+    def is_blind_after(number):
+        hook = model.stages[number - 1].register_forward_hook(
+            lambda module, inputs, output: torch.zeros_like(output)
+        )
+        a, b = model(dark), model(light)
+        hook.remove()
+        return all(torch.equal(a[key], b[key]) for key in a)
+
+    assert is_blind_after(number)
+    if first:
+        assert not is_blind_after(number + 1)
 
 
 # ---- freezing ----
@@ -400,6 +455,8 @@ def test_weights_that_do_not_exist():
     for name, weights, instead in (
         ("unet", "imagenet", "none or a file"),
         ("unet_gn", "coco", "none or a file"),
+        ("clip_unet", "imagenet", "none or a file"),
+        ("clip_resnet50", "imagenet", "none or a file"),
         ("fpn_resnet18", "coco", "none, imagenet or a file"),
         ("unet_efficientnet_lite0", "coco", "none, imagenet or a file"),
     ):
