@@ -182,10 +182,9 @@ def photos(pool, rows, positions, seed):
     """Faces of a pool, their domains in turn, and a crop of each -> images, crops, names of the domains, and
     of the classes in the middles of the crops. Pure in the seed and the positions."""
     images, labels = (maps[rows] for maps in pool[:2])
-    for k, domain in enumerate(DOMAINS):
-        images[k :: len(DOMAINS)] = change(
-            images[k :: len(DOMAINS)], domain, seed, positions[k :: len(DOMAINS)]
-        )
+    for k, domain in enumerate(DOMAINS[: len(rows)]):
+        turn = slice(k, None, len(DOMAINS))
+        images[turn] = change(images[turn], domain, seed, positions[turn])
     u = rng.uniform(seed, positions, 2 + SIZE * SIZE, stream=60)
     wanted = (u[:, 0] * len(PARTS)).long()
     pixel = (u[:, 2:] + (labels.flatten(1) == wanted[:, None])).argmax(1)  # any, where the class is not there
