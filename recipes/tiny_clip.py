@@ -37,7 +37,7 @@ from utils.log import RunLog, open_run
 SIZE = 96  # of photos, pixels
 PATCH = 32  # of crops
 CROPS = 0.12, 0.4  # their sides, as shares of the photo's
-FIRST = 10**9  # position of the first face: nobody else renders these
+FIRST = 10**9  # position of the first face, and of what the first photo draws: nobody else has these
 HELD_OUT = 1200  # faces behind those that train
 RANKED = 120  # captions among which a photo's own is sought
 LENGTH = 24  # words of a phrase, at most
@@ -240,9 +240,8 @@ def contrast(a, b, same):
 def recall(given, truth):
     """Mean over the answers of the share of each that is found, two (N,); a truth of -1 does not count."""
     right = (given == truth).float()
-    return (
-        torch.stack([right[truth == answer].mean() for answer in truth.unique() if answer >= 0]).mean().item()
-    )
+    answers = [answer for answer in truth.unique() if answer >= 0]
+    return sum(right[truth == answer].mean().item() for answer in answers) / len(answers)
 
 
 @torch.no_grad()
@@ -252,7 +251,7 @@ def zero_shot(model, text, pool, args):
     facts = pool[2]
     device = pool[0].device
     parts = torch.arange(len(facts), device=device).split(RANKED)
-    seen = [photos(pool, rows, FIRST + args.faces + rows, args.seed) for rows in parts]
+    seen = [photos(pool, rows, 2 * FIRST + rows, args.seed) for rows in parts]
     images = [embed_photos(model, batch[0]) for batch in seen]
     crops = torch.cat([embed_photos(model, batch[1]) for batch in seen])
     domain, shown = (
@@ -302,7 +301,7 @@ def train(args):
 
     bar = tqdm(range(args.steps), "training", disable=None)
     for step in bar:
-        positions = torch.arange(step * args.batch_size, (step + 1) * args.batch_size, device=device)
+        positions = FIRST + step * args.batch_size + torch.arange(args.batch_size, device=device)
         rows = (rng.uniform(args.seed, positions, 1, stream=61)[:, 0] * args.faces).long()
         images, crops, domains, shown = photos(pool, rows, positions, args.seed)
         words = tokens(captions(pool, rows, domains, shown, args.seed, step)).to(device)
