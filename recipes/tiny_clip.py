@@ -37,7 +37,7 @@ from utils.log import RunLog, open_run
 SIZE = 96  # of photos, pixels
 PATCH = 32  # of crops
 CROPS = 0.12, 0.4  # their sides, as shares of the photo's
-FIRST = 10**9  # position of the first face: nobody else renders these
+FIRST = 10**9  # position of the first face, and of what the first photo draws: nobody else has these
 HELD_OUT = 1200  # faces behind those that train
 RANKED = 120  # captions among which a photo's own is sought
 LENGTH = 24  # words of a phrase, at most
@@ -69,10 +69,8 @@ NOUNS = {
 LOOKS = {"left": "looking left", "right": "looking right", "camera": "looking into the camera"}
 ABSENT = ["glasses", "hat", "beard"]  # worth a word where they are not there
 LACKS, LOOKING, NO_PLACE = 0.3, 0.4, 0.2  # shares of captions with "without", "looking", and without domain
-WORDS = " ".join(
-    [*STARTS, *itertools.chain(*PLACES.values()), *LOOKS.values(), *(n for n, _ in NOUNS.values())]
-)
-VOCABULARY = sorted({*WORDS.split(), *PARTS, "the", "with", "without", "wearing", "and"})
+SAID = [*STARTS, *itertools.chain(*PLACES.values()), *LOOKS.values(), *(noun for noun, _ in NOUNS.values())]
+VOCABULARY = sorted({*" ".join(SAID).split(), *PARTS, "the", "with", "without", "wearing", "and"})
 # Zero-shot questions: which of these phrases fits best? {attribute: phrase}; None: where no other holds
 QUESTIONS = {
     "glasses": {"glasses": "a face with glasses", None: "a face without glasses"},
@@ -98,11 +96,12 @@ def get_parser():
     cli.add_device_flags(c)
     c = commands.add_parser("embed", help="embed phrases as targets of mine_styles.py", **common)
     c.set_defaults(do=embed)
-    c.add_argument("phrases", nargs="+", metavar="PHRASE", help='"a face at night"; {class}: each class')
+    c.add_argument("phrases", nargs="+", metavar="PHRASE", help="what the photos of a domain are")
     c.add_argument("--clip", required=True, metavar="FOLDER", help="what train wrote")
-    c.add_argument("--classes", nargs="+", metavar="NAME", help="what {class} stands for")
-    c.add_argument("--classes-of", metavar="CHECKPOINT", help="its classes, instead of --classes")
-    c.add_argument("--out", required=True, metavar="FILE", help="the targets")
+    c.add_argument("--out", required=True, metavar="FILE", help="file for the embeddings")
+    g = c.add_mutually_exclusive_group()
+    g.add_argument("--classes", nargs="+", metavar="CLASS", help='what "{class}" in a phrase stands for')
+    g.add_argument("--classes-of", metavar="CHECKPOINT", help="the same: the classes of a parser")
     return p
 
 
@@ -112,9 +111,9 @@ def get_parser():
 def caption(chance, facts, domain, part=None):
     """One of the phrases that fit a photo. chance: a random.Random. facts: names of the attributes that hold.
     part: the class that a crop shows, whose caption says nothing of the face."""
-    place = "" if chance.random() < NO_PLACE else chance.choice(PLACES[domain])
+    place = [] if chance.random() < NO_PLACE else [chance.choice(PLACES[domain])]
     if part:
-        return f"the {part} of a face {place}"
+        return " ".join([f"the {part} of a face", *place])
     words = [chance.choice(STARTS)]
     nouns = [noun for name, (noun, share) in NOUNS.items() if name in facts and chance.random() < share]
     if nouns:
@@ -126,7 +125,7 @@ def caption(chance, facts, domain, part=None):
     looks = [phrase for name, phrase in LOOKS.items() if name in facts]
     if looks and chance.random() < LOOKING:
         words += looks
-    return " ".join([*words, place])
+    return " ".join(words + place)
 
 
 def tokens(phrases, vocabulary=VOCABULARY):
@@ -183,17 +182,16 @@ def photos(pool, rows, positions, seed):
     """Faces of a pool, their domains in turn, and a crop of each -> images, crops, names of the domains, and
     of the classes in the middles of the crops. Pure in the seed and the positions."""
     images, labels = (maps[rows] for maps in pool[:2])
-    for k, domain in enumerate(DOMAINS):
-        images[k :: len(DOMAINS)] = change(
-            images[k :: len(DOMAINS)], domain, seed, positions[k :: len(DOMAINS)]
-        )
+    for k, domain in enumerate(DOMAINS[: len(rows)]):
+        turn = slice(k, None, len(DOMAINS))
+        images[turn] = change(images[turn], domain, seed, positions[turn])
     u = rng.uniform(seed, positions, 2 + SIZE * SIZE, stream=60)
     wanted = (u[:, 0] * len(PARTS)).long()
     pixel = (u[:, 2:] + (labels.flatten(1) == wanted[:, None])).argmax(1)  # any, where the class is not there
     shown = labels.flatten(1).gather(1, pixel[:, None])[:, 0].tolist()
     share = CROPS[0] * (CROPS[1] / CROPS[0]) ** u[:, 1]
     limit = 1 - share
-    centre = torch.stack([pixel % SIZE, pixel // SIZE]) * (2 / SIZE) - 1
+    centre = (torch.stack([pixel % SIZE, pixel // SIZE]) + 0.5) * (2 / SIZE) - 1
     x, y = torch.maximum(torch.minimum(centre, limit), -limit)
     zero = torch.zeros_like(x)
     theta = torch.stack([share, zero, x, zero, share, y], 1).view(-1, 2, 3)
@@ -242,9 +240,8 @@ def contrast(a, b, same):
 def recall(given, truth):
     """Mean over the answers of the share of each that is found, two (N,); a truth of -1 does not count."""
     right = (given == truth).float()
-    return (
-        torch.stack([right[truth == answer].mean() for answer in truth.unique() if answer >= 0]).mean().item()
-    )
+    answers = [answer for answer in truth.unique() if answer >= 0]
+    return sum(right[truth == answer].mean().item() for answer in answers) / len(answers)
 
 
 @torch.no_grad()
@@ -254,7 +251,7 @@ def zero_shot(model, text, pool, args):
     facts = pool[2]
     device = pool[0].device
     parts = torch.arange(len(facts), device=device).split(RANKED)
-    seen = [photos(pool, rows, FIRST + args.faces + rows, args.seed) for rows in parts]
+    seen = [photos(pool, rows, 2 * FIRST + rows, args.seed) for rows in parts]
     images = [embed_photos(model, batch[0]) for batch in seen]
     crops = torch.cat([embed_photos(model, batch[1]) for batch in seen])
     domain, shown = (
@@ -304,7 +301,7 @@ def train(args):
 
     bar = tqdm(range(args.steps), "training", disable=None)
     for step in bar:
-        positions = torch.arange(step * args.batch_size, (step + 1) * args.batch_size, device=device)
+        positions = FIRST + step * args.batch_size + torch.arange(args.batch_size, device=device)
         rows = (rng.uniform(args.seed, positions, 1, stream=61)[:, 0] * args.faces).long()
         images, crops, domains, shown = photos(pool, rows, positions, args.seed)
         words = tokens(captions(pool, rows, domains, shown, args.seed, step)).to(device)
@@ -351,29 +348,22 @@ def train(args):
 # ---- phrases for mine_styles.py
 
 
-def classes_of(args):
-    """The names that {class} stands for."""
-    if args.classes and args.classes_of:
-        raise UserError("--classes and --classes-of: give one of them")
-    names = checkpoint.load(args.classes_of)["data"]["classes"] if args.classes_of else args.classes
-    asked = any("{class}" in phrase for phrase in args.phrases)
-    if asked and not names:
-        raise UserError('a phrase has "{class}" in it: --classes or --classes-of says which there are')
-    if names and not asked:
-        raise UserError(
-            '--classes, --classes-of: have no effect on phrases without "{class}"; leave them out'
-        )
-    return names or []
-
-
 @torch.no_grad()
 def embed(args):
     folder = pathlib.Path(args.clip)
     for name in ("tower.pt", "text.pt"):
         if not (folder / name).is_file():
             raise UserError(f"--clip {folder}: no {name} in it; recipes/tiny_clip.py train writes it")
-    names = classes_of(args)
+    if pathlib.Path(args.out).exists():
+        raise UserError(f"--out {args.out}: is there already; name another file")
     files.check_file(args.out)
+    names = args.classes or []
+    if args.classes_of:
+        names = checkpoint.load(args.classes_of, target=("semantic", "panoptic"))["data"]["classes"]
+    if bool(names) != any("{class}" in phrase for phrase in args.phrases):
+        raise UserError(
+            '--classes or --classes-of, and "{class}" in a phrase: one is of no use without the other'
+        )
     model = build_model("clip_unet", len(PARTS), weights=str(folder / "tower.pt"))
     saved = checkpoint.read(folder / "text.pt")
     if not isinstance(saved, dict) or saved.keys() != {"vocabulary", "text"}:
@@ -381,7 +371,7 @@ def embed(args):
     text = TextTower(len(saved["vocabulary"])).eval()
     text.load_state_dict(saved["text"])
     rows = [(phrase, name) for phrase in args.phrases for name in (names if "{class}" in phrase else [None])]
-    phrases = [phrase.replace("{class}", name or "") for phrase, name in rows]
+    phrases = [phrase.replace("{class}", (name or "").replace("_", " ")) for phrase, name in rows]
     targets = {
         "phrases": [phrase for phrase, _ in rows],
         "classes": [name for _, name in rows],
@@ -391,7 +381,7 @@ def embed(args):
     }
     with files.whole(args.out) as file:
         torch.save(targets, file)
-    print(f"{args.out}: {len(rows)} embeddings")
+    print(f"wrote {args.out}")
 
 
 def main(args):

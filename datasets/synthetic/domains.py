@@ -23,15 +23,15 @@ def change(images, domain, seed, positions):
     if domain == "daylight":
         return images
     draw = Draw(seed, positions, stream=FIRST + DOMAINS.index(domain))
-    scene = Scene(draw, seed, positions, *images.shape[2:])
+    scene = Scene(seed, positions, *images.shape[2:])
     changed = {"night": night, "fog": fog, "snow": snow, "sketch": sketch, "red light": red_light}[domain]
     return (changed(images / 255, draw, scene).clamp_(0, 1) * 255).round_().to(torch.uint8)
 
 
 class Scene:
-    """Fields that belong to B photos of one domain: (B, 1, H, W), or (B, C, H, W)."""
+    """Where pixels are, x and y in -1 to 1, and random fields of B photos, each (B, channels, H, W)."""
 
-    def __init__(self, draw, seed, positions, height, width):
+    def __init__(self, seed, positions, height, width):
         self.key = seed, positions
         self.shape = height, width
         self.y = ((torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1).view(1, 1, -1, 1)
@@ -145,5 +145,5 @@ def red_light(images, draw, scene):
     color = rgb(draw(1.0, 1.4), draw(0.02, 0.1), draw(0.02, 0.14))
     mixed = light + 0.25 * (grey(light) - light)
     falls = one(draw(0.1, 0.3)) + one(draw(0.7, 1.1)) * lamp(draw, scene, draw(0.6, 1.2))
-    noise = 0.012 * scene.noise(3)
-    return ((mixed * color * falls) + noise * 0.3).clamp(min=0).sqrt() + noise
+    noise = scene.noise(3)
+    return (mixed * color * falls + 0.0036 * noise).clamp(min=0).sqrt() + 0.012 * noise

@@ -58,8 +58,8 @@ def test_mistakes_take_one_line(trained, tmp_path, complaint):
     embed = ["embed", "--clip", trained, "--out", tmp_path / "t.pt"]
     said = complaint(tiny_clip, *embed, "a moose at night")
     assert "does not know moose; it knows" in said and "glasses" in said and said.count("\n") == 1
-    assert "--classes or --classes-of" in complaint(tiny_clip, *embed, "the {class} of a face")
-    assert "no effect" in complaint(tiny_clip, *embed, "a face", "--classes", "nose")
+    for words in (["the {class} of a face"], ["a face", "--classes", "nose"]):
+        assert "of no use without the other" in complaint(tiny_clip, *embed, *words)
     assert "25 words" in complaint(tiny_clip, *embed, " ".join(["face"] * 25))
     assert "0 words" in complaint(tiny_clip, *embed, "...")
     assert "no tower.pt" in complaint(
@@ -67,6 +67,7 @@ def test_mistakes_take_one_line(trained, tmp_path, complaint):
     )
     assert "holds a tower.pt" in complaint(tiny_clip, "train", "--out", trained)
     assert not (tmp_path / "t.pt").exists()
+    assert "is there already" in complaint(tiny_clip, *embed[:3], "a face", "--out", trained / "text.pt")
 
 
 def test_captions_are_true_and_in_the_vocabulary():
@@ -85,14 +86,17 @@ def test_captions_are_true_and_in_the_vocabulary():
 def test_the_class_of_a_crop_is_in_its_middle():
     """On photos that show the ids of their labels, in daylight."""
     labels = torch.zeros(1, 96, 96, dtype=torch.uint8)
-    labels[:, 40:60, 30:50] = 4
-    images = (labels * 20)[:, None].expand(1, 3, 96, 96)
-    for step in range(12):
-        position = torch.tensor([step])
-        _, crops, domains, shown = tiny_clip.photos((images, labels, [set()]), torch.tensor([0]), position, 0)
+    labels[:, 56:68, 28:40] = nose = tiny_clip.PARTS.index("nose")
+    pool = (20 * labels)[:, None].expand(1, 3, 96, 96), labels, [set()]
+    seen = set()
+    for step in range(40):
+        _, crops, domains, shown = tiny_clip.photos(pool, torch.tensor([0]), torch.tensor([step]), 0)
         assert domains == ["daylight"] and crops.shape == (1, 3, 32, 32)
-        inside = (crops * 255 / 20).round() == tiny_clip.PARTS.index(shown[0])
-        assert inside.any()
+        seen |= {*shown}
+        if shown == ["nose"]:  # far enough from the edge for a crop around it
+            middle = crops[..., 15:17, 15:17].max() * 255
+            assert abs(middle - 20 * nose) < 10
+    assert seen == {"background", "nose"}
 
 
 def test_contrast_is_least_where_pairs_agree():
