@@ -232,10 +232,6 @@ def main(args):
     classes = init["data"]["classes"]
     device = dist.init(args.device)[2]
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
-    inputs = cli.input_files(args, last)
-    stop = dist.Stop()
-
-    # ---- model ----
     model = restore(init, device, args.init).requires_grad_(False)
     stage = args.stage or model.style_stage
     if stage > len(model.stages):
@@ -243,18 +239,13 @@ def main(args):
     about = {"classes": classes, "patches": args.patches, "mix": args.mix, "flags": vars(args)}
     about |= network_of(model, stage)
     if by_batch:
-        empty = {"mean": torch.empty(0, 0), "std": torch.empty(0, 0), "class": torch.empty(0).long()}
-        log = RunLog(out, vars(args))
-        checkpoint.save(out / "bank.pt", **empty, phrase=[], relu=False, **about)
-        log.close()
-        print(f"wrote:   {out}/bank.pt: nothing is mined; styles are those of the batch's other images")
+        none = {"mean": torch.empty(0, 0), "std": torch.empty(0, 0), "class": torch.empty(0).long()}
+        RunLog(out, vars(args)).close()
+        checkpoint.save(out / "bank.pt", **none, phrase=[], relu=False, **about)
+        print(f"wrote:   {out}/bank.pt: styles of the batch's other images, so that nothing is mined")
         return
-
-    def embedding_of(features):
-        """(N, C, h, w), of photos or of patches, each taken for a photo -> (N, D) float32."""
-        features = F.interpolate(features, size=whole, mode="bilinear") if args.per_class else features
-        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
-            return embed(model, features, stage).float()
+    inputs = cli.input_files(args, last)
+    stop = dist.Stop()
 
     # ---- data ----
     path = args.data or trained["data"]
@@ -271,6 +262,14 @@ def main(args):
     limit = trained.get("limit") if own else None
     data = batches.load(faces, "train", trained["size"], trained["seed"] if own else args.seed, limit)
     rows = rng.order(args.seed, 0, len(data))[: args.images].tolist()
+
+    # ---- target ----
+    def embedding_of(features):
+        """(N, C, h, w), of photos or of patches, each taken for a photo -> (N, D) float32."""
+        features = F.interpolate(features, size=whole, mode="bilinear") if args.per_class else features
+        with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
+            return embed(model, features, stage).float()
+
     if args.targets:
         names, targets = read_targets(args.targets, model, classes, args.per_class)
     else:
@@ -320,6 +319,8 @@ def main(args):
         return cli.stopped(stop.signal, done, out)
 
     # ---- finish ----
+    if not len(mined["mean"]):
+        raise UserError(f"{path}: no patch of these photos is labelled")
     bank = {key: mined[key] for key in ("mean", "std", "class")}
     bank["phrase"] = [names[turn] for turn in mined["turn"].tolist()]
     bank |= {"relu": relu, **about}

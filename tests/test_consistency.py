@@ -21,7 +21,7 @@ OWN = set(
     "--samples --temperature --limit --val-fraction --synthetic --unlabelled --ema --weights "
     "--batch-size --loss".split()
 )
-SECTIONS = "setup data model optimizer resume train test gate search allocate finish".split()
+SECTIONS = "setup data model target optimizer resume train mine test gate search allocate finish".split()
 
 
 def flags(script):
