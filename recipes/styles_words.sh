@@ -13,7 +13,8 @@
 # Not done unless they are asked for, each with PODA's row of the domain for comparison:
 #   NOISE: night-text-0.05, noise on the phrase's embedding; night-feature-0.2, on the features that are mined with
 #   PATCHES: night-3-beta-4: patches (3: styles for each class), mixing, what is frozen: `backbone`, or 4 stages of 5
-# What is there already is not done again.
+# What is there already is not done again. Of one core, a seed: two minutes for the source, three for a row with
+# styles (a bank takes one, 300 steps one, and six tests one); CLIP before that (tiny_clip.py).
 # SEEDS="0 1 2" DOMAINS="night fog" ROWS="more night fog NOISE" CLIP=runs/tiny STEPS=300 bash recipes/styles_words.sh OUT
 set -euo pipefail
 out=${1:?usage: bash recipes/styles_words.sh OUT, a folder for faces and runs}
