@@ -8,6 +8,7 @@ A client sends one line of JSON, {"argv", "env"}, with its standard input, outpu
 with the pid of the fork, which leads a session of its own, and with its exit status when it has ended.
 """
 
+import atexit
 import faulthandler
 import gc
 import json
@@ -53,7 +54,9 @@ def serve(path):
     import torch.utils.tensorboard  # noqa: F401
     import torchvision  # noqa: F401
 
-    gc.freeze()  # or each fork would touch, and so copy, all of it when it ends: a second
+    # what scripts import is compiled once, even where PYTHONDONTWRITEBYTECODE is set
+    sys.dont_write_bytecode, sys.pycache_prefix = False, f"{path}.bytecode"
+    gc.freeze()  # or collections in a fork would touch, and so copy, all of it
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -100,8 +103,19 @@ def run_script(job, streams):
     sys.executable = os.environ.get("SERVED_PYTHON", sys.executable)
     sys.argv = job["argv"]
     sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    sys.exit()
+    status = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stopped:
+        if isinstance(stopped.code, str):
+            raise
+        status = stopped.code or 0
+    # as Python ends, but for freeing all modules: that would copy what the forks share, half a second
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Synthetic faces: the same in any batch, every class present, left and right where they belong."""
 
+import functools
+
 import pytest
 import torch
 
@@ -10,10 +12,15 @@ from utils.metrics import IGNORE_INDEX as IGNORE
 UNDRAWN = {"ear_r", "neck_l"}  # CelebAMask-HQ's earrings and necklaces
 
 
+@functools.cache
+def faces_of(scheme):
+    """128 faces in the class list of a data set."""
+    return synthetic.faces(3, torch.arange(128), 64, scheme)
+
+
 @pytest.fixture(scope="module")
 def many():
-    """128 faces in the full class list."""
-    return synthetic.faces(3, torch.arange(128), 64)
+    return faces_of("full")
 
 
 def centre(mask, axis):
@@ -43,7 +50,7 @@ def test_seed_and_position_both_matter():
 
 @pytest.mark.parametrize("scheme", synthetic.SCHEMES)
 def test_shapes_and_every_class_occurs(scheme):
-    found = synthetic.faces(3, torch.arange(128), 64, scheme)
+    found = faces_of(scheme)
     assert found["image"].shape == (128, 3, 64, 64) and found["image"].dtype == torch.uint8
     assert found["semantic"].shape == (128, 64, 64) and found["semantic"].dtype == torch.uint8
     assert found["yaw"].dtype == torch.float32 and found["yaw"].abs().max() <= 95
@@ -70,7 +77,7 @@ def test_images_are_neither_black_nor_white(many):
     ],
 )
 def test_left_and_right(scheme, right, left):
-    found = synthetic.faces(3, torch.arange(128), 64, scheme)
+    found = faces_of(scheme)
     classes = synthetic.SCHEMES[scheme].classes
     x = [centre(found["semantic"] == classes.index(name), "x") for name in (right, left)]
     both = ~(x[0] + x[1]).isnan()
@@ -101,7 +108,7 @@ def test_yaw_is_spread_evenly():
 
 def test_fasseg_sees_through_glasses(many):
     """Where `full` has glasses, `fasseg` has the face behind, eyes included."""
-    plain = synthetic.faces(3, torch.arange(128), 64, "fasseg")["semantic"]
+    plain = faces_of("fasseg")["semantic"]
     worn = many["semantic"] == synthetic.FULL.index("glasses")
     behind = plain[worn]
     assert worn.any() and (behind != fasseg.CLASSES.index("background")).float().mean() > 0.8
