@@ -40,8 +40,9 @@ def add_phrases(rows, unseen):
     """Of each domain the row that was mined for it, and those that were mined for others."""
     mined = [domain for domain in unseen if domain in rows]
     if len(mined) > 1:
-        rows["its own phrase"] = {d: rows[d][d] for d in mined}
-        rows["another's"] = {d: mean_of([rows[other][d] for other in mined if other != d]) for d in mined}
+        rows["its own phrase"] = {d: rows[d].get(d, {}) for d in mined}
+        others = {d: [rows[other].get(d, {}) for other in mined if other != d] for d in mined}
+        rows["another's"] = {d: mean_of(found) for d, found in others.items()}
 
 
 def level(values):
@@ -57,7 +58,7 @@ def gain(values, others):
     if not change:
         return ""
     text = f"{statistics.mean(change):+.3f}"
-    if len(change) > 1:
+    if len(change) > 2:  # of two the interval would say nothing
         text += f" ± {stats.sem(change) * stats.t.ppf(0.975, len(change) - 1):.3f}"
     return text.replace("0.", ".").replace("-", "−")
 
