@@ -17,6 +17,7 @@ set -euo pipefail
 usage="usage: bash recipes/styles_photo.sh FOLDER/camvid OUT, a folder for lists and runs"
 camvid=${1:?$usage} out=${2:?$usage}
 data=$out/data steps=${STEPS:-200}
+rate=${RATE:-10} # of mining: of 1/16, 1, 10 and 100 the one that comes nearest to the photo
 unchanged=(--steps 1 --lr 1e-12) # mines the images' own styles
 
 train() { # ROW DATA FLAGS...: once, and score it
@@ -68,13 +69,13 @@ for seed in ${SEEDS:-0 1 2}; do
         begin augmented_source randaugment
         plain augmented day randaugment "$runs/augmented_source/last.pt" ;;
       labels) plain labels labels flip ;;
-      mined) mine mined --photo "$photo" ;;
-      uniform | beta) mine "$row" --photo "$photo" --mix "$row" ;;
+      mined) mine mined --photo "$photo" --lr "$rate" ;;
+      uniform | beta) mine "$row" --photo "$photo" --lr "$rate" --mix "$row" ;;
       own) mine own --photo "$photo" "${unchanged[@]}" ;;
       mixstyle) mine mixstyle --mix batch ;;
       adain) control photo adain --init "$source" --photo "$photo" ;;
       random)
-        mine mined --photo "$photo"
+        mine mined --photo "$photo" --lr "$rate"
         control random random --like "$runs/banks/mined/bank.pt" --seed "$seed" ;;
       *) echo "no row $row" >&2; exit 2 ;;
     esac
