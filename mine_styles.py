@@ -29,6 +29,7 @@ from models.styles import (
     dominant,
     embed,
     features_after,
+    load_bank,
     network_of,
     restyle,
     split,
@@ -39,7 +40,7 @@ from utils.errors import UserError
 from utils.log import RunLog, open_run
 
 MOMENTUM = 0.9
-WEIGHT_DECAY = 1e-4
+WEIGHT_DECAY = 1e-4  # of PODA, at its rate of 1
 SHOWN = 8  # photos in styles.png
 
 
@@ -57,7 +58,7 @@ def get_parser():
     stage = "stage after which styles are changed; by default the first that the head reads"
     g.add_argument("--stage", type=cli.positive, metavar="K", help=stage)
     g.add_argument("--steps", type=cli.positive, default=100, help="steps of SGD")
-    rate = "rate for each image; PODA's is 1 on the mean of 16 images, which is as much"
+    rate = "rate of SGD for each image; PODA's is 1 on the mean of 16, which is 1/16 for each"
     g.add_argument("--lr", type=cli.above_zero, default=1 / 16, help=rate)
     per_class = "a style for each class of a photo, from the first patch that it dominates (FAMix)"
     g.add_argument("--per-class", action="store_true", help=per_class)
@@ -90,7 +91,8 @@ def mine(features, targets, positions, embedding_of, relu, args):
     (steps + 1, N).
     """
     mean, std = (values.clone().requires_grad_() for values in style(features))
-    optimizer = torch.optim.SGD([mean, std], args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    decay = WEIGHT_DECAY / args.lr  # so that a step takes as much of a style at any rate
+    optimizer = torch.optim.SGD([mean, std], args.lr, momentum=MOMENTUM, weight_decay=decay)
 
     def similarity(step, feature_noise, text_noise):
         restyled = restyle(features, mean, std)
@@ -130,24 +132,43 @@ def first_patches(labels, p):
     return torch.tensor(found, dtype=torch.int64).view(-1, 4)
 
 
+def check_patches(features, args, embedding_of):
+    """A UserError where patches of a map are too small for what follows in the network."""
+    part = split(features, args.patches if args.per_class else 1)[:, :, 0, 0]
+    try:
+        embedding_of(part)
+    except RuntimeError as error:
+        if "too small" not in str(error):
+            raise
+        side = "x".join(map(str, part.shape[2:]))
+        raise UserError(
+            f"--patches {args.patches}: {side} features are too few for the rest of this network; train "
+            "--init with a larger --size, or mine without --per-class"
+        ) from None
+
+
 def read_targets(path, model, classes, per_class):
     """(P phrases, their embeddings: (P, K, D) for the K classes, or (P, 1, D)) of a file of embedded
     phrases."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"--targets {path}: no such file; recipes/embed_prompts.py writes it")
     found = checkpoint.read(pathlib.Path(path))
-    keys = {"phrases": list, "classes": list, "embeddings": torch.Tensor, "tower": str}
-    if not isinstance(found, dict) or not all(isinstance(found.get(k), kind) for k, kind in keys.items()):
+    kinds = {"phrases": list, "classes": list, "embeddings": torch.Tensor, "tower": str}
+    whole = isinstance(found, dict) and all(isinstance(found.get(k), kind) for k, kind in kinds.items())
+    if whole:
+        rows = found["embeddings"]
+        whole = rows.ndim == 2 and len(rows) == len(found["phrases"]) == len(found["classes"]) > 0
+    if not whole or not rows.isfinite().all():
         raise UserError(f"--targets {path}: no embedded phrases; recipes/embed_prompts.py writes them")
     if not getattr(model, "embedding", None):
         raise UserError(
             f"--targets {path}: phrases need a parser on the encoder of a CLIP, clip_resnet50 or clip_unet; "
             "--photo does with any"
         )
-    if digest(model.tower_tensors()) != found["tower"]:
+    if digest(model.tower_tensors()) != found["tower"] or model.normalise.preprocess != "none":
         raise UserError(
             f"--targets {path}: embedded by another CLIP than the encoder of --init; embed them by that one, "
-            "or train --init with --weights of this one and --freeze backbone"
+            "or train --init with --weights of this one, --freeze backbone and without --preprocess"
         )
     rows = {}
     for phrase, name, row in zip(found["phrases"], found["classes"], found["embeddings"], strict=True):
@@ -205,10 +226,14 @@ def picture_of_styles(model, bank, batch, about, device):
 
 def main(args):
     # ---- setup ----
+    _, world, device = dist.init(args.device)
+    if world > 1:
+        raise UserError("styles are mined by one process: python, not torchrun")
     out = open_run(args.out, args.resume)
     if (out / "bank.pt").is_file():
         if not args.resume:
             raise UserError(f"--out {out}: holds a bank.pt already; name another folder")
+        cli.resume_flags(get_parser(), load_bank(out / "bank.pt")["flags"])
         print(f"--resume: {out}/bank.pt is whole")
         return
     last = None
@@ -230,7 +255,6 @@ def main(args):
     init = checkpoint.load(args.init, target=("semantic", "panoptic"))
     trained = init["args"]
     classes = init["data"]["classes"]
-    device = dist.init(args.device)[2]
     args = cli.fill(args, {"device": device.type, "amp": dist.default_amp(device)})
     model = restore(init, device, args.init).requires_grad_(False)
     stage = args.stage or model.style_stage
@@ -265,8 +289,7 @@ def main(args):
 
     # ---- target ----
     def embedding_of(features):
-        """(N, C, h, w), of photos or of patches, each taken for a photo -> (N, D) float32."""
-        features = F.interpolate(features, size=whole, mode="bilinear") if args.per_class else features
+        """(N, C, h, w), of photos or patches -> (N, D) float32."""
         with torch.autocast(device.type, dist.AMP_DTYPES[args.amp], enabled=args.amp != "off"):
             return embed(model, features, stage).float()
 
@@ -280,7 +303,7 @@ def main(args):
     # ---- mine ----
     features = features_after(model, to_float(data[rows[:1]]["image"].to(device)), stage)
     relu = bool((features >= 0).all())
-    whole = features.shape[2:]
+    check_patches(features, args, embedding_of)
     mined = last["mined"] if last else None
     done = last["images"] if last else 0
     log = RunLog(out, vars(args), done if last else None)

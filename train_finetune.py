@@ -189,7 +189,6 @@ def main(args):
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     frozen = freeze(model, args.freeze)  # after the conversion, which replaces modules
     average = copy.deepcopy(model).requires_grad_(False) if args.ema else None
-    styles = attach(model, bank, args.styles, faces.classes) if bank else None
 
     # ---- optimizer ----
     backbone = {id(p) for p in model.backbone.parameters()}
@@ -209,6 +208,7 @@ def main(args):
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
         best = last["best"]
+    styles = attach(model, bank, args.styles, faces.classes) if bank else None  # `average` needs none
     evaluated = average if args.ema else model
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.stages import values_of
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -165,9 +166,8 @@ def digest(tensors):
 
 def network_of(model, stage):
     """{"stage", "preprocess", "digest"}: the part of a model that gives the features after a stage, counted
-    from 1. Counters of BatchNorm, which change nothing, are left out."""
-    parts = nn.ModuleList([model.normalise, *model.stages[:stage]])
-    tensors = [t for name, t in parts.state_dict().items() if not name.endswith("num_batches_tracked")]
+    from 1."""
+    tensors = values_of(model.normalise, *model.stages[:stage])
     return {"stage": stage, "preprocess": model.normalise.preprocess, "digest": digest(tensors)}
 
 

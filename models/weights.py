@@ -42,7 +42,7 @@ def load_pretrained(model, name, weights):
             state = efficientnet_lite.convert(state, weights)
         if name == "clip_resnet50":
             state = image_encoder(state)
-        tower = hasattr(model, "embed") and all(key.startswith(TOWER) for key in state)
+        tower = getattr(model, "embedding", None) and all(key.startswith(TOWER) for key in state)
         whole = any(key.startswith(("backbone.", "stages.")) for key in state)
         if tower:
             fill(model, state, weights, only=TOWER)

@@ -5,7 +5,8 @@
 #   more                 without styles
 #   night fog snow ...   PODA: styles mined for the phrase of this domain, and scored in all
 #   words                the same with all five phrases in one bank
-#   famix                FAMix: all five phrases for each class, 3 x 3 patches, mixed with the image's own style
+#   famix                FAMix: all five phrases for each class, 3 x 3 patches, mixed with the image's own style; the
+#                        last stage of the tower trains, too
 #   random, own          styles drawn at random, as far from the images' own as those of `night`; other images' own
 #   mixstyle             styles of the other images of the batch
 #   augment, augmented   no styles, but RandAugment; the same from the beginning of the source on
@@ -55,7 +56,7 @@ train() { # ROW DATA FLAGS...: once, and score it
 }
 
 begin() { # ROW POLICY
-  train "$1" daylight --model clip_unet --weights "$clip/tower.pt" --freeze backbone --augment "$2" \
+  train "$1" daylight --size 96 --model clip_unet --weights "$clip/tower.pt" --freeze backbone --augment "$2" \
     --steps "${SOURCE_STEPS:-800}"
 }
 
@@ -100,18 +101,21 @@ for seed in ${SEEDS:-0 1 2}; do
         plain augmented daylight randaugment "$runs/augmented_source/last.pt" ;;
       labels) plain labels all flip ;;
       words | famix)
-        flags=() of="a face"
-        if [ "$row" = famix ]; then of="the {class} of a face" flags=(--per-class --patches 3 --mix beta); fi
+        flags=() of="a face" trained=backbone
+        if [ "$row" = famix ]; then
+          flags=(--per-class --patches 3 --mix beta) of="the {class} of a face" trained=4
+        fi
         mine "$row" "${known#daylight }" "$of" "${flags[@]}"
-        styled "$row" ;;
+        styled "$row" "$trained" ;;
       own)
         mine own night "a face" "${unchanged[@]}"
         styled own ;;
       random)
         mine night night "a face"
         mine own night "a face" "${unchanged[@]}"
-        python recipes/style_controls.py random "$runs/banks/own/bank.pt" --like "$runs/banks/night/bank.pt" \
-          --seed "$seed" --out "$runs/banks/random/bank.pt"
+        [ -f "$runs/banks/random/bank.pt" ] ||
+          python recipes/style_controls.py random "$runs/banks/own/bank.pt" --like "$runs/banks/night/bank.pt" \
+            --seed "$seed" --out "$runs/banks/random/bank.pt"
         styled random ;;
       mixstyle)
         python mine_styles.py --init "$source" --mix batch --seed "$seed" --resume --out "$runs/banks/mixstyle"

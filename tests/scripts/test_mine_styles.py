@@ -14,7 +14,7 @@ import mine_styles
 import train_finetune
 from mine_styles import first_patches, mine
 from models import build_model
-from models.styles import ANY, digest, embed, features_after, style
+from models.styles import ANY, digest, embed, features_after, restyle, style
 from utils import checkpoint
 
 PHRASES = ["a face at night", "a face in fog"]
@@ -33,7 +33,7 @@ def photo(tmp_path_factory):
 def source(finetuned, tmp_path_factory):
     """A clip_unet, as train_finetune.py would leave it with its encoder frozen."""
     state = weights(finetuned / "best.pt")
-    torch.manual_seed(0)
+    torch.manual_seed(7)  # not what a run of any test draws for itself
     model = build_model("clip_unet", len(state["data"]["classes"]))
     path = tmp_path_factory.mktemp("source") / "best.pt"
     args = state["args"] | {"model": "clip_unet"}
@@ -80,7 +80,7 @@ def case():
         embedding_of = lambda x: embed(model, x, 1)  # noqa: E731
         return mine(features[rows], targets[rows], rows, embedding_of, True, SimpleNamespace(**flags))
 
-    return SimpleNamespace(model=model, features=features, mine=mine_rows)
+    return SimpleNamespace(model=model, features=features, targets=targets, mine=mine_rows)
 
 
 def test_mining_comes_nearer_to_the_target(case):
@@ -106,6 +106,22 @@ def test_an_image_is_mined_by_itself(case, noise):
         assert not torch.allclose(case.mine(range(6))[0], together[0], atol=1e-3)
         assert not torch.allclose(case.mine(range(6), seed=1, **noise)[0], together[0], atol=1e-3)
         assert torch.equal(case.mine(range(6), steps=0, **noise)[2], case.mine(range(6), steps=0)[2])
+
+
+def test_a_step_is_that_of_the_paper(case):
+    """Its rate and decay of 1 and 1e-4 are those of a mean over the batch."""
+    mean, std, _ = case.mine(range(6), steps=3, lr=1 / 6)
+    styles = [values.clone().requires_grad_() for values in style(case.features)]
+    optimizer = torch.optim.SGD(styles, 1.0, momentum=0.9, weight_decay=1e-4)
+    for _ in range(3):
+        restyled = restyle(case.features, *styles).relu()
+        cosine = torch.cosine_similarity(embed(case.model, restyled, 1), case.targets)
+        optimizer.zero_grad()
+        (1 - cosine).mean().backward()
+        optimizer.step()
+        styles[1].data.clamp_(min=0)
+    torch.testing.assert_close(mean, styles[0].detach().flatten(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(std, styles[1].detach().flatten(1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_patch_of_each_class():
@@ -142,6 +158,7 @@ def test_a_killed_and_resumed_run_gives_the_same_bank(start, call, complaint, mi
         before = images()
         process = start("mine_styles.py", *flags, *["--resume"] * bool(before))
         while images() == before:
+            assert process.poll() is None
             time.sleep(0.01)
         os.kill(process.pid, number)
         assert process.wait() == status and not (out / "bank.pt").exists()
@@ -159,6 +176,9 @@ def test_a_killed_and_resumed_run_gives_the_same_bank(start, call, complaint, mi
 def test_words_by_class_train_a_head(call, source, folder, tmp_path):
     classes = weights(source)["data"]["classes"]
     targets = embedded(tmp_path / "targets.pt", source, [None, *classes])
+    state = weights(source)
+    source = tmp_path / "source.pt"  # of larger photos: a patch is to be seen after every stage
+    checkpoint.save(source, **state | {"args": state["args"] | {"size": 96}})
     flags = ["--init", source, "--targets", targets, "--images", 6, "--steps", 2, "--device", "cpu"]
     call("mine_styles.py", *flags, "--per-class", "--patches", 3, "--mix", "beta", "--out", tmp_path / "bank")
     bank = weights(tmp_path / "bank/bank.pt")
@@ -247,6 +267,8 @@ def test_mistakes_take_one_line(complaint, source, finetuned, mined, photo, fold
     assert "no such file" in said(*clip, "--targets", tmp_path / "none.pt")
     assert "no phrase with {class}" in said(*clip, "--targets", words, "--per-class")
     assert "need --per-class" in said(*clip, "--targets", few)
+    by_class = embedded(tmp_path / "classes.pt", source, weights(source)["data"]["classes"])
+    assert "6x6 features are too few" in said(*clip, "--targets", by_class, "--per-class", "--patches", 3)
     assert "is not embedded for background" in said(*clip, "--targets", few, "--per-class")
     assert "none.png: cannot be read" in said(*clip, "--photo", tmp_path / "none.png")
     assert not (tmp_path / "run").exists()
