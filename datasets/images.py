@@ -139,7 +139,7 @@ def read_photo(path):
 
 
 def read_square(path, size):
-    """(3, size, size) uint8 tensor: an RGB photo as `read_photo` reads it, stretched to a square, bilinear."""
+    """(3, size, size) uint8 tensor: a photo, see `read_photo`, stretched to a square, bilinear."""
     photo = read_image(path).resize((size, size), Image.BILINEAR)  # as `datasets.cache` does it
     return torch.tensor(np.asarray(photo)).movedim(-1, 0)
 
