@@ -15,12 +15,11 @@ import pathlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tqdm import tqdm
 
 from datasets import crops, splits
 from datasets.faces import some
-from datasets.images import SUFFIXES, pictures, read_image, to_float, unread_pictures
+from datasets.images import SUFFIXES, pictures, read_image, read_square, to_float, unread_pictures
 from models import has_instances, restore
 from models.export import OPSET, write_onnx
 from utils import checkpoint, cli, dist, draw, files
@@ -187,13 +186,12 @@ def classify(args, state, device):
     guesses, faults = {}, []
     for name, path in tqdm(photos.items(), "classifying", disable=None):
         try:
-            image = read_image(path).resize((size, size), Image.BILINEAR)  # as `datasets.cache` does it
+            pixels = read_square(path, size).to(device)
         except UserError as error:
             faults.append(str(error))
             continue
-        pixels = torch.tensor(np.asarray(image), device=device).movedim(-1, 0)[None]
         guesses[name] = {}
-        for key, logits in model(to_float(pixels)).items():
+        for key, logits in model(to_float(pixels[None])).items():
             probs, order = logits[0].float().softmax(0).sort(descending=True)
             ranked = zip(order.tolist(), probs.tolist(), strict=True)
             guesses[name][key] = {names[key][i]: round(p, 6) for i, p in ranked}

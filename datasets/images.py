@@ -138,6 +138,12 @@ def read_photo(path):
         return image.convert("RGB"), orientation if orientation in range(1, 9) else 1
 
 
+def read_square(path, size):
+    """(3, size, size) uint8 tensor: a photo, see `read_photo`, stretched to a square, bilinear."""
+    photo = read_image(path).resize((size, size), Image.BILINEAR)  # as `datasets.cache` does it
+    return torch.tensor(np.asarray(photo)).movedim(-1, 0)
+
+
 def _eight_bits(image, path):
     """A grey photo of 16 bits or of float, as mode L."""
     values = np.asarray(image, np.float32)

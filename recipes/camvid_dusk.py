@@ -6,7 +6,7 @@ python recipes/camvid_dusk.py FOLDER OUT     FOLDER: CamVid as SegNet packs it, 
     OUT/labels    tests on the same photos, and trains on the dusk photos of train.txt, too: the upper bound
 
 Dusk is sequence 0001TP, of which train.txt and test.txt each have a part; the test photos are those of
-test.txt. Prints the path of the dusk photo to mine styles towards: the middle one of train.txt.
+test.txt. OUT/photo.txt names the dusk photo to mine styles towards: the middle one of train.txt.
 """
 
 import os
@@ -56,15 +56,16 @@ def main(args):
             f"{args.folder}: its lists name no photo of {', '.join(empty)}; dusk is sequence {DUSK}"
         )
     day, dusk, test = groups.values()
+    photo = dusk[len(dusk) // 2].image
     part = out.with_name(f"{out.name}.part")  # so that OUT is whole, or not there
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part / "day", root, {"train": day, "test": test})
     write(part / "labels", root, {"train": day + dusk, "test": test})
+    files.write_whole(part / "photo.txt", f"{photo}\n")
     part.rename(out)
     counts = f"{len(day)} photos by day, {len(dusk)} at dusk to train on, {len(test)} to test"
-    print(f"{out}: {counts}", file=sys.stderr)
-    print(dusk[len(dusk) // 2].image)
+    print(f"{out}: {counts}; to mine towards: {photo}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ embeddings, normalised.
 """
 
 import difflib
-import io
 import logging
 import os
 import pathlib
@@ -23,11 +22,10 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from models.styles import digest
+from models import targets
 from models.weights import is_torchscript
-from utils import checkpoint, cli
+from utils import cli, files
 from utils.errors import UserError
-from utils.files import check_file, write_whole
 
 
 def get_parser():
@@ -81,16 +79,6 @@ def load_clip(name, pretrained):
     return model.eval(), open_clip.get_tokenizer(name), open_clip.OPENAI_IMAGENET_TEMPLATES
 
 
-def with_classes(phrases, classes):
-    """[(phrase as given, class or None, text)]: a phrase with "{class}" in it stands for one text a class."""
-    rows = []
-    for phrase in phrases:
-        for name in classes if "{class}" in phrase else [None]:
-            text = phrase.replace("{class}", name.replace("_", " ")) if name else phrase
-            rows.append((phrase, name, text))
-    return rows
-
-
 @torch.no_grad()
 def embed(model, tokenize, templates, text):
     """(D,) float32, of length 1. Raises UserError where the text is too long."""
@@ -102,44 +90,23 @@ def embed(model, tokenize, templates, text):
     return F.normalize(model.encode_text(tokens).float().mean(0), dim=0)
 
 
-def save(path, content):
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_whole(path, buffer.getvalue())
-    print(f"wrote {path}")
-
-
 def main(args):
     if not args.out and not args.tower or bool(args.phrases) != bool(args.out):
         raise UserError("give phrases and --out FILE, or --tower FILE, or all of them")
     for path in filter(None, (args.out, args.tower)):
-        if os.path.exists(path):
-            raise UserError(f"{path}: is there already; name another file")
-        check_file(path)
-    classes = args.classes or []
-    if args.classes_of:
-        classes = checkpoint.load(args.classes_of, target=("semantic", "panoptic"))["data"]["classes"]
-    if bool(classes) != any("{class}" in phrase for phrase in args.phrases):
-        raise UserError(
-            '--classes or --classes-of, and "{class}" in a phrase: one is of no use without the other'
-        )
+        files.check_new(path)
+    rows = targets.with_classes(args.phrases, args.classes, args.classes_of)
 
     model, tokenize, templates = load_clip(args.clip, args.pretrained)
     tower = model.visual.state_dict()
     if args.out:
-        rows = with_classes(args.phrases, classes)
-        targets = {
-            "phrases": [phrase for phrase, _, _ in rows],
-            "classes": [name for _, name, _ in rows],
-            "embeddings": torch.stack([embed(model, tokenize, templates, text) for _, _, text in rows]),
-            "tower": digest([v for name, v in tower.items() if "num_batches_tracked" not in name]),
-            "clip": args.clip,
-        }
-        if not targets["embeddings"].isfinite().all():
-            raise UserError(f"--pretrained {args.pretrained}: gives embeddings that are not finite")
-        save(args.out, targets)
+        embeddings = torch.stack([embed(model, tokenize, templates, text) for _, _, text in rows])
+        kept = [value for name, value in tower.items() if "num_batches_tracked" not in name]
+        targets.save(args.out, rows, embeddings, kept, args.clip)
     if args.tower:
-        save(args.tower, {f"visual.{name}": value for name, value in tower.items()})
+        with files.whole(args.tower) as file:
+            torch.save({f"visual.{name}": value for name, value in tower.items()}, file)
+        print(f"wrote {args.tower}")
 
 
 if __name__ == "__main__":

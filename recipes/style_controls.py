@@ -15,12 +15,10 @@ photo: the style of each photo itself, after that stage: AdaIN, Huang and Belong
 import pathlib
 import sys
 
-import numpy as np
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from datasets.images import read_image, to_float
+from datasets.images import read_square, to_float
 from models import restore
 from models.styles import ANY, features_after, load_bank, network_of, style
 from utils import checkpoint, cli, files
@@ -37,6 +35,12 @@ def get_parser():
     p.add_argument("--seed", type=cli.seed, default=0, help="random: of z")
     p.add_argument("--out", metavar="FILE", required=True, help="the new bank")
     return p
+
+
+def mined_from(bank):
+    """What says which images' styles a bank holds, and after which part of which network."""
+    flags = ("init", "data", "images", "seed", "per_class")
+    return [bank["mean"].shape, bank["stage"], bank["digest"], *(bank["flags"].get(flag) for flag in flags)]
 
 
 def distance(styles, own):
@@ -68,22 +72,24 @@ def photo_styles(bank, init, photos):
     fits = network_of(model, bank["stage"]) if bank["stage"] <= len(model.stages) else {"stage": None}
     if any(bank[key] != value for key, value in fits.items()):
         raise UserError(f"--init {init}: not the network that the bank of own styles is for")
-    side = [state["args"]["size"]] * 2
-    images = np.stack([read_image(path).resize(side, Image.BILINEAR) for path in photos])
-    features = features_after(model, to_float(torch.from_numpy(images).movedim(-1, 1)), bank["stage"])
+    images = torch.stack([read_square(path, state["args"]["size"]) for path in photos])
+    features = features_after(model, to_float(images), bank["stage"])
     return [values.flatten(1) for values in style(features)]
 
 
 def main(args):
+    files.check_new(args.out)
     bank = load_bank(args.own)
     own = [bank["mean"], bank["std"]]
     if args.kind == "random":
         if not args.like:
             raise UserError("random: --like BANK says how far from the images' own styles")
         like = load_bank(args.like)
-        alike = like["mean"].shape == bank["mean"].shape
-        if not alike or any(like[key] != bank[key] for key in ("stage", "digest")):
-            raise UserError(f"--like {args.like}: not of the images, network and stage of {args.own}")
+        if mined_from(like) != mined_from(bank):
+            raise UserError(
+                f"--like {args.like}: not of the images, network and stage of {args.own}; mine both with the "
+                "same --init, --data, --images, --seed, --stage and --per-class"
+            )
         mean, std = random_styles(own, [like["mean"], like["std"]], args.seed)
         phrases = ["at random"] * len(mean)
     else:
@@ -91,7 +97,6 @@ def main(args):
             raise UserError("photo: --init CHECKPOINT and --photo FILE say of what")
         mean, std = photo_styles(bank, args.init, args.photo)
         phrases = args.photo
-    files.check_file(args.out)
     new = {"mean": mean, "std": std, "class": torch.full((len(mean),), ANY), "phrase": phrases}
     checkpoint.save(args.out, **bank | new | {"flags": vars(args)})
 

@@ -7,12 +7,16 @@ that is called as a domain was mined for its phrase: `its own phrase` has in eac
 the mean of the others. `unseen` is the mean of all domains but daylight.
 """
 
-import argparse
-import json
+import pathlib
+import re
 import statistics
-from pathlib import Path
+import sys
 
 from scipy import stats
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from utils import cli, files
+from utils.errors import UserError
 
 # the order of columns and of rows; rows that are not here come last
 DOMAINS = "daylight night fog snow sketch red_light rain dusk".split()
@@ -20,13 +24,27 @@ ROWS = "source more own random adain mixstyle augment augmented mined uniform be
 ROWS += ["its own phrase", "another's", "words", "famix", "labels"]
 
 
+def get_parser():
+    p = cli.parser(__doc__)
+    p.add_argument("root", metavar="FOLDER", help="what one of these recipes wrote")
+    p.add_argument("--figure", default="mean_f1", metavar="NAME", help="of those that evaluate.py --json has")
+    p.add_argument("--against", default="more", metavar="ROW", help="row that gains are over")
+    return p
+
+
 def read(root, figure):
-    """{row: {domain: {seed: figure}}} of ROOT/SEED/ROW/DOMAIN.json."""
+    """{row: {domain: {seed: figure}}} of ROOT/SEED/ROW/DOMAIN.json. Raises UserError."""
     rows = {}
     for path in sorted(root.glob("*/*/*.json")):
         if path.stem in DOMAINS:
             seed, row, _ = path.relative_to(root).parts
-            rows.setdefault(row, {}).setdefault(path.stem, {})[seed] = json.loads(path.read_text())[figure]
+            found = files.read_json(path)
+            figures = [name for name, value in found.items() if isinstance(value, float)]
+            if figure not in figures:
+                raise UserError(f"{path}: no figure {figure}; it has {', '.join(figures)}")
+            rows.setdefault(row, {}).setdefault(path.stem, {})[seed] = found[figure]
+    if not rows:
+        raise UserError(f"{root}: no SEED/ROW/DOMAIN.json in it, as these recipes write them")
     return rows
 
 
@@ -45,22 +63,29 @@ def add_phrases(rows, unseen):
         rows["another's"] = {d: mean_of(found) for d, found in others.items()}
 
 
+def short(text):
+    return re.sub(r"(?<!\d)0\.", ".", text).replace("-", "−")
+
+
 def level(values):
+    """{seed: figure} -> their mean, and their deviation where they are several."""
     values = list(values.values())
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}".replace("0.", ".")
+    return short(f"{statistics.mean(values):.3f}{spread}")
 
 
 def gain(values, others):
+    """Two {seed: figure} -> the mean difference of the seeds that both have, and its interval of three or
+    more."""
     change = [values[seed] - others[seed] for seed in values if seed in others]
     if not change:
         return ""
     text = f"{statistics.mean(change):+.3f}"
     if len(change) > 2:  # of two the interval would say nothing
         text += f" ± {stats.sem(change) * stats.t.ppf(0.975, len(change) - 1):.3f}"
-    return text.replace("0.", ".").replace("-", "−")
+    return short(text)
 
 
 def table(rows, domains, cell):
@@ -71,7 +96,7 @@ def table(rows, domains, cell):
 
 
 def main(args):
-    rows = read(Path(args.root), args.figure)
+    rows = read(pathlib.Path(args.root), args.figure)
     domains = [domain for domain in DOMAINS if any(domain in row for row in rows.values())]
     unseen = [domain for domain in domains if domain != "daylight"]
     add_phrases(rows, unseen)
@@ -85,10 +110,9 @@ def main(args):
     if against := rows.get(args.against):
         print(f"\nminus `{args.against}`, with a 95 % interval over seeds")
         table(rows, domains, lambda row, domain: gain(row.get(domain, {}), against.get(domain, {})))
+    else:
+        print(f"\nno row `{args.against}` to compare with")
 
 
-p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-p.add_argument("root")
-p.add_argument("--figure", default="mean_f1")
-p.add_argument("--against", metavar="ROW", default="more")
-main(p.parse_args())
+if __name__ == "__main__":
+    cli.run(main, get_parser().parse_args())

@@ -3,7 +3,8 @@
 # have to be better than. Needs both data sets, open_clip with CLIP's weights, and a GPU: nobody has run it here.
 # mIoU on val of each weather, last weights. Unlike the published commands: AdamW, a warm-up and half a cosine for SGD
 # and a polynomial; photos stretched to squares, not crops; no jitter of colours in the source; FAMix with phrases of
-# weather for those of made-up styles, in 2,000 steps from the source, without smoothed labels.
+# weather for those of made-up styles, in 2,000 steps from the source, without smoothed labels, and without styles for
+# patches that nobody labelled, which FAMix mines for "photo".
 #   source            the decoder on CLIP's frozen tower; all other rows go on from there
 #   more, augment     without styles; without, but with RandAugment
 #   night fog ...     PODA: styles mined for the phrase of this weather
@@ -23,9 +24,9 @@ phrase() { # WEATHER
   esac
 }
 
-embed() { # NAME PHRASE...: CLIP's embeddings of phrases, and its tower beside them
-  [ -f "$out/targets/$1.pt" ] || python recipes/embed_prompts.py --clip RN50 --tower "$out/tower.pt" "${@:2}" \
-    --out "$out/targets/$1.pt"
+embed() { # NAME PHRASE...: CLIP's embeddings of phrases
+  [ -f "$out/targets/$1.pt" ] ||
+    python recipes/embed_prompts.py --clip RN50 "${@:2}" --out "$out/targets/$1.pt"
 }
 
 train() { # ROW FLAGS...: once, and score it in every weather
@@ -48,6 +49,7 @@ mine() { # ROW FLAGS...
 }
 
 mkdir -p "$out/targets"
+[ -f "$out/tower.pt" ] || python recipes/embed_prompts.py --clip RN50 --tower "$out/tower.pt"
 for weather in $weathers; do # a folder for each weather, which links to ACDC's
   for part in rgb_anon gt; do
     mkdir -p "$out/$weather/$part"

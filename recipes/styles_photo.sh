@@ -51,12 +51,13 @@ mine() { # ROW FLAGS...
 
 control() { # KIND ROW FLAGS...
   mine own --photo "$photo" "${unchanged[@]}"
-  python recipes/style_controls.py "$1" "$runs/banks/own/bank.pt" --out "$runs/banks/$2/bank.pt" "${@:3}"
+  [ -f "$runs/banks/$2/bank.pt" ] ||
+    python recipes/style_controls.py "$1" "$runs/banks/own/bank.pt" --out "$runs/banks/$2/bank.pt" "${@:3}"
 }
 
 mkdir -p "$out"
-[ -d "$data" ] || python recipes/camvid_dusk.py "$camvid" "$data" > "$out/photo.txt"
-photo=$(cat "$out/photo.txt")
+[ -d "$data" ] || python recipes/camvid_dusk.py "$camvid" "$data"
+photo=$(cat "$data/photo.txt")
 for seed in ${SEEDS:-0 1 2}; do
   runs=$out/$seed source=$out/$seed/source/last.pt
   begin source flip

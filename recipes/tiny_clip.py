@@ -28,8 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from datasets.images import to_float
 from datasets.synthetic import SCHEMES, attributes, faces
 from datasets.synthetic.domains import DOMAINS, change
-from models import build_model
-from models.styles import digest
+from models import build_model, targets
 from utils import checkpoint, cli, dist, files, rng
 from utils.errors import UserError
 from utils.log import RunLog, open_run
@@ -283,8 +282,10 @@ def zero_shot(model, text, pool, args):
 def train(args):
     if (pathlib.Path(args.out) / "tower.pt").exists():
         raise UserError(f"--out {args.out}: holds a tower.pt already; name another folder")
+    _, world, device = dist.init(args.device)
+    if world > 1:
+        raise UserError("tiny_clip.py train is one process; start it with python")
     out = open_run(args.out, resume=False)
-    device = dist.init(args.device)[2]
     amp = args.amp or dist.default_amp(device)
     torch.manual_seed(args.seed)
     pool = render(FIRST, args.faces, args, device)
@@ -354,34 +355,16 @@ def embed(args):
     for name in ("tower.pt", "text.pt"):
         if not (folder / name).is_file():
             raise UserError(f"--clip {folder}: no {name} in it; recipes/tiny_clip.py train writes it")
-    if pathlib.Path(args.out).exists():
-        raise UserError(f"--out {args.out}: is there already; name another file")
-    files.check_file(args.out)
-    names = args.classes or []
-    if args.classes_of:
-        names = checkpoint.load(args.classes_of, target=("semantic", "panoptic"))["data"]["classes"]
-    if bool(names) != any("{class}" in phrase for phrase in args.phrases):
-        raise UserError(
-            '--classes or --classes-of, and "{class}" in a phrase: one is of no use without the other'
-        )
+    files.check_new(args.out)
+    rows = targets.with_classes(args.phrases, args.classes, args.classes_of)
     model = build_model("clip_unet", len(PARTS), weights=str(folder / "tower.pt"))
     saved = checkpoint.read(folder / "text.pt")
     if not isinstance(saved, dict) or saved.keys() != {"vocabulary", "text"}:
         raise UserError(f"{folder}/text.pt: not what recipes/tiny_clip.py train writes")
     text = TextTower(len(saved["vocabulary"])).eval()
     text.load_state_dict(saved["text"])
-    rows = [(phrase, name) for phrase in args.phrases for name in (names if "{class}" in phrase else [None])]
-    phrases = [phrase.replace("{class}", (name or "").replace("_", " ")) for phrase, name in rows]
-    targets = {
-        "phrases": [phrase for phrase, _ in rows],
-        "classes": [name for _, name in rows],
-        "embeddings": embed_phrases(text, phrases, saved["vocabulary"]),
-        "tower": digest(model.tower_tensors()),
-        "clip": "tiny_clip",
-    }
-    with files.whole(args.out) as file:
-        torch.save(targets, file)
-    print(f"wrote {args.out}")
+    embeddings = embed_phrases(text, [row[2] for row in rows], saved["vocabulary"])
+    targets.save(args.out, rows, embeddings, model.tower_tensors(), "tiny_clip")
 
 
 def main(args):

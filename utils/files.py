@@ -98,6 +98,13 @@ def check_file(path):
     check_folder(pathlib.Path(path).parent)
 
 
+def check_new(path):
+    """As `check_file`; raises UserError, too, where there is a file already."""
+    if os.path.lexists(path):
+        raise UserError(f"{path}: is there already; name another file")
+    check_file(path)
+
+
 def cannot_write(path, error):
     """One line about an OSError of a write, with the room that is left where that is the reason."""
     reason = error.strerror or str(error)

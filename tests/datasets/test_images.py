@@ -14,7 +14,7 @@ from PIL import Image
 from datasets import fasseg, open_faces
 from datasets.cache import CachedFaces
 from datasets.faces import Faces, Sample, side_pairs
-from datasets.images import pictures, read_image, read_photo, unread_pictures
+from datasets.images import pictures, read_image, read_photo, read_square, unread_pictures
 from datasets.masks import interpolated, on_borders, read_mask, why_absent
 from datasets.splits import open_any
 from utils.errors import UserError
@@ -161,6 +161,7 @@ def test_photos_that_are_read(tmp_path):
         assert (
             data.memory[i, :3] == np.asarray(photo.resize((8, 8), Image.BILINEAR)).transpose(2, 0, 1)
         ).all()
+        assert (data.memory[i, :3] == read_square(path, 8).numpy()).all()
 
 
 def test_photos_that_are_refused(tmp_path, monkeypatch):

@@ -254,7 +254,8 @@ def test_camvid_from_day_to_dusk(drive, complaint, capsys, tmp_path):
             file.write(f"train/{stem}.png trainannot/{stem}.png\n")
     out = tmp_path / "dusk"
     camvid_dusk.main(camvid_dusk.get_parser().parse_args([str(drive), str(out)]))
-    assert capsys.readouterr().out == f"{drive}/train/0001TP_006720.png\n", "the middle one of three"
+    assert (out / "photo.txt").read_text() == f"{drive}/train/0001TP_006720.png\n", "the middle one of three"
+    assert "2 photos by day, 3 at dusk to train on, 1 to test" in capsys.readouterr().out
     day, labels = open_faces(out / "day"), open_faces(out / "labels")
     assert ids_of(day) == ["train/0016E5_00390", "test/Seq05VD_f00000"]
     assert ids_of(day, "test") == ids_of(labels, "test") == ["test/0001TP_008550"]

@@ -24,7 +24,8 @@ def own(network, tmp_path):
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mean, std = (values.flatten(1) for values in style(features_after(model, images, 1)))
     rows = {"mean": mean, "std": std, "class": torch.full((6,), ANY), "phrase": ["own"] * 6}
-    about = {"classes": state["data"]["classes"], "patches": 1, "mix": "uniform", "relu": True, "flags": {}}
+    about = {"classes": state["data"]["classes"], "patches": 1, "mix": "uniform", "relu": True}
+    about["flags"] = {"images": 6, "seed": 0}
     checkpoint.save(tmp_path / "own.pt", **rows, **about, **network_of(model, 1))
     return tmp_path / "own.pt"
 
@@ -81,6 +82,12 @@ def test_mistakes(own, finetuned, complaint, tmp_path):
     assert "random: --like BANK says how far" in complaint(style_controls, *random)
     said = complaint(style_controls, *random, "--like", other)
     assert "other.pt: not of the images, network and stage of" in said
+    checkpoint.save(tmp_path / "seed.pt", **load_bank(own) | {"flags": {"images": 6, "seed": 1}})
+    said = complaint(style_controls, *random, "--like", tmp_path / "seed.pt")
+    assert "seed.pt: not of the images" in said and said.count("\n") == 1
+    before = own.read_bytes()
+    assert "own.pt: is there already" in complaint(style_controls, "random", own, "--like", own, "--out", own)
+    assert own.read_bytes() == before
     photo = ["photo", other, "--out", tmp_path / "new.pt"]
     assert "photo: --init CHECKPOINT and --photo FILE say of what" in complaint(style_controls, *photo)
     flags = ["--init", finetuned / "last.pt", "--photo", tmp_path / "photo.png"]
