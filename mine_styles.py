@@ -11,14 +11,12 @@ Expect: docs/styles.md   -> train_finetune.py --init runs/source/best.pt --style
 
 import pathlib
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tqdm import tqdm
 
 from datasets import batches, splits
-from datasets.images import read_image, to_float
+from datasets.images import read_square, to_float
 from datasets.synthetic import scheme_of
 from models import restore
 from models.styles import (
@@ -189,8 +187,7 @@ def embed_photos(paths, model, stage, size, device):
     """(P, 1, D): embeddings of photos, stretched to size x size."""
     rows = []
     for path in paths:
-        photo = read_image(path).resize((size, size), Image.BILINEAR)  # as `datasets.cache` does it
-        image = to_float(torch.tensor(np.asarray(photo), device=device).movedim(-1, 0)[None])
+        image = to_float(read_square(path, size).to(device)[None])
         with torch.no_grad():
             rows.append(embed(model, features_after(model, image, stage), stage))
     return torch.stack(rows)
