@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from datasets import batches, splits
+from datasets.faces import some
 from datasets.images import read_square, to_float
 from datasets.synthetic import scheme_of
 from models import restore
@@ -157,7 +158,9 @@ def read_targets(path, model, classes, per_class):
         rows = found["embeddings"]
         whole = rows.ndim == 2 and len(rows) == len(found["phrases"]) == len(found["classes"]) > 0
     if not whole or not rows.isfinite().all():
-        raise UserError(f"--targets {path}: no embedded phrases; recipes/embed_prompts.py writes them")
+        raise UserError(
+            f"--targets {path}: no embedded phrases; embed_prompts.py and tiny_clip.py in recipes/ write them"
+        )
     if not getattr(model, "embedding", None):
         raise UserError(
             f"--targets {path}: phrases need a parser on the encoder of a CLIP, clip_resnet50 or clip_unet; "
@@ -179,7 +182,10 @@ def read_targets(path, model, classes, per_class):
     names = classes if per_class else [None]
     for phrase, known in rows.items():
         if missing := [name for name in names if name not in known]:
-            raise UserError(f"--targets {path}: {phrase!r} is not embedded for {', '.join(missing)}")
+            raise UserError(
+                f"--targets {path}: {phrase!r} is not embedded for {', '.join(missing)}; embed it with "
+                "--classes-of the checkpoint"
+            )
     return list(rows), torch.stack([torch.stack([rows[p][name] for name in names]) for p in rows])
 
 
@@ -193,14 +199,21 @@ def embed_photos(paths, model, stage, size, device):
     return torch.stack(rows)
 
 
-def picture_of_similarity(history):
-    """(H, W, 3) uint8: cosine similarity to the target over the steps. history: (steps + 1, N)."""
+def picture_of_similarity(history, target):
+    """(H, W, 3) uint8: cosine similarity to the target over the steps. history: (steps + 1, N). target: what
+    it is called."""
     steps = range(len(history))
     curves = [("mean", steps, history.mean(1).tolist(), "line")]
     for percent in (90, 10):
         values = history.quantile(percent / 100, dim=1).tolist()
         curves.append((f"{percent}th percentile of the photos", steps, values, "line"))
-    return plot.chart(curves, "Features come nearer to the target", "step", "cosine similarity")
+    return plot.chart(curves, f"Similarity of features to: {target}", "step", "cosine similarity")
+
+
+def next_command(args):
+    frozen = f"--styles {args.out}/bank.pt --freeze backbone"
+    steps = f"--steps 300 --lr 1e-3 --out {args.out}_adapted"
+    return f"next:    python train_finetune.py --init {args.init} {frozen} {steps}"
 
 
 @torch.no_grad()
@@ -217,7 +230,7 @@ def picture_of_styles(model, bank, batch, about, device):
     handle.remove()
     colors = about["colors"]
     panels = {"photo": draw.photos_of(batch["image"]), "mask": draw.colorise(labels, colors)}
-    panels |= {"parser": draw.colorise(plain, colors), "restyled": draw.colorise(restyled, colors)}
+    panels |= {"parser": draw.colorise(plain, colors), "with a style": draw.colorise(restyled, colors)}
     return draw.grid(panels, colors, about["classes"])
 
 
@@ -249,6 +262,8 @@ def main(args):
     cli.refuse_without_effect(args, idle)
     if by_batch and args.patches > 1:
         raise UserError("--patches 3 --mix batch: MixStyle mixes whole images")
+    if args.per_class and args.patches == 1:
+        raise UserError("--per-class: needs --patches 3; most of a whole photo is always of the same class")
     init = checkpoint.load(args.init, target=("semantic", "panoptic"))
     trained = init["args"]
     classes = init["data"]["classes"]
@@ -264,6 +279,7 @@ def main(args):
         RunLog(out, vars(args)).close()
         checkpoint.save(out / "bank.pt", **none, phrase=[], relu=False, **about)
         print(f"wrote:   {out}/bank.pt: styles of the batch's other images, so that nothing is mined")
+        print(next_command(args))
         return
     inputs = cli.input_files(args, last)
     stop = dist.Stop()
@@ -305,7 +321,8 @@ def main(args):
     done = last["images"] if last else 0
     log = RunLog(out, vars(args), done if last else None)
     print(f"{faces.name} ({path}): {len(rows)} photos, after stage {stage} of {trained['model']}")
-    print(f"towards {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    towards = some([str(name) for name in names], 3)
+    print(f"towards {towards}")
     bar = tqdm(total=len(rows), initial=done, desc="mine", disable=None)
     while done < len(rows) and not stop.signal:
         batch = data[rows[done : done + args.batch_size]]
@@ -322,14 +339,20 @@ def main(args):
         turns = numbers % len(names)
         wanted = targets[turns, kinds if args.per_class else 0]
         mean, std, history = mine(features, wanted, positions.to(device), embedding_of, relu, args)
-        found = {"mean": mean, "std": std, "history": history.T, "class": kinds, "turn": turns}
+        own = torch.cat(style(features), 1).flatten(1)
+        moved = (torch.cat([mean, std], 1) - own).norm(dim=1) / own.norm(dim=1)
+        found = {"mean": mean, "std": std, "history": history.T, "moved": moved}
+        found |= {"class": kinds, "turn": turns}
         found = {key: value.cpu() for key, value in found.items()}
         mined = {key: torch.cat([mined[key], found[key]]) if mined else found[key] for key in found}
         if not mean.isfinite().all() or not std.isfinite().all():
             raise UserError(f"styles of photo {done + 1} on are not finite: lower --lr {args.lr:g}")
         done += count
         before, after = history[0].mean(), history[-1].mean()
-        log.scalars(done, **{"mine/cosine_before": before, "mine/cosine_after": after})
+        log.scalars(
+            done,
+            **{"mine/cosine_before": before, "mine/cosine_after": after, "mine/moved": moved.mean()},
+        )
         bar.update(count)
         state = {"script": "mine_styles.py", "args": vars(args), "inputs": inputs}
         checkpoint.save(out / "last.pt", **state, images=done, mined=mined)
@@ -345,19 +368,23 @@ def main(args):
     bank["phrase"] = [names[turn] for turn in mined["turn"].tolist()]
     bank |= {"relu": relu, **about}
     history = mined["history"].T
-    log.image(done, "mine/cosine", picture_of_similarity(history), "cosine.png")
+    log.image(done, "mine/cosine", picture_of_similarity(history, towards), "cosine.png")
     batch = data[rows[:SHOWN]]
     log.image(done, "mine/styles", picture_of_styles(model, bank, batch, init["data"], device), "styles.png")
     log.close()
     checkpoint.save(out / "bank.pt", **bank)
+    moved = mined["moved"].mean().item()
     print(
         f"cosine similarity to the target: {history[0].mean():.3f} before, {history[-1].mean():.3f} after "
-        f"{args.steps} steps; {len(bank['mean'])} styles of {len(rows)} photos",
-        f"wrote:   {out}/bank.pt; see {out}/cosine.png and {out}/styles.png",
-        f"next:    python train_finetune.py --init {args.init} --styles {out}/bank.pt --freeze backbone "
-        f"--steps 500 --out {out}_finetune",
-        sep="\n",
+        f"{args.steps} steps; {len(bank['mean'])} styles of {len(rows)} photos, which moved by {moved:.0%}"
     )
+    if not 0.1 < moved < 2:
+        print(f"too {'little' if moved < 1 else 'much'}, perhaps: try another --lr than {args.lr:g}")
+    if args.per_class:
+        counts = [int((bank["class"] == k).sum()) for k in range(len(classes))]
+        print("styles of " + ", ".join(f"{name} {n}" for name, n in zip(classes, counts, strict=True)))
+    print(f"wrote:   {out}/bank.pt; see {out}/cosine.png and {out}/styles.png")
+    print(next_command(args))
 
 
 # >>> shared: start

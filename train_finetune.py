@@ -392,7 +392,7 @@ def main(args):
     else:
         print(f"best.pt: step {done}, the last one, since nobody is held out")
     limit = f" --limit {args.limit} --seed {args.seed}" if args.limit else ""
-    if args.scenes or tells_instances:
+    if args.scenes or tells_instances or bank:
         print(f"next:    python evaluate.py --init {out}/best.pt")
     else:
         print(f"next:    python train_reward.py --init {out}/best.pt{limit} --out {out}_reward")

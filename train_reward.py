@@ -347,7 +347,7 @@ def main(args):
             mean_entropy = pixel_mean(*entropy(tempered, labels))
             loss = loss + F.relu(args.entropy_floor - mean_entropy) if args.entropy_floor else loss
         cosine = (
-            gradient_cosine(image_losses, list(model.parameters()))
+            gradient_cosine(image_losses, [p for p in model.parameters() if p.requires_grad])
             if log_now and not args.compile
             else math.nan
         )

@@ -363,6 +363,8 @@ def main(args):
             model = build_like(init, args.model, args.weights)
         else:
             model = copy.deepcopy(teachers[0]).requires_grad_(True)
+            if getattr(model, "embedding", None):  # of a CLIP, which no loss reads
+                model.embedding.requires_grad_(False)
         model.to(device, memory_format=torch.channels_last)
         if device.type == "cuda" and world > 1:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -223,8 +223,8 @@ def attach(model, bank, source, classes):
         )
     if any(p.requires_grad for p in model.stages[:stage].parameters()):
         raise UserError(
-            f"{source}: holds styles after stage {stage}, which would be trained away from them: freeze the "
-            f"backbone, or {stage} stages or more"
+            f"{source}: holds styles after stage {stage}, which would be trained away from them: --freeze "
+            f"backbone, or at least --freeze {stage}"
         )
     by_class = bool((bank["class"] != ANY).any())
     if by_class and bank["classes"] != list(classes):

@@ -2,8 +2,8 @@
 
 python recipes/tiny_clip.py train --out runs/tiny                20 minutes of two cores
 python recipes/tiny_clip.py embed --clip runs/tiny "a face at night" --out night.pt
-python recipes/tiny_clip.py embed --clip runs/tiny "the {class} of a face at night" --classes skin hair nose \
-    --out night.pt
+python recipes/tiny_clip.py embed --clip runs/tiny "the {class} of a face at night" \\
+    --classes-of runs/source/last.pt --out night_classes.pt
 
 Two encoders learn to give a photo and its caption the same embedding (Radford et al., 2021, 2103.00020): the
 stages of `--model clip_unet`, and a transformer over the few words that captions have. Photos are rendered

@@ -141,6 +141,7 @@ def test_a_bank_of_a_photo(mined, source, photo):
     assert bank["phrase"] == [str(photo)] * 16 and set(bank["class"].tolist()) == {ANY}
     assert bank["classes"] == weights(source)["data"]["classes"] and bank["stage"] == 1 and bank["relu"]
     rows = logged(mined)
+    assert all(0 < row["mine/moved"] < 2 for row in rows)
     assert [row["step"] for row in rows] == [4, 8, 12, 16]
     assert all(row["mine/cosine_after"] > row["mine/cosine_before"] for row in rows)
     for name in ("cosine.png", "styles.png"):
@@ -204,6 +205,9 @@ def test_words_by_class_train_a_head(call, source, folder, tmp_path):
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert same >= {key for key in before if key.startswith(("stages.", "embedding."))}
     assert "head.weight" not in same
+    # and the next script takes it
+    flags = ["--init", out / "last.pt", "--lr", "1e-6", "--steps", 1, "--batch-size", 4, "--device", "cpu"]
+    call("train_reward.py", *flags, "--out", tmp_path / "reward")
 
 
 def test_styles_act_in_training_and_in_a_run_that_goes_on(call, start, mined, source, tmp_path):
@@ -250,6 +254,7 @@ def test_mistakes_take_one_line(complaint, source, finetuned, mined, photo, fold
     other = embedded(tmp_path / "other.pt", source, tower="0")
     few = embedded(tmp_path / "few.pt", source, ["skin"])
     torch.save([1], tmp_path / "list.pt")
+    each = ["--per-class", "--patches", 3]
 
     def said(*flags):
         return complaint(mine_styles, *flags)
@@ -265,11 +270,12 @@ def test_mistakes_take_one_line(complaint, source, finetuned, mined, photo, fold
     assert "another CLIP" in said(*clip, "--targets", other)
     assert "no embedded phrases" in said(*clip, "--targets", tmp_path / "list.pt")
     assert "no such file" in said(*clip, "--targets", tmp_path / "none.pt")
-    assert "no phrase with {class}" in said(*clip, "--targets", words, "--per-class")
+    assert "no phrase with {class}" in said(*clip, "--targets", words, *each)
     assert "need --per-class" in said(*clip, "--targets", few)
+    assert "needs --patches 3" in said(*clip, "--targets", few, "--per-class")
     by_class = embedded(tmp_path / "classes.pt", source, weights(source)["data"]["classes"])
-    assert "6x6 features are too few" in said(*clip, "--targets", by_class, "--per-class", "--patches", 3)
-    assert "is not embedded for background" in said(*clip, "--targets", few, "--per-class")
+    assert "6x6 features are too few" in said(*clip, "--targets", by_class, *each)
+    assert "is not embedded for background" in said(*clip, "--targets", few, *each)
     assert "none.png: cannot be read" in said(*clip, "--photo", tmp_path / "none.png")
     assert not (tmp_path / "run").exists()
 
