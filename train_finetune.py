@@ -141,6 +141,8 @@ def main(args):
         )
     policy = load_policy(args.augment)
     bank = load_bank(args.styles) if args.styles else None
+    if bank and bank["mix"] == "batch" and args.batch_size == 1:
+        raise UserError(f"--batch-size 1: {args.styles} takes the styles of the batch's other images")
     inputs = cli.input_files(args, last)
     torch.manual_seed(args.seed)
     stop = dist.Stop()

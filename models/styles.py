@@ -194,7 +194,10 @@ def embed(model, features, stage):
 
 def load_bank(path):
     """The bank in a file. Raises UserError: missing, damaged, something else."""
-    bank = checkpoint.load(path, holds="mean")
+    try:
+        bank = checkpoint.load(path, holds="mean")
+    except UserError as error:
+        raise UserError(f"{error}; a bank is what mine_styles.py writes") from None
     rows = bank["mean"].shape if torch.is_tensor(bank["mean"]) else ()
     plain = {"phrase": list, "classes": list, "stage": int, "preprocess": str, "digest": str, "relu": bool}
     whole = len(rows) == 2 and bank.get("mix") in MIXES and isinstance(bank.get("patches"), int)

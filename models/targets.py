@@ -36,4 +36,4 @@ def save(path, rows, embeddings, tower, clip):
     found = {"phrases": [phrase for phrase, _, _ in rows], "classes": [name for _, name, _ in rows]}
     with files.whole(path) as file:
         torch.save({**found, "embeddings": embeddings, "tower": digest(tower), "clip": clip}, file)
-    print(f"wrote {path}")
+    print(f"wrote {path}: {len(rows)} embeddings of {' | '.join(dict.fromkeys(found['phrases']))}")

@@ -80,6 +80,10 @@ def photo_styles(bank, init, photos):
 def main(args):
     files.check_new(args.out)
     bank = load_bank(args.own)
+    if bank["flags"].get("lr", 0) > 1e-6:
+        raise UserError(
+            f"{args.own}: holds styles that were mined; mine_styles.py --steps 1 --lr 1e-12 keeps own ones"
+        )
     own = [bank["mean"], bank["std"]]
     if args.kind == "random":
         if not args.like:
