@@ -339,8 +339,8 @@ def main(args):
         turns = numbers % len(names)
         wanted = targets[turns, kinds if args.per_class else 0]
         mean, std, history = mine(features, wanted, positions.to(device), embedding_of, relu, args)
-        own = torch.cat(style(features), 1).flatten(1)
-        moved = (torch.cat([mean, std], 1) - own).norm(dim=1) / own.norm(dim=1)
+        before = torch.cat(style(features), 1).flatten(1)
+        moved = (torch.cat([mean, std], 1) - before).norm(dim=1) / before.norm(dim=1)
         found = {"mean": mean, "std": std, "history": history.T, "moved": moved}
         found |= {"class": kinds, "turn": turns}
         found = {key: value.cpu() for key, value in found.items()}
@@ -348,11 +348,8 @@ def main(args):
         if not mean.isfinite().all() or not std.isfinite().all():
             raise UserError(f"styles of photo {done + 1} on are not finite: lower --lr {args.lr:g}")
         done += count
-        before, after = history[0].mean(), history[-1].mean()
-        log.scalars(
-            done,
-            **{"mine/cosine_before": before, "mine/cosine_after": after, "mine/moved": moved.mean()},
-        )
+        figures = {"mine/cosine_before": history[0].mean(), "mine/cosine_after": history[-1].mean()}
+        log.scalars(done, **figures, **{"mine/moved": moved.mean()})
         bar.update(count)
         state = {"script": "mine_styles.py", "args": vars(args), "inputs": inputs}
         checkpoint.save(out / "last.pt", **state, images=done, mined=mined)
