@@ -3,7 +3,8 @@
     images/{name}.jpg    labels/{name}.png        or the same two below train/, val/ and test/,
                                                   or train/, val/ and test/ below the two
     {name}.jpg           {name}_mask.png          or both in one folder
-    unlabelled/{name}.jpg                         optional: photos nobody labelled
+    unlabelled/{name}.jpg                         optional: photos nobody labelled; with classes.json they may
+                                                  be all that there is
     classes.json                                  optional, but recommended:
 
     {"classes": ["background", "skin", "left eye", "right eye"],
@@ -67,12 +68,12 @@ def recognise(root):
         raise UserError(
             f"{root}: photos and masks both here and in {', '.join(nested)}/; keep one of the two"
         )
-    if not (here or nested):
+    unlabelled, photos = _one_of(root, UNLABELLED)
+    photos = photos or (_one_of(unlabelled, PHOTOS)[1] if unlabelled else {})
+    if not (here or nested or photos and os.path.isfile(os.path.join(root, "classes.json"))):
         return None
     info = _read_info(os.path.join(root, "classes.json"))
     found = [(split, *row) for split, rows in (here or nested).items() for row in rows]
-    unlabelled, photos = _one_of(root, UNLABELLED)
-    photos = photos or (_one_of(unlabelled, PHOTOS)[1] if unlabelled else {})
     found += [("unlabelled", stem, photo, None) for stem, photo in photos.items()]
 
     for key in ("groups", "yaw"):

@@ -1,6 +1,7 @@
-"""Augmented photos and masks as other tools want them: on disk."""
+"""Photos on disk as other tools want them: augmented with their masks, or as they are without."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -55,10 +56,43 @@ def write_folder(folder, faces, pairs):
             path.parent.mkdir(parents=True, exist_ok=True)
             draw.write(path, picture)
         groups[path.stem] = person
-    flips = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
-    what = {"classes": faces.classes, "flip_pairs": flips, "groups": groups}
-    write_whole(part / "classes.json", json.dumps(what) + "\n")
+    write_info(part, faces, groups, {})
     part.rename(folder)
+
+
+def write_samples(folder, samples, faces, masks=False):
+    """A data set of your own, in a new folder, of samples of any: photos as they are, in unlabelled/ and
+    without their masks; with `masks` in images/, and labels/ beside it. classes.json keeps what labels mean,
+    who is on each photo and, where known, its yaw."""
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: is there already; name another folder")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    images = part / ("images" if masks else "unlabelled")
+    images.mkdir(parents=True)
+    groups, yaw = {}, {}
+    for sample in samples:
+        stem = sample.id.replace("/", "__")
+        if stem in groups:
+            raise UserError(f"{folder}: two photos would be called {stem}; rename one of them")
+        shutil.copyfile(sample.image, images / (stem + os.path.splitext(sample.image)[1]))
+        if masks:
+            (part / "labels").mkdir(exist_ok=True)
+            mask = draw.index_mask(faces.read_label(sample), faces.colors)
+            draw.write(part / "labels" / f"{stem}.png", mask)
+        groups[stem] = sample.group
+        if sample.yaw is not None:
+            yaw[stem] = sample.yaw
+    write_info(part, faces, groups, yaw)
+    part.rename(folder)
+
+
+def write_info(folder, faces, groups, yaw):
+    """classes.json of a folder. groups, yaw: by the name of a photo."""
+    flips = [[faces.classes[a], faces.classes[b]] for a, b in faces.flip_pairs]
+    what = {"classes": faces.classes, "flip_pairs": flips, "groups": groups} | ({"yaw": yaw} if yaw else {})
+    write_whole(folder / "classes.json", json.dumps(what) + "\n")
 
 
 def write_pairs(data, faces, policy, seed, count, folder):
