@@ -4,8 +4,8 @@
     ops/champion.json       the row of the present champion, replaced in one go
     ops/history.jsonl       a row of each promotion and rollback
 
-A row is {"version", "sha256", "run", "event": "promotion" or "rollback", "time", "decision"}. champion.json is
-written first, so a kill may leave a champion whose row history.jsonl lacks: `recover` adds it. Who writes
+A row is {"version", "sha256", "run", "event": "promotion" or "rollback", "time", "decision"}. champion.json
+is written first, so a kill may leave a champion whose row history.jsonl lacks: `recover` adds it. Who writes
 holds the folder (`utils.files.lock`); who reads needs nothing.
 """
 
@@ -116,9 +116,7 @@ def recover(ops):
     present, _ = _named(ops)
     if _lacks(rows, present):
         jsonl.append(ops / "history.jsonl", present)
-        print(
-            f"{ops}: history.jsonl lacked the {present.get('event')} of version {present['version']}, added"
-        )
+        print(f"{ops}: history.jsonl lacked the champion, version {present['version']}; its row is added")
 
 
 def file_of(path):
