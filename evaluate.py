@@ -25,6 +25,7 @@ from datasets.synthetic import scheme_of
 from models import has_instances, restore
 from utils import checkpoint, class_metrics, cli, dist, draw, files, metrics, panoptic
 from utils.errors import UserError
+from utils.operate import store
 
 AS_THEY_ARE = "scored on photos as they are; --scenes N makes scenes of them"
 NOT_COUNTED = "no panoptic quality: photos as they are do not say whose a pixel is; --scenes 1 does"
@@ -211,6 +212,7 @@ def save_errors(folder, data, measured, classes):
 def main(args):
     # ---- setup ----
     rank, world, device = dist.init(args.device)
+    args.init = [store.file_of(file) for file in args.init]  # the champion of a folder of operate.py
     states = [checkpoint.load(file, target=None) for file in args.init]
     checkpoint.refuse_unlike("--init", args.init, states)
     state = states[0]

@@ -26,6 +26,7 @@ from utils import checkpoint, cli, dist, draw, files
 from utils.errors import UserError
 from utils.files import read_json
 from utils.instances import called, segments
+from utils.operate import store
 
 RESULTS = ("_mask", "_overlay")  # what a photo's results are called, behind its own name
 FACES = "_faces"  # beside these, where the network tells faces apart
@@ -43,7 +44,7 @@ def get_parser():
     boxes.add_argument("--box", type=float, nargs=4, metavar=("X", "Y", "W", "H"), help=box)
     boxes.add_argument("--boxes", metavar="FILE", help='the same of many: JSON {"file name": [x, y, w, h]}')
     g = p.add_argument_group("model")
-    g.add_argument("--init", metavar="FILE", required=True, help="checkpoint to predict with")
+    g.add_argument("--init", metavar="FILE", required=True, help="checkpoint, or folder of operate.py")
     size = (
         "of a network for scenes, side of its input, pixels, where it is not that of training; in a larger "
         "one large faces fall apart, in a smaller one small ones are missed: better train at this --size"
@@ -205,6 +206,7 @@ def classify(args, state, device):
 def main(args):
     # ---- setup ----
     _, _, device = dist.init(args.device)
+    args.init = store.file_of(args.init)  # the champion of a folder of operate.py
     state = checkpoint.load(args.init, target=None)
     if checkpoint.target_of(state) == "class":
         classify(args, state, device)

@@ -10,6 +10,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files import cannot_write, whole
+from utils.operate import store
 
 FORMAT = 2
 OLD = 1  # before a model held its normalisation; `load_state_dict` of models/ knows the names of then
@@ -56,8 +57,11 @@ def load(path, script=None, holds="model", target="semantic"):
     takes any. Raises UserError: missing, damaged, foreign, without `holds`, of another target, weights that
     are not finite."""
     path = pathlib.Path(path)
-    if path.is_dir() and (path / "best.pt").is_file():
-        raise UserError(f"{path}: is a folder; did you mean {path / 'best.pt'}?")
+    if path.is_dir():
+        champion = store.file_of(path)
+        meant = path / "best.pt" if champion == path else champion
+        if os.path.isfile(meant):
+            raise UserError(f"{path}: is a folder; did you mean {meant}?")
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; the training scripts write them")
     state = read(path)
