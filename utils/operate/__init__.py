@@ -1,1 +1,1 @@
-"""The operator: champions and their files, what is decided by, and its page."""
+"""What an operator of a face parser keeps, decides and shows: champions, verdicts, the page."""
