@@ -73,8 +73,10 @@ def number(value):
 
 
 def signed(value):
-    """A difference with its sign, such as +0.012."""
-    return f"{value:+.3f}".replace("-", "−") if known(value) else "unknown"
+    """A difference with its sign, such as +0.0120."""
+    if value == 0:
+        return "0"
+    return f"{value:+.4f}".replace("-", "−") if known(value) else "unknown"
 
 
 def table(caption, heads, rows, shown=RECENT):
@@ -106,7 +108,7 @@ def picture(array, alt, label, form="JPEG"):
 
 def marks():
     """The shapes that `use` elements of the charts refer to."""
-    shapes = "".join(f'<g id="{status}">{shape}</g>' for status, (shape, _) in MARKS.items())
+    shapes = "".join(f'<g id="{status}" class="mark">{shape}</g>' for status, (shape, _) in MARKS.items())
     return (
         f'<svg width="0" height="0" style="position: absolute" aria-hidden="true"><defs>{shapes}</defs></svg>'
     )

@@ -88,8 +88,7 @@ def distance(facts):
         return "<p>No batch has been watched yet.</p>"
     rows = [
         (
-            f"<b>{text(row['batch'])}</b> {word(row['status'])}",
-            text(row["time"]),
+            f"<b>{text(row['batch'])}</b> {word(row['status'])}<br>{text(row['time'])}",
             f"{code(row['photos'])}<br>{text(row['num_photos'])} photos, {text(row['people'])} people",
             f"{number(row['d_max'])} of {text(row['feature'])}",
             number(row["d_critical"]),
@@ -98,7 +97,7 @@ def distance(facts):
         )
         for row in reversed(facts["watch"])
     ]
-    heads = ("batch", "time", "photos", "largest D", "critical", "p", "verdict")
+    heads = ("batch", "photos", "largest D", "critical", "p", "verdict")
     return (
         "<p>D is the largest Kolmogorov-Smirnov distance of any feature: 0 where a batch is drawn like the "
         f"reference, 1 at most. Above the critical line (level {number(facts['alpha'])}) it is rejected.</p>"
@@ -125,11 +124,10 @@ def candidate(facts):
         return "<p>No candidate has been judged yet.</p>" + masks(facts)
     *earlier, newest = facts["decisions"]
     required = {"guard": -facts["delta"], "audit": 0}
-    heads = ("time", "verdict", "candidate", "batches", "guard", "audit", "why")
+    heads = ("verdict", "candidate", "batches", "guard", "audit", "why")
     rows = [
         (
-            text(row["time"]),
-            word(row["verdict"]),
+            f"{word(row['verdict'])}<br>{text(row['time'])}",
             f"{code(row['candidate'])}<br>{code(row['sha256'][:SHORT])}<br>number {text(row['k'])}",
             text(", ".join(map(str, row["batches"]))),
             *(bound(row[part], required[part]) for part in required),
@@ -153,7 +151,7 @@ def judged(heading, part, required):
     """One half of a judgement: its figures and a paired plot."""
     if part is None:
         return f"<div><h3>{heading}</h3><p>Not measured.</p></div>"
-    figures = f"{bound(part, required)}; {text(part['people'])} people, level {number(part['level'])}."
+    figures = f"{bound(part, required)}; people: {text(part['people'])}, level: {number(part['level'])}."
     return f"<div><h3>{heading}</h3><p>{figures}</p>{markup.paired(part, required)}</div>"
 
 
@@ -190,15 +188,14 @@ def history(versions):
         return "<p>No champion has been recorded yet.</p>"
     rows = [
         (
-            f"<b>{text(row['version'])}</b>",
-            text(row["time"]),
+            f"<b>{text(row['version'])}</b><br>{text(row['time'])}",
             f"{code(row['run'])}<br>{code(row['sha256'][:SHORT])}",
             text(row["decision"]),
             command(row["rollback"]) if row["rollback"] else "–",
         )
         for row in versions
     ]
-    heads = ("version", "time", "run", "decision", "to go back to it")
+    heads = ("version", "run", "decision", "to go back to it")
     return markup.table("Champions, the newest first", heads, rows)
 
 
