@@ -124,12 +124,13 @@ def candidate(facts):
         return "<p>No candidate has been judged yet.</p>" + masks(facts)
     *earlier, newest = facts["decisions"]
     required = {"guard": -facts["delta"], "audit": 0}
+    asked = f" It is candidate number {text(newest['k'])} on these audit photos." if newest["audit"] else ""
     heads = ("verdict", "candidate", "batches", "guard", "audit", "why")
     rows = [
         (
             f"{word(row['verdict'])}<br>{text(row['time'])}",
             f"{code(row['candidate'])}<br>{code(row['sha256'][:SHORT])}<br>number {text(row['k'])}",
-            text(", ".join(map(str, row["batches"]))),
+            text(", ".join(map(str, row["batches"])) or None),
             *(bound(row[part], required[part]) for part in required),
             text(row["why"]),
         )
@@ -138,8 +139,7 @@ def candidate(facts):
     return (
         f"<p>{word(newest['verdict'])}, {text(newest['time'])}: {text(newest['why'])}</p>"
         f"<p>{code(newest['candidate'])}<br>{code(newest['sha256'])}<br>"
-        f"Trained for batches {text(', '.join(map(str, newest['batches'])))}; candidate number "
-        f"{text(newest['k'])} that was judged on these audit photos.</p>"
+        f"Trained for batches: {text(', '.join(map(str, newest['batches'])) or None)}.{asked}</p>"
         f'<div class="halves">{judged("Guard: people of the old domain", newest["guard"], required["guard"])}'
         f"{judged('Audit: people of the new domain', newest['audit'], required['audit'])}</div>"
         + masks(facts)
@@ -176,9 +176,8 @@ def masks(facts):
         figures += "<figure>" + picture(each["photo"], f"photo {each['id']}", "photo")
         for model in ("champion", "candidate"):
             figures += picture(each[model], f"mask of the {model} on {each['id']}", model, "PNG")
-        figures += (
-            f"<figcaption>{code(each['id'])}: {each['share']:.1%} of pixels differ</figcaption></figure>"
-        )
+        share = f"{each['share']:.1%} of pixels differ"
+        figures += f"<figcaption>{code(each['id'])}: {share}</figcaption></figure>"
     heading = "<h3>Where champion and candidate disagree most</h3>"
     return f'{heading}<ul class="key">{key}</ul><div class="pictures three">{figures}</div>'
 
@@ -206,9 +205,10 @@ def lineage(models):
     tree, level = "", -1
     for model in models:
         depth = model["depth"]
-        tree += (
-            "<ul><li>" * (depth - level) if depth > level else "</li></ul>" * (level - depth) + "</li><li>"
-        )
+        if depth > level:
+            tree += "<ul><li>" * (depth - level)
+        else:
+            tree += "</li></ul>" * (level - depth) + "</li><li>"
         tree += f"<div><b>{text(model['what'])}</b> {code(model['out'])} {code(model['sha256'][:SHORT])}"
         tree += f'<br><span class="soft">{text(model["data"])}</span></div>'
         level = depth
