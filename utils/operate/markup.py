@@ -73,8 +73,10 @@ def number(value):
 
 
 def signed(value):
-    """A difference with its sign, such as +0.012."""
-    return f"{value:+.3f}".replace("-", "−") if known(value) else "unknown"
+    """A difference with its sign, such as +0.0120."""
+    if value == 0:
+        return "0"
+    return f"{value:+.4f}".replace("-", "−") if known(value) else "unknown"
 
 
 def table(caption, heads, rows, shown=RECENT):
@@ -106,10 +108,8 @@ def picture(array, alt, label, form="JPEG"):
 
 def marks():
     """The shapes that `use` elements of the charts refer to."""
-    shapes = "".join(f'<g id="{status}">{shape}</g>' for status, (shape, _) in MARKS.items())
-    return (
-        f'<svg width="0" height="0" style="position: absolute" aria-hidden="true"><defs>{shapes}</defs></svg>'
-    )
+    shapes = "".join(f'<g id="{status}" class="mark">{shape}</g>' for status, (shape, _) in MARKS.items())
+    return f'<svg class="unseen" width="0" height="0" aria-hidden="true"><defs>{shapes}</defs></svg>'
 
 
 def distances(watch):
@@ -139,16 +139,16 @@ def distances(watch):
             mark = f'<svg aria-hidden="true"><use href="#{status}" x="8" y="8"/></svg>'
             key.append(f"<li>{mark}{count} {status}: {meaning}</li>")
     label = f"Distances of {len(watch)} batches and their critical lines, as in the table below"
-    chart = (
-        f'<svg class="chart{" many" * (len(watch) > 60)}" role="img" aria-label="{label}">{under}{over}</svg>'
-    )
+    kind = "chart many" if len(watch) > 60 else "chart"
+    chart = f'<svg class="{kind}" role="img" aria-label="{label}">{under}{over}</svg>'
     return f'<ul class="key">{"".join(key)}</ul>{chart}'
 
 
 def paired(part, required):
     """A row and a dot for each person, candidate minus champion, below the mean with its lower bound.
 
-    part: {differences: {person: number}, mean, bound, ...}; required: what the bound must exceed, a line."""
+    part: as guard and audit in `page`; required: what the bound must exceed.
+    """
     differences, mean, bound = part["differences"], part["mean"], part["bound"]
     values = [value for value in (*differences.values(), mean, bound, required, 0) if known(value)]
     room = 0.06 * (max(values) - min(values)) or 0.01
@@ -168,17 +168,15 @@ def paired(part, required):
     rows = ""
     if known(mean):
         end, x = across(bound), across(mean)
-        drawn = line(end, MIDDLE, x, MIDDLE, "--blue", 3) + line(
-            end, MIDDLE - 6, end, MIDDLE + 6, "--blue", 3
-        )
-        rows += row("mean", mean, drawn + dot(x, "var(--blue)"), "mean")
+        bar = line(end, MIDDLE, x, MIDDLE, "--blue", 3)
+        stop = line(end, MIDDLE - 6, end, MIDDLE + 6, "--blue", 3)
+        rows += row("mean", mean, bar + stop + dot(x, "var(--blue)"), "mean")
     for person, value in sorted(differences.items(), key=lambda item: item[1]):
         rows += row(person, value, dot(across(value), "currentColor"), "person")
-    dashed = (
-        ", dashed: what the lower bound must exceed" if required else ", which the lower bound must exceed"
-    )
+    level = "0; dashed: what" if required else "0, which"
     caption = (
-        f"Candidate minus champion, the worst first. Bar: from the lower bound to the mean. Line: 0{dashed}."
+        "Candidate minus champion, the worst first. Bar: from the lower bound to the mean. "
+        f"Line: {level} the lower bound must exceed."
     )
     return f'<table class="paired"><caption>{caption}</caption><tbody>{rows}</tbody></table>'
 

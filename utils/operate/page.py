@@ -88,8 +88,7 @@ def distance(facts):
         return "<p>No batch has been watched yet.</p>"
     rows = [
         (
-            f"<b>{text(row['batch'])}</b> {word(row['status'])}",
-            text(row["time"]),
+            f"<b>{text(row['batch'])}</b> {word(row['status'])}<br>{text(row['time'])}",
             f"{code(row['photos'])}<br>{text(row['num_photos'])} photos, {text(row['people'])} people",
             f"{number(row['d_max'])} of {text(row['feature'])}",
             number(row["d_critical"]),
@@ -98,7 +97,7 @@ def distance(facts):
         )
         for row in reversed(facts["watch"])
     ]
-    heads = ("batch", "time", "photos", "largest D", "critical", "p", "verdict")
+    heads = ("batch", "photos", "largest D", "critical", "p", "verdict")
     return (
         "<p>D is the largest Kolmogorov-Smirnov distance of any feature: 0 where a batch is drawn like the "
         f"reference, 1 at most. Above the critical line (level {number(facts['alpha'])}) it is rejected.</p>"
@@ -125,13 +124,13 @@ def candidate(facts):
         return "<p>No candidate has been judged yet.</p>" + masks(facts)
     *earlier, newest = facts["decisions"]
     required = {"guard": -facts["delta"], "audit": 0}
-    heads = ("time", "verdict", "candidate", "batches", "guard", "audit", "why")
+    asked = f" It is candidate number {text(newest['k'])} on these audit photos." if newest["audit"] else ""
+    heads = ("verdict", "candidate", "batches", "guard", "audit", "why")
     rows = [
         (
-            text(row["time"]),
-            word(row["verdict"]),
+            f"{word(row['verdict'])}<br>{text(row['time'])}",
             f"{code(row['candidate'])}<br>{code(row['sha256'][:SHORT])}<br>number {text(row['k'])}",
-            text(", ".join(map(str, row["batches"]))),
+            text(", ".join(map(str, row["batches"])) or None),
             *(bound(row[part], required[part]) for part in required),
             text(row["why"]),
         )
@@ -140,8 +139,7 @@ def candidate(facts):
     return (
         f"<p>{word(newest['verdict'])}, {text(newest['time'])}: {text(newest['why'])}</p>"
         f"<p>{code(newest['candidate'])}<br>{code(newest['sha256'])}<br>"
-        f"Trained for batches {text(', '.join(map(str, newest['batches'])))}; candidate number "
-        f"{text(newest['k'])} that was judged on these audit photos.</p>"
+        f"Trained for batches: {text(', '.join(map(str, newest['batches'])) or None)}.{asked}</p>"
         f'<div class="halves">{judged("Guard: people of the old domain", newest["guard"], required["guard"])}'
         f"{judged('Audit: people of the new domain', newest['audit'], required['audit'])}</div>"
         + masks(facts)
@@ -153,7 +151,7 @@ def judged(heading, part, required):
     """One half of a judgement: its figures and a paired plot."""
     if part is None:
         return f"<div><h3>{heading}</h3><p>Not measured.</p></div>"
-    figures = f"{bound(part, required)}; {text(part['people'])} people, level {number(part['level'])}."
+    figures = f"{bound(part, required)}; people: {text(part['people'])}, level: {number(part['level'])}."
     return f"<div><h3>{heading}</h3><p>{figures}</p>{markup.paired(part, required)}</div>"
 
 
@@ -178,9 +176,8 @@ def masks(facts):
         figures += "<figure>" + picture(each["photo"], f"photo {each['id']}", "photo")
         for model in ("champion", "candidate"):
             figures += picture(each[model], f"mask of the {model} on {each['id']}", model, "PNG")
-        figures += (
-            f"<figcaption>{code(each['id'])}: {each['share']:.1%} of pixels differ</figcaption></figure>"
-        )
+        share = f"{each['share']:.1%} of pixels differ"
+        figures += f"<figcaption>{code(each['id'])}: {share}</figcaption></figure>"
     heading = "<h3>Where champion and candidate disagree most</h3>"
     return f'{heading}<ul class="key">{key}</ul><div class="pictures three">{figures}</div>'
 
@@ -190,15 +187,14 @@ def history(versions):
         return "<p>No champion has been recorded yet.</p>"
     rows = [
         (
-            f"<b>{text(row['version'])}</b>",
-            text(row["time"]),
+            f"<b>{text(row['version'])}</b><br>{text(row['time'])}",
             f"{code(row['run'])}<br>{code(row['sha256'][:SHORT])}",
             text(row["decision"]),
             command(row["rollback"]) if row["rollback"] else "–",
         )
         for row in versions
     ]
-    heads = ("version", "time", "run", "decision", "to go back to it")
+    heads = ("version", "run", "decision", "to go back to it")
     return markup.table("Champions, the newest first", heads, rows)
 
 
@@ -209,9 +205,10 @@ def lineage(models):
     tree, level = "", -1
     for model in models:
         depth = model["depth"]
-        tree += (
-            "<ul><li>" * (depth - level) if depth > level else "</li></ul>" * (level - depth) + "</li><li>"
-        )
+        if depth > level:
+            tree += "<ul><li>" * (depth - level)
+        else:
+            tree += "</li></ul>" * (level - depth) + "</li><li>"
         tree += f"<div><b>{text(model['what'])}</b> {code(model['out'])} {code(model['sha256'][:SHORT])}"
         tree += f'<br><span class="soft">{text(model["data"])}</span></div>'
         level = depth
