@@ -1,10 +1,12 @@
-"""FASSEG as a stream of photos that arrive, for operate_faces.sh: folders of your own below a new one.
+"""What operate_faces.sh needs of FASSEG: photos that come in, and a candidate that must be refused.
 
-    python recipes/operate_faces.py FOLDER OUT        FOLDER has V2 and V3 in it
+    python recipes/operate_faces.py photos FOLDER OUT             FOLDER has V2 and V3 in it
+    python recipes/operate_faces.py shuffle CHECKPOINT PHOTOS OUT
 
-V2's 64 people, without the test photos that are copies of training photos: 20 to train on, 12 who guard, both
-the reference, and 32 who arrive: by day, and darkened, in two batches. Then V3's seven training people in
-every pose, in two batches. audit_dark and audit_poses are photos of these batches with masks.
+photos: folders of your own below OUT. V2's 64 people, without test photos that are copies of training
+photos: 20 to train on, 12 who guard, both the reference, and 32 who come in: by day, and darkened, in two
+batches. Then V3's seven training people in every pose, in two batches. audit_dark and audit_poses are photos of
+these batches with masks. shuffle: photos, each with what the checkpoint says of the next one as its mask.
 """
 
 import argparse
@@ -18,9 +20,12 @@ import torch  # noqa: E402
 
 from datasets.cache import contents  # noqa: E402
 from datasets.faces import limit, rank  # noqa: E402
-from datasets.images import read_photo  # noqa: E402
+from datasets.images import read_photo, read_square, to_float  # noqa: E402
 from datasets.pairs import write_folder, write_samples  # noqa: E402
 from datasets.splits import open_any  # noqa: E402
+from models import restore  # noqa: E402
+from utils import checkpoint  # noqa: E402
+from utils.operate.store import file_of  # noqa: E402
 
 BRIGHTNESS = 0.55
 GUARD, AUDIT_DARK, AUDIT_POSES = 12, 8, 14  # photos
@@ -34,8 +39,8 @@ def dark(samples, faces):
         yield s.id.replace("/", "__"), image, torch.tensor(faces.read_label(s)), s.group
 
 
-def main(args):
-    source, out = pathlib.Path(args.folder), pathlib.Path(args.out)
+def write_photos(folder, out):
+    source, out = pathlib.Path(folder), pathlib.Path(out)
     out.mkdir(parents=True)
     v2, v3 = open_any(source / "V2"), open_any(source / "V3")
     train, test = v2.splits["train"], v2.splits["test"]
@@ -63,8 +68,32 @@ def main(args):
         print(f"{folder}: {len(photos)} photos of {len({s.group for s in photos})} people")
 
 
+def write_shuffled(file, photos, out):
+    state = checkpoint.load(file_of(file))
+    net = restore(state, "cpu")
+    faces = open_any(photos)
+    samples = faces.splits["unlabelled"]
+    faces.colors = state["data"]["colors"]
+
+    def pairs():
+        for s, other in zip(samples, samples[1:] + samples[:1], strict=True):
+            images = torch.stack([read_square(each.image, state["args"]["size"]) for each in (s, other)])
+            with torch.no_grad():
+                ids = net(to_float(images))["semantic"].argmax(1).byte()
+            yield pathlib.Path(s.image).stem, images[0], ids[1], s.group
+
+    write_folder(out, faces, pairs())
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("folder")
-    p.add_argument("out")
-    main(p.parse_args())
+    commands = p.add_subparsers(dest="command", required=True)
+    for name, words in {"photos": ("folder", "out"), "shuffle": ("checkpoint", "photos", "out")}.items():
+        command = commands.add_parser(name)
+        for word in words:
+            command.add_argument(word)
+    args = p.parse_args()
+    if args.command == "photos":
+        write_photos(args.folder, args.out)
+    else:
+        write_shuffled(args.checkpoint, args.photos, args.out)

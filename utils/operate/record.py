@@ -102,7 +102,7 @@ def facts(ops, time):
         "differences": pictures(ops / "differences", ("photo", "champion", "candidate")),
         "legend": list(zip(state["data"]["classes"], state["data"]["colors"], strict=True)),
         "decisions": [row | {"k": row["audit"]["k"]} for row in judged],
-        "lineage": ancestry(champion["sha256"], state.get("lineage")),
+        "lineage": ancestry(champion["sha256"], state.get("lineage", {})),
         "history": [row | {"rollback": way} for row, way in zip(history, ways_back, strict=True)][::-1],
     }
 
