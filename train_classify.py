@@ -24,7 +24,7 @@ from datasets.images import to_float
 from datasets.policies import POLICIES, at_step, load_policy, scaled
 from models import freeze, keep_frozen_eval, load_weights
 from models.classifier import build_classifier, carry_over, check_size
-from utils import checkpoint, class_metrics, cli, dist, draw
+from utils import checkpoint, class_metrics, cli, dist, draw, lineage
 from utils.errors import UserError
 from utils.log import RunLog
 
@@ -288,8 +288,14 @@ def main(args):
         best = last["best"]
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
+    named = cli.files_of(args, inputs)
+    starts = {args.init: init}
+    origin = lineage.origin(
+        "train_classify.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
+    )
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
+    lineage.begin(out, origin, vars(args), named)
     if rank == 0:
         print(f"{dataset.name} ({args.data}): {len(train)} train, {len(val) if val else 0} val")
         print(labelled.table(found), *dataset.notes, sep="\n  ")
@@ -326,6 +332,7 @@ def main(args):
                 **summary.kept(found),
             },
             "inputs": inputs,
+            "lineage": origin,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -431,7 +438,7 @@ def main(args):
     # ---- finish ----
     # >>> shared: finish
     bar.close()
-    log.close()
+    log.close(done == args.steps, signal)
     dist.finish()
     if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal

@@ -34,7 +34,7 @@ from models import (
 )
 from models.normalise import PREPROCESS
 from models.styles import attach, load_bank
-from utils import checkpoint, cli, dist, draw, instances, metrics, panoptic
+from utils import checkpoint, cli, dist, draw, instances, lineage, metrics, panoptic
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.losses import LOSSES
@@ -214,8 +214,14 @@ def main(args):
     evaluated = average if args.ema else model
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
+    named = cli.files_of(args, inputs)
+    starts = {args.init: init, args.styles: bank}
+    origin = lineage.origin(
+        "train_finetune.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
+    )
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
+    lineage.begin(out, origin, vars(args), named)
     if rank == 0:
         mixed = f" + {args.synthetic:.0%} synthetic" if args.synthetic else ""
         scenes = f", scenes of up to {args.scenes} faces of these photos" if args.scenes else ""
@@ -254,6 +260,7 @@ def main(args):
                 **summary.kept(found),
             },
             "inputs": inputs,
+            "lineage": origin,
             "model": model.state_dict(),
             "ema": average.state_dict() if average else None,
             "optimizer": optimizer.state_dict(),
@@ -379,7 +386,7 @@ def main(args):
     # ---- finish ----
     # >>> shared: finish
     bar.close()
-    log.close()
+    log.close(done == args.steps, signal)
     dist.finish()
     if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal

@@ -27,7 +27,7 @@ from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.policies import at_step, load_policy, without_regularisers
 from models import restore
-from utils import checkpoint, cli, dist, draw, losses, metrics, rng
+from utils import checkpoint, cli, dist, draw, lineage, losses, metrics, rng
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.rewards.policy_gradient import credit, divergence, entropy, gradient_cosine, policy_loss, sample
@@ -237,8 +237,14 @@ def main(args):
         scaler.load_state_dict(last["scaler"])
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
+    named = cli.files_of(args, inputs)
+    starts = {args.init: init}
+    origin = lineage.origin(
+        "train_reward.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
+    )
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
+    lineage.begin(out, origin, vars(args), named)
 
     # >>> shared: predict
     def predict(images, by=None):
@@ -281,6 +287,7 @@ def main(args):
             "before": before,
             "data": {"path": args.data, **label_info(faces), **summary.kept(found)},
             "inputs": inputs,
+            "lineage": origin,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -415,7 +422,7 @@ def main(args):
     # ---- finish ----
     # >>> shared: finish
     bar.close()
-    log.close()
+    log.close(done == args.steps, signal)
     dist.finish()
     if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal

@@ -28,7 +28,7 @@ from datasets.augmentation import augment
 from datasets.images import to_float
 from datasets.policies import at_step, load_policy
 from models import restore
-from utils import checkpoint, cli, dist, draw, rng
+from utils import checkpoint, cli, dist, draw, lineage, rng
 from utils.errors import UserError
 from utils.files import file_of
 from utils.log import RunLog
@@ -318,8 +318,14 @@ def main(args):
     if last:
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
+    named = cli.files_of(args, inputs)
+    starts = {args.init: init}
+    origin = lineage.origin(
+        "train_scores.py", args.out, found, dict.fromkeys(found, args.unlabelled), named, starts, last
+    )
     log = RunLog(out, vars(args), first if last else None)
     log.json("data.json", found)
+    lineage.begin(out, origin, vars(args), named)
 
     # >>> shared: predict
     def predict(images, by=None):
@@ -340,6 +346,7 @@ def main(args):
             "before": before,
             "data": {**label_info, **summary.kept(found)},
             "inputs": inputs,
+            "lineage": origin,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -462,7 +469,7 @@ def main(args):
     # ---- finish ----
     # >>> shared: finish
     bar.close()
-    log.close()
+    log.close(done == args.steps, signal)
     dist.finish()
     if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal

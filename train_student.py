@@ -31,7 +31,7 @@ from datasets.policies import POLICIES, at_step, load_policy
 from datasets.synthetic import scheme_of
 from models import build_like, freeze, keep_frozen_eval, load_weights, restore
 from models.classifier import check_size, without_domains
-from utils import checkpoint, class_metrics, cli, dist, draw, metrics, rng
+from utils import checkpoint, class_metrics, cli, dist, draw, lineage, metrics, rng
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.losses import LOSSES
@@ -408,8 +408,13 @@ def main(args):
     evaluated = average if args.ema else model
     if args.ema:
         teachers = [average]
+    named = cli.files_of(args, inputs)
+    paths = {"train": args.data, "val": args.data, "unlabelled": args.unlabelled}
+    starts = dict(zip(args.teacher, states, strict=True))
+    origin = lineage.origin("train_student.py", args.out, found, paths, named, starts, last)
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
+    lineage.begin(out, origin, vars(args), named)
     had = init["args"].get("limit")
     if had and not args.limit and len(train) > had:
         faces.notes.append(f"--limit: the teacher had {had} labelled photos, the student has {len(train)}")
@@ -431,6 +436,7 @@ def main(args):
             "best": best,
             "data": {"path": args.data, **meaning, **summary.kept(found)},
             "inputs": inputs,
+            "lineage": origin,
             "model": model.state_dict(),
             "ema": average.state_dict() if average else None,
             "optimizer": optimizer.state_dict(),
@@ -617,7 +623,7 @@ def main(args):
     # ---- finish ----
     # >>> shared: finish
     bar.close()
-    log.close()
+    log.close(done == args.steps, signal)
     dist.finish()
     if signal and done < args.steps:
         return cli.stopped(signal, done, out) if rank == 0 else 128 + signal

@@ -39,15 +39,16 @@ class CachedFaces:
     uint8, too, as `Faces.read_instance` gives it; see `instances_of`.
 
     counts: (N, K + 1) int64, pixels of each class and, last, of 255 in each mask as it is on disk; zeros
-    where there is none. sizes: (N, 2) int64, width and height of each photo, upright. digests: N hex strings,
-    of what each photo and its mask hold. digest: of what labels mean, ids and digests. notes: for the user.
+    where there is none. sizes: (N, 2) int64, width and height of each photo, upright. contents: N times 16
+    hex digits, of what the file of each photo holds. digests: the same of what each photo and its mask hold.
+    digest: of what labels mean, ids and digests. notes: for the user.
     """
 
     def __init__(self, faces, samples, size, instances=False):
         self.ids, self.paths = [s.id for s in samples], [s.image for s in samples]
         self.groups, self.yaws = [s.group for s in samples], [s.yaw for s in samples]
         self.target = faces.target
-        self.digests = digests_of(samples, instances)
+        self.contents, self.digests = digests_of(samples, instances)
         unused = () if instances else ("things", "scenes")
         meaning = {key: value for key, value in label_info(faces).items() if key not in unused}
         self.digest = _hash([meaning, self.ids, self.digests])
@@ -139,7 +140,7 @@ def build(faces, samples, size, path, digests, instances=False):
                 f"{faces.name}: masks look interpolated: six ids or more show on borders alone, in all of "
                 f"{len(samples)} masks; resize masks with nearest"
             )
-        if digests_of(samples, instances) != digests:
+        if digests_of(samples, instances)[1] != digests:
             raise UserError(f"{faces.name}: photos or masks changed while they were read; start again")
         notes = []
         if turned:
@@ -300,17 +301,18 @@ def _sweep():
 
 
 def digests_of(samples, instances=False):
-    """16 hex digits for each sample, of what its files hold; with `instances` of its mask of ids, too. The
-    name of a mask counts: of part masks it says the part."""
+    """(contents, digests), each 16 hex digits for each sample: of its photo's file, and of all that its files
+    hold, with `instances` the mask of ids, too. The name of a mask counts: of part masks it says the part."""
     listed = [[*s.label] if isinstance(s.label, tuple | list) else [s.label] for s in samples]
     if instances:
         listed = [[*label, s.instance] for s, label in zip(samples, listed, strict=True)]
     paths = [part for s, label in zip(samples, listed, strict=True) for part in (s.image, *label)]
     found = contents([part for part in paths if isinstance(part, str)])
     known = lambda part: [os.path.basename(part), found[part]] if isinstance(part, str) else repr(part)
-    return [
+    digests = [
         _hash([found[s.image], *map(known, label)])[:16] for s, label in zip(samples, listed, strict=True)
     ]
+    return [found[s.image][:16] for s in samples], digests
 
 
 def contents(paths):

@@ -294,12 +294,15 @@ def load(images, split, size, seed=0, count=None, device="cpu"):
         return Labelled(images, samples, size, memory, range(len(rows)), held, [(size, size)] * len(rows))
     if images.pixels is not None:
         known = _contents(images, samples)
+        held = [known[i] for i in rows]
         sizes = [images.pixels.shape[:1:-1]] * len(rows)
-        return Labelled(images, samples, size, images.pixels, rows, [known[i] for i in rows], sizes)
+        return Labelled(
+            images, samples, size, images.pixels, rows, held, sizes, [digest[:16] for digest in held]
+        )
     plain = Faces("images", [], [], [], {}, None, target=None)
     cached = CachedFaces(plain, [s._replace(label=None) for s in samples], size)
-    held, sizes = cached.digests, cached.sizes
-    return Labelled(images, samples, size, cached.memory, range(len(rows)), held, sizes, rows, cached.notes)
+    memory, held, sizes, known = cached.memory, cached.digests, cached.sizes, cached.contents
+    return Labelled(images, samples, size, memory, range(len(rows)), held, sizes, known, rows, cached.notes)
 
 
 def limit(samples, n, seed):
@@ -348,19 +351,21 @@ class Labelled:
     """Images as batches. `data[[3, 1]]` -> {"image": (2, 3, S, S) uint8, "class": (2,) int64, "domain": (2,)
     int64 where there are domains, "index": (2,)}; without labels there is neither.
 
-    targets: {"class": (N,) int64, "domain": ...}. digests: N hex strings, of what each image holds, its class
-    and domain. digest: of what labels mean, ids and digests. counts: (N, K + 1) int64, 1 at the class. sizes:
-    (N, 2), width and height of each image. domains: {name: how many images}. paths: where images are files.
-    notes: for the user.
+    targets: {"class": (N,) int64, "domain": ...}. contents: N times 16 hex digits, of what each image, or its
+    file, holds; None of shapes, which are rendered. digests: N hex strings, of that, the class and domain.
+    digest: of what labels mean, ids and digests. counts: (N, K + 1) int64, 1 at the class. sizes: (N, 2),
+    width and height of each image. domains: {name: how many images}. paths: where images are files. notes:
+    for the user.
     """
 
-    def __init__(self, images, samples, size, memory, rows, held, sizes, paths=None, notes=()):
+    def __init__(self, images, samples, size, memory, rows, held, sizes, contents=None, paths=None, notes=()):
         self.size, self.memory = size, memory  # (M, 1 or 3, H, W) uint8; resized when they are asked for
         self.rows = np.asarray(rows)  # (N,) of `memory`
         self.ids, self.groups = [s.id for s in samples], [s.group for s in samples]
         self.yaws = [None] * len(samples)
         if paths is not None:
             self.paths = paths
+        self.contents = contents
         self.sizes, self.notes = np.array(sizes), list(notes)
         self.targets, self.domains = {}, {}
         self.counts = np.zeros((len(samples), len(images.classes) + 1), np.int64)

@@ -1,6 +1,7 @@
 """What the splits of a run hold: counted before the first step, shown, kept, and compared on resume."""
 
 import collections
+import hashlib
 import json
 
 import numpy as np
@@ -21,14 +22,13 @@ def inspect(splits, classes, key="semantic"):
     facts: `photos`, `people`, how many photos were `counted`; `pixels` and `photos_with` {class: count};
     `pixels_ignored`, which nobody labelled; `sizes` {"256x256": photos}; `aspects`, the smallest, median and
     largest width / height; `ids` and `digests` of the photos, and `digest` of all that training would notice;
-    `domains` {name: images} of images with classes, where "pixels" are images; `notes` for the user.
+    `domains` {name: images} of images with classes, where "pixels" are images; `sha256` and `contents`, see
+    `identify`; `notes` for the user.
     """
     found = {split: _facts(data, classes, key) for split, data in splits.items() if data is not None}
     sources = {split: getattr(data, "source", data) for split, data in splits.items()}
-    read = [data for split in ("train", "val") if hasattr(data := sources.get(split), "paths")]
-    read = [
-        data for data in read if not hasattr(data, "targets")
-    ]  # of images with classes `open_images` says it
+    read = [data for split in ("train", "val") if getattr(data := sources.get(split), "contents", None)]
+    read = [data for data in read if not hasattr(data, "targets")]  # `open_images` says it of images
     if len(read) == 2 and (copies := _copies(*read)):
         said = f"{len(copies)} of its photos are in train, too, byte for byte: its figures flatter"
         found["val"]["notes"].append(f"{said} ({some(copies, 3)})")
@@ -37,9 +37,8 @@ def inspect(splits, classes, key="semantic"):
 
 def _copies(train, val):
     """["val/b = train/a", ...] of photos with the same content in two data sets."""
-    digests = contents([*train.paths, *val.paths])
-    first = {digests[path]: name for path, name in zip(train.paths, train.ids, strict=True)}
-    pairs = [(name, first.get(digests[path])) for path, name in zip(val.paths, val.ids, strict=True)]
+    first = dict(zip(train.contents, train.ids, strict=True))
+    pairs = [(name, first.get(held)) for held, name in zip(val.contents, val.ids, strict=True)]
     return [f"{one} = {other}" for one, other in pairs if other]
 
 
@@ -56,9 +55,8 @@ def _facts(made, classes, key):
     aspects = getattr(made, "aspects", sizes[:, 0] / sizes[:, 1])
     names = [f"{width}x{height}" for width, height in sizes.tolist()]
     return {
-        "photos": len(data),
+        **identify(data, classes),
         "counted": len(counts),
-        "people": len(set(data.groups)) if hasattr(data, "groups") else len(data),
         "pixels": dict(zip(classes, counts.sum(0)[:-1].tolist(), strict=True)),
         "photos_with": dict(zip(classes, (counts > 0).sum(0)[:-1].tolist(), strict=True)),
         "pixels_ignored": int(counts[:, -1].sum()),
@@ -69,6 +67,42 @@ def _facts(made, classes, key):
         "digest": getattr(made, "digest", None),
         "domains": dict(getattr(data, "domains", {})),
         "notes": list(getattr(made, "notes", [])),
+    }
+
+
+def identify(data, classes, rows=None):
+    """What data is, and which files it is made of, as `utils.lineage` keeps it: `photos`, `people`; `sha256`
+    of the class names and, whatever their order, of ids, people, and what photos and masks hold; `contents`,
+    16 hex digits of what each photo's file holds. The last two are None and [] of data that is rendered.
+    Scenes: of the photos that they are made of.
+
+    rows: which ones; None: all.
+    """
+    data = getattr(data, "source", data)
+    if getattr(data, "contents", None) is None:
+        groups = getattr(data, "groups", range(len(data)))
+        groups = groups if rows is None else [groups[row] for row in rows]
+        return {"photos": len(groups), "people": len(set(groups)), "sha256": None, "contents": []}
+    columns = data.ids, data.groups, data.digests, data.contents
+    if rows is not None:
+        columns = [[column[row] for row in rows] for column in columns]
+    return _identity(classes, *columns)
+
+
+def identify_photos(photos):
+    """As `identify`, of photos without masks, each taken for a person of its own: {id: path}."""
+    found = contents(list(photos.values()))
+    digests = [found[path][:16] for path in photos.values()]
+    return _identity([], list(photos), list(photos), digests, digests)
+
+
+def _identity(classes, ids, groups, digests, contents):
+    held = sorted(zip(map(str, ids), map(str, groups), digests, strict=True))
+    return {
+        "photos": len(held),
+        "people": len(set(groups)),
+        "sha256": hashlib.sha256(json.dumps([list(classes), held]).encode()).hexdigest(),
+        "contents": [digest for digest in contents if digest],  # "" of a file that cannot be read
     }
 
 

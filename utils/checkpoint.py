@@ -8,6 +8,7 @@ import zipfile
 
 import torch
 
+from utils import lineage
 from utils.errors import UserError
 from utils.files import cannot_write, whole
 from utils.operate import store
@@ -179,6 +180,8 @@ def fault_of(state, resumed=False):
         return "it has no list of its domains, which may be empty"
     if not all(torch.is_tensor(v) for v in state["model"].values()):
         return "its model is no dict of tensors"
+    if "lineage" in state and (fault := lineage.fault_of(state["lineage"])):
+        return fault
     for key in ("model", "optimizer") if resumed else ("model",):
         if name := not_finite(state[key]):
             return f"{name} of the {key} holds values that are not finite"

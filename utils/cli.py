@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from utils import checkpoint, dist, files
+from utils import checkpoint, dist, files, lineage
 from utils.errors import UserError
 from utils.log import open_run
 
@@ -24,6 +24,7 @@ SCENES = "scenes of one to N faces instead of photos as they are; 0: as they are
 IDS = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
 # flags that may change when a run is resumed; of data that has moved, contents are compared (but scores are
 # kept by the path of a photo, so photos to ask about stay where they are)
+WRITTEN = ("json", "onnx", "photos")  # flags of files that are written, or that are digested as data
 RESUMABLE = ("resume", "out", "device", "workers", "data", "ids")
 
 
@@ -203,11 +204,20 @@ def as_flags(values):
 
 
 def run(main, args):
-    """Call `main(args)`; what a user can mend becomes one line on stderr and exit status 2."""
+    """Call `main(args)` and end with its status; what a user can mend becomes one line on stderr and 2."""
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what no encoding does
         stream.reconfigure(errors="backslashreplace")
+    status = 1  # of an error that nobody expected
     try:
-        sys.exit(main(args))
+        status = _status(main, args)
+    finally:
+        lineage.finish(status)
+    sys.exit(status)
+
+
+def _status(main, args):
+    try:
+        return main(args) or 0
     except UserError as error:
         message = str(error)
     except OSError as error:  # of a file that nobody expected to fail: a full disk, a folder taken away
@@ -218,10 +228,10 @@ def run(main, args):
             raise
     except KeyboardInterrupt:  # where a script does not stop by itself: see `dist.Stop`
         print("stopped by Ctrl-C; the same command goes on where it can", file=sys.stderr)
-        sys.exit(130)
+        return 130
     files.release()
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    return 2
 
 
 def _known(error):
@@ -292,6 +302,20 @@ def input_files(args, last=None, but=()):
     paths = {files.file_of(word) or word for word in words if isinstance(word, str)}
     found = {path: files.sha256(path) for path in sorted(paths) if os.path.isfile(path)}
     return (last or {}).get("inputs", {}) | found
+
+
+def files_of(args, known=()):
+    """{path: {"flag", "sha256"}} of the files that flags name, for `utils.lineage`. known: {path: sha256},
+    what `input_files` has found."""
+    found = {}
+    for flag, value in vars(args).items():
+        if flag in WRITTEN:
+            continue
+        for word in value if isinstance(value, list) else [value]:
+            path = isinstance(word, str) and (files.file_of(word) or word)
+            if path and (path in known or os.path.isfile(path)):
+                found[path] = {"flag": flag, "sha256": known[path] if path in known else files.sha256(path)}
+    return found
 
 
 def refuse_idle_data_flags(given, args, faces):

@@ -1,5 +1,6 @@
 """A run folder: args.json, metrics.jsonl and TensorBoard events, in step on resume."""
 
+import functools
 import json
 import math
 import os
@@ -8,8 +9,13 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
 from utils import dist, draw, jsonl
@@ -40,6 +46,7 @@ class RunLog:
         threading.excepthook = _tell_once
         # what TensorBoard shows of later steps is another run's, or of this one before it was killed
         self.board = SummaryWriter(self.out, purge_step=0 if resumed is None else resumed + 1)
+        self._session(metadata.SESSION_START_INFO_TAG, session_start_info=session_start(flags))
 
     def scalars(self, step, **values):
         """One line of metrics.jsonl and one TensorBoard scalar each. NaN (nothing to score) is left
@@ -67,9 +74,38 @@ class RunLog:
         if self.active:
             self.board.add_histogram(name, values, step)
 
-    def close(self):
-        if self.active:
-            self.board.close()
+    def close(self, done=True, signal=0):
+        """done: whether the run has done all that it was to do. signal: which stopped it; it may go on then,
+        and is one session of TensorBoard's, which takes the first end for the last."""
+        if not self.active:
+            return
+        if done or not signal:
+            status = Status.STATUS_SUCCESS if done else Status.STATUS_FAILURE
+            end = {"status": status, "end_time_secs": time.time()}
+            self._session(metadata.SESSION_END_INFO_TAG, session_end_info=end)
+        self.board.close()
+
+    def _session(self, tag, **what):
+        """A record for TensorBoard's table of runs, HParams. Without that of an "experiment", which would
+        name the columns of one run, all flags and figures of all runs become columns."""
+        content = HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **what).SerializeToString()
+        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content)
+        value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
+        self.board.file_writer.add_summary(Summary(value=[value]))
+
+
+def session_start(flags):
+    """{name: value} as TensorBoard's SessionStartInfo takes it: numbers, yes or no, and text, of lists their
+    words. None is left out: as text beside another run's number it would turn the column into text, whose
+    filter hides the run with the number."""
+    kinds = {bool: "bool_value", int: "number_value", float: "number_value"}
+    values = {}
+    for name, value in flags.items():
+        if isinstance(value, list):
+            value = " ".join(map(str, value)) or "none"
+        if value is not None:
+            values[name] = {kinds.get(type(value), "string_value"): value}
+    return {"hparams": values, "start_time_secs": time.time()}
 
 
 def _tell_once(error):
@@ -103,6 +139,7 @@ def open_run(out, resume):
     return out
 
 
+@functools.cache
 def git_commit():
     """The commit of this code, `-dirty` where files differ; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -77,10 +77,8 @@ def test_a_split_without_a_labelled_pixel_is_refused():
     assert refusal(summary.refuse_empty, found) == "val: no labelled pixel in 2 masks, all are 255"
 
 
-def test_photos_that_are_in_train_and_in_val_are_told(tmp_path):
-    for name, content in {"a": b"1", "b": b"2", "c": b"1", "d": b"3"}.items():
-        (tmp_path / name).write_bytes(content)
-    train, val = (with_(paths=[str(tmp_path / n) for n in two], ids=two) for two in ("ab", "cd"))
+def test_photos_that_are_in_train_and_in_val_are_told():
+    train, val = with_(ids="ab", contents=["1", "2"]), with_(ids="cd", contents=["1", "3"])
     found = found_in(train=train, val=val)
     said = "1 of its photos are in train, too, byte for byte: its figures flatter (c = a)"
     assert found["val"]["notes"] == [said] and said in summary.table(found)

@@ -1,0 +1,163 @@
+"""Who came from what: lineage.json in a run folder, and what a checkpoint keeps of its ancestors."""
+
+import datetime
+import hashlib
+import json
+import pathlib
+import resource
+import sys
+
+import torch
+
+from utils import dist, jsonl
+from utils.errors import UserError
+from utils.files import read_json, sha256, write_whole
+from utils.log import git_commit
+
+NAME = "lineage.json"
+FREE = ("out", "resume", "device", "workers")  # flags that do not change what a run computes
+OWN = ("script", "out", "commit", "data", "parents")  # of a checkpoint, that its descendants keep
+# what changes after the end, is another run's, or nobody reads
+NO_OUTPUTS = (NAME, "data.json", "metrics.jsonl", ".lock", "*.tmp", "events.out.tfevents.*")
+begun = []  # (lineage.json, its record, files of the run or None) of the run of this process
+
+
+def origin(script, out, found, paths, files, starts, last=None):
+    """What the checkpoints of a run keep, plain data and a tensor: `script`, `out`, `commit`; `data` {split:
+    {"path", "sha256", "photos", "people"}}; `parents`, the sha256 of each file that the run begins from or
+    is taught by; `ancestors` {sha256: the same of it, and its "step"} of all that are known, of any age;
+    `seen` (N, 8) uint8, the first bytes of the sha256 of each photo's file that was used by any of them.
+
+    found: {split: what `summary.identify` of datasets/ says}. paths: {split: path}. files: {path:
+    {"sha256"}}, see `cli.files_of`. starts: {path: checkpoint} that the run begins from; a path that is None
+    is left out, and a checkpoint is None where it was not read. last: the one that the run goes on from: what
+    it keeps, stays.
+    """
+    if last and "lineage" in last:
+        return last["lineage"]
+    known = {path: state for path, state in starts.items() if path in files}
+    ancestors = {}
+    photos = {digest for facts in found.values() for digest in facts["contents"]}
+    for path, state in known.items():
+        if state:
+            own = state.get("lineage", {"script": state.get("script"), "parents": []})
+            ancestors |= own.get("ancestors", {})
+            ancestors[files[path]["sha256"]] = {k: own.get(k) for k in OWN} | {"step": state.get("step")}
+            photos |= seen(state)
+    rows = [list(bytes.fromhex(digest)) for digest in sorted(photos)]
+    facts = {split: {k: of[k] for k in ("sha256", "photos", "people")} for split, of in found.items()}
+    return {
+        "script": script,
+        "out": str(out),
+        "commit": git_commit(),
+        "data": {split: {"path": paths[split], **facts[split]} for split in found},
+        "parents": [files[path]["sha256"] for path in known],
+        "ancestors": ancestors,
+        "seen": torch.tensor(rows, dtype=torch.uint8).view(-1, 8),
+    }
+
+
+def seen(state):
+    """The photos that a checkpoint or any ancestor of it has used, as 16 hex digits each, the first of the
+    sha256 of the photo's file. Empty where the checkpoint is older than this."""
+    rows = state.get("lineage", {}).get("seen", torch.empty(0, 8))
+    return {row.tobytes().hex() for row in rows.numpy()}
+
+
+def record(origin, flags, files):
+    """What lineage.json says as a run begins. flags: {name: value}. files: as for `origin`."""
+    counted = {name: value for name, value in flags.items() if name not in FREE}
+    canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
+    return {
+        "script": origin["script"],
+        "out": flags.get("out", origin["out"]),
+        "commit": git_commit(),
+        "args": flags,
+        "args_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
+        "data": origin["data"],
+        "files": files,
+        "parents": origin["parents"],
+        "outputs": {},
+        "figures": {},
+        "started": _now(),
+        "ended": None,
+        "cpu_seconds": None,
+        "exit": None,
+        "earlier": [],
+    }
+
+
+def begin(folder, origin, flags, files, outputs=None):
+    """Write lineage.json, which keeps the one that was there as `earlier`; see `record`. outputs: the files
+    that this run may write; None: all that the folder will hold."""
+    if not dist.is_first():
+        return
+    path = pathlib.Path(folder) / NAME
+    made = record(origin, flags, files)
+    if path.is_file():
+        before = read_json(path)
+        if not isinstance(before, dict) or not isinstance(before.get("earlier"), list):
+            raise UserError(f"{path}: was not written by these scripts; move it, or name another folder")
+        made["earlier"] = [*before.pop("earlier"), before]
+    begun[:] = [(path, made, outputs)]
+    _write(path, made)
+
+
+def finish(status):
+    """Write lineage.json of the run of this process, where one has begun, as it ends. A fault is a line on
+    stderr: nothing fails by it."""
+    if not begun:
+        return
+    path, made, outputs = begun.pop()
+    try:
+        folder = path.parent
+        if outputs is None:
+            outputs = [each for each in folder.iterdir() if not any(map(each.match, NO_OUTPUTS))]
+        files = sorted(each for each in outputs if each.is_file())
+        made["outputs"] = {str(each.relative_to(folder)): sha256(each) for each in files}
+        made["figures"] = figures(folder)
+        _write(path, ended(made, status))
+    except (OSError, UserError) as error:
+        print(f"{path}: its end was not written: {error}", file=sys.stderr)
+
+
+def ended(made, status):
+    """A `record` of what has ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in spent)
+    return made | {"ended": _now(), "cpu_seconds": round(seconds, 2), "exit": status}
+
+
+def figures(folder):
+    """{"step", "mean_f1", ...} of the last validation in metrics.jsonl, and under "best" those of the step of
+    best.pt; {} where nothing was validated."""
+    rows = {}
+    for row in jsonl.read(folder / "metrics.jsonl", {"step": int}):
+        if values := {k.removeprefix("val/"): v for k, v in row.items() if k.startswith("val/")}:
+            rows[row["step"]] = {"step": row["step"], **values}
+    if not rows:
+        return {}
+    best = folder / "best.pt"
+    if best.is_file():  # mapped, so that no weight is read
+        step = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["step"]
+        return {**rows[max(rows)], "best": rows.get(step, {"step": step})}
+    return rows[max(rows)]
+
+
+def fault_of(own):
+    """What a checkpoint's lineage lacks, in words; None if it lacks nothing."""
+    kinds = {"script": str, "data": dict, "parents": list, "ancestors": dict}
+    if not isinstance(own, dict) or not all(isinstance(own.get(k), kind) for k, kind in kinds.items()):
+        return "its lineage is no list of ancestors"
+    rows = own.get("seen")
+    if not torch.is_tensor(rows) or rows.dtype != torch.uint8 or rows.shape[1:] != (8,):
+        return "its lineage does not say which photos it has seen"
+    return None
+
+
+def _now():
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _write(path, made):
+    write_whole(path, json.dumps(made, indent=1) + "\n")
