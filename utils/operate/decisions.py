@@ -67,10 +67,11 @@ def verdict(guard, audit, k, alpha, delta):
     kept = _summary(guard, GUARD_LEVEL)
     won = _summary(audit, level(alpha, k)) | {"k": k}
     harmless, gains = kept["bound"] > -delta, won["bound"] > 0
-    why = (
-        f"guard: {_told(kept)}, {'above' if harmless else 'not above'} {-delta:+.4f}; "
-        f"audit: {_told(won)}, {'above' if gains else 'not above'} 0, as candidate {k} on these people"
-    )
+    sides = [
+        f"guard: {_told(kept)}, {'above' if harmless else 'not above'} {-delta:+.4f}",
+        f"audit: {_told(won)}, {'above' if gains else 'not above'} 0, as candidate {k} on these people",
+    ]
+    why = f"{'better' if harmless and gains else 'not shown to be better'}: {'; '.join(sides)}"
     return {"better": harmless and gains, "why": why, "guard": kept, "audit": won}
 
 
@@ -95,6 +96,6 @@ def _told(found):
     if found["people"] < 2:
         return f"people: {found['people']}, too few for a bound"
     return (
-        f"{found['mean']:+.4f} on the mean of {found['people']} people, with a lower bound of "
-        f"{found['bound']:+.4f} at a level of {found['level']:.2g}"
+        f"{found['mean']:+.4f} on average over {found['people']} people, lower bound {found['bound']:+.4f} "
+        f"(level {found['level']:.2g})"
     )

@@ -114,7 +114,7 @@ def recover(ops):
         stray.unlink(missing_ok=True)
     rows = jsonl.read(ops / "history.jsonl", NEEDS)
     present, _ = _named(ops)
-    if _lacks(rows, present):
+    if _lacks(rows, present) and not _fault(ops, present):
         jsonl.append(ops / "history.jsonl", present)
         print(f"{ops}: history.jsonl lacked the champion, version {present['version']}; its row is added")
 

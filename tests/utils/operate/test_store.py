@@ -205,6 +205,8 @@ def test_champion_json_names_a_file_that_is_not_there(ops):
     (ops / "champion.json").write_text(json.dumps(row))
     number, line = serves(ops)
     assert number == 13 and "version 4: store/../../champion.pt is not there" in line
+    store.recover(ops)
+    assert versions(ops) == [1, 2, 3], "nobody served as version 4"
 
 
 def test_a_torn_history_is_mended_by_who_holds_the_folder(ops, capsys):
@@ -226,21 +228,23 @@ def test_no_champion_at_all(ops, tmp_path):
     for path in (ops / "store").iterdir():
         path.unlink()
     assert "versions that are whole: none" in refusal(store.champion, ops)
-    assert "champion.json: no such file" in refusal(store.champion, tmp_path / "none").lower()
+    assert "champion.json: cannot be read" in refusal(store.champion, tmp_path / "none")
     assert store.file_of(tmp_path) == tmp_path and store.file_of("best.pt") == "best.pt"
 
 
 FULL_DISK = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[1])
+sys.dont_write_bytecode = True  # of what is imported under the limit: Python would cut it
 from utils.errors import UserError
 from utils.operate import store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit = int(sys.argv[4])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
 try:
     store.promote(*sys.argv[2:4], "better", lambda path: None)
 except UserError as error:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
     print(error)
 """
 
@@ -274,10 +278,7 @@ def test_scripts_take_the_champion(call, complaint, finetuned, folder, tmp_path)
     file = store.champion(ops)["path"]
     flags = ["--data", folder, "--split", "val", "--device", "cpu"]
     said = call("evaluate.py", "--init", ops, *flags).stdout
-    assert (
-        file in said
-        and said.splitlines()[1:-1] == call("evaluate.py", "--init", file, *flags).stdout.splitlines()[1:-1]
-    )
+    assert file in said and said == call("evaluate.py", "--init", file, *flags).stdout
     photo, out = folder / "images" / "0.png", tmp_path / "out"
     call("predict.py", "--init", ops, photo, "--out", out, "--device", "cpu")
     assert list(out.glob("*overlay.png"))
