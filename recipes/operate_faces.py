@@ -5,7 +5,7 @@
 
 photos: folders of your own below OUT. V2's 64 people, without test photos that are copies of training
 photos: 20 to train on, 12 who guard, both the reference, and 32 who come in: by day, and darkened, in two
-batches. Then V3's seven training people in every pose, in two batches. audit_dark and audit_poses are photos of
+batches. Then V3's seven training people in every pose, in two batches. audit_dark and audit_poses: photos of
 these batches with masks. shuffle: photos, each with what the checkpoint says of the next one as its mask.
 """
 
