@@ -9,14 +9,15 @@ from utils.errors import UserError
 from utils.files import cannot_write, write_whole
 
 
-def read(path, needs):
+def read(path, needs, mend=True):
     """The rows of a file, dicts with the keys and kinds of `needs`, {key: type}; [] where there is no file.
-    Other lines are dropped from it, and it says so."""
+    Other lines are dropped from it, and it says so; with mend=False, for who may not write, the file stays
+    as it is."""
     path = pathlib.Path(path)
     lines = path.read_bytes().splitlines() if path.is_file() else []
     rows = [(_loads(line), line) for line in lines]
     kept = [(row, line) for row, line in rows if all(isinstance(row.get(k), t) for k, t in needs.items())]
-    if damaged := len(lines) - len(kept):
+    if mend and (damaged := len(lines) - len(kept)):
         write_whole(path, b"".join(line + b"\n" for _, line in kept))
         print(f"{path}: {damaged} damaged of {len(lines)} lines dropped")
     return [row for row, _ in kept]
