@@ -18,6 +18,7 @@ count in no mean, and are named.
 import collections
 import difflib
 import functools
+import itertools
 import json
 import math
 import os
@@ -61,46 +62,55 @@ def get_parser():
 # ---- which runs are a row
 
 
-def settings(run, made, folders, users, below=()):
+def settings(run, made, folders, seeds, below=()):
     """{flag: plain value} of what tells a run from others: no `FREE` flag, none that is off. A file that a
-    known run wrote is that run's settings; any other is its path, without the seed where the seed chose it,
-    else with its digest.
+    known run wrote is that run's settings. Any other is its path, with SEED where runs of other seeds were
+    given files so named; where none was, with its digest.
 
-    made: `makers`. folders: {path: run}. users: {path: seeds of the runs that were given it}. below: folders
-    of the runs that began from this one.
+    made: `makers`. folders: {path: run}. seeds: {pattern: seeds of the runs that were given such a path}.
+    below: folders of the runs that began from this one.
     """
-    seed = re.compile(rf"(?<!\d){run['args'].get('seed')}(?!\d)")
     below = (*below, run["folder"])
 
     def meaning(word):
         path = path_of(word)
         digest = run["files"].get(path, {}).get("sha256")
-        if not (digest or path and path.endswith((".pt", ".json"))):
+        if not (digest or path.endswith((".pt", ".json"))):
             return word
         maker = made[digest][0] if digest in made else folders.get(os.path.realpath(os.path.dirname(path)))
         if maker and maker["folder"] not in below:
-            return [maker["script"], settings(maker, made, folders, users, below), os.path.basename(path)]
-        return seed.sub("SEED", word) if len(users[path]) == 1 and seed.search(path) else [word, digest]
+            return [maker["script"], settings(maker, made, folders, seeds, below), os.path.basename(path)]
+        pattern = max(patterns(path, run["args"].get("seed")), key=lambda pattern: len(seeds[pattern]))
+        return [word, digest] if pattern == path else pattern
 
     kept = {k: v for k, v in run["args"].items() if k not in FREE and v not in (None, False, [])}
     return {k: [*map(meaning, v)] if isinstance(v, list) else meaning(v) for k, v in kept.items()}
 
 
 def path_of(word):
-    """The path that a value of a flag may be; None of numbers."""
-    return (files.file_of(word) or word) if isinstance(word, str) else None
+    """The path that a value of a flag may be; "" of numbers."""
+    return (files.file_of(word) or word) if isinstance(word, str) else ""
+
+
+def patterns(path, seed):
+    """The path, and what it is with SEED in one or more of the places where the seed stands in it."""
+    parts = re.split(rf"(?<!\d){seed}(?!\d)", path, maxsplit=6)
+    for between in itertools.product([str(seed), "SEED"], repeat=len(parts) - 1):
+        yield "".join(itertools.chain(*zip(parts, [*between, ""], strict=True)))
 
 
 def all_settings(runs):
     """Give each run its `settings`."""
-    users = collections.defaultdict(set)
+    seeds = collections.defaultdict(set)
     for run in runs:
+        seed = run["args"].get("seed")
         for value in run["args"].values():
             for word in value if isinstance(value, list) else [value]:
-                users[path_of(word)].add(run["args"].get("seed"))
+                for pattern in patterns(path_of(word), seed):
+                    seeds[pattern].add(seed)
     made, folders = makers(runs), {os.path.realpath(run["folder"]): run for run in runs}
     for run in runs:
-        run["settings"] = settings(run, made, folders, users)
+        run["settings"] = settings(run, made, folders, seeds)
 
 
 def differing(runs):
@@ -328,7 +338,8 @@ def main(args):
     all_settings(runs)
     groups = collections.defaultdict(list)
     for run in runs:
-        groups[args.figure or chosen_by(run)].append(run)
+        has = not args.figure or args.figure in run["shown"] or trouble(run)
+        groups[(args.figure or chosen_by(run)) if has else None].append(run)
     tables = [tabulate(name, found, by, args.baseline) for name, found in groups.items()]
     if args.html:
         files.write_whole(args.html, page(f"Runs in {' '.join(args.folders)}", tables))

@@ -343,7 +343,7 @@ def contents(paths):
 
 
 def read_again():
-    """From now on this process trusts no manifest: it reads each file once, and tells nobody what it found."""
+    """From now on this process trusts no manifest: it reads each file once, and keeps that to itself."""
     global own
     own = {}
 

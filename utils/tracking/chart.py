@@ -25,10 +25,11 @@ def ancestry(path, runs):
             continue
         run, name = made.get(child, (None, None))
         facts = known.get(child) or run or {}
-        nodes[child] = _about(child, facts, f"{run['folder']}/{name}" if run else None, named.get(child))
-        given = dict.fromkeys(facts.get("parents", []), "")
-        for path, file in (run or {}).get("files", {}).items():
-            named[file["sha256"]] = path
+        today = f"{run['folder']}/{name}" if run and child != digest else None
+        nodes[child] = _about(child, facts, today, named.get(child))
+        given = dict.fromkeys(facts.get("parents") or [], "")
+        for given_path, file in (run or {}).get("files", {}).items():
+            named[file["sha256"]] = given_path
             given[file["sha256"]] = file["flag"]
         edges |= {(parent, child): flag for parent, flag in given.items()}
         waiting += given
@@ -42,7 +43,7 @@ def ancestry(path, runs):
     number = {key: f"n{i}" for i, key in enumerate(nodes)}
     lines = ["```mermaid", "flowchart TD"]
     for key, texts in nodes.items():
-        begin, end = ("[(", ")]") if texts is key else ("[", "]")
+        begin, end = ("[(", ")]") if isinstance(key, tuple) else ("[", "]")
         lines.append(f'    {number[key]}{begin}"{"<br>".join(map(_escaped, texts))}"{end}')
     for (parent, child), flag in edges.items():
         lines.append(f"    {number[parent]} --{'>' if not flag else f'>|{flag}|'} {number[child]}")

@@ -14,11 +14,11 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align:
 td:first-child { border-left: 5px solid var(--row); }
 th { font-weight: 600; }
 svg { display: block; margin-top: 1rem; max-width: 100%; height: auto; }
-svg polyline { fill: none; stroke: var(--row); stroke-width: 1.5; }
+svg polyline { fill: none; stroke: var(--row); stroke-width: 2; stroke-linecap: round; }
 svg rect { fill: none; stroke: var(--line); }
 svg text { fill: currentColor; font-size: 11px; }
 """
-WIDTH, HEIGHT, MARGIN = 640, 220, 46  # of the curves, pixels
+WIDTH, HEIGHT, MARGIN = 640, 220, 56  # of the curves, pixels
 
 
 def markdown(table):
@@ -68,7 +68,9 @@ def _curves(rows):
     y = lambda value: HEIGHT - 22 - (value - low) / ((high - low) or 1) * (HEIGHT - 34)
     lines = [
         f'<polyline style="{_color(i)}" points="'
-        + " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line)
+        + " ".join(
+            f"{x(step):.1f},{y(value):.1f}" for step, value in line + line[-1:]
+        )  # one point shows, too
         + f'"><title>{html.escape(name)}</title></polyline>'
         for i, runs in enumerate(rows)
         for name, line in runs.items()
