@@ -35,7 +35,7 @@ from datasets.images import to_float
 from datasets.operations import GEOMETRY, UNITS
 from datasets.pairs import preview, write_pairs
 from models import restore
-from utils import checkpoint, cli, dist, draw, metrics
+from utils import checkpoint, cli, dist, draw, lineage, metrics
 from utils.engine import decisions, report, runs
 from utils.errors import UserError
 from utils.files import read_json, write_whole
@@ -242,6 +242,9 @@ def main(args):
     runs.begin(out, vars(args), {"photos": list(row_of), "files": files})
     ledger = runs.Ledger(out / "arms.jsonl")
     log = RunLog(out, vars(args))
+    named = cli.files_of(args)
+    origin = lineage.origin("augment.py", args.out, held, {"train": args.data}, named, {})
+    lineage.begin(out, origin, vars(args), named)
     same = as_words(data=args.data, size=args.size, seed=args.seed, batch_size=args.batch_size, amp=args.amp)
     model = as_words(model=args.model)
     # a fold may lack a class that the others have

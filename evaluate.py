@@ -18,12 +18,12 @@ import shlex
 
 import torch
 
-from datasets import batches, labelled, splits
+from datasets import batches, labelled, splits, summary
 from datasets.faces import label_info
 from datasets.images import to_float
 from datasets.synthetic import scheme_of
 from models import has_instances, restore
-from utils import checkpoint, class_metrics, cli, dist, draw, files, metrics, panoptic
+from utils import checkpoint, class_metrics, cli, dist, draw, files, lineage, metrics, panoptic
 from utils.errors import UserError
 
 AS_THEY_ARE = "scored on photos as they are; --scenes N makes scenes of them"
@@ -258,6 +258,12 @@ def main(args):
         data = batches.load(found, split, trained["size"], device=device, instances=bool(heads))
     else:
         data = labelled.load(found, split, trained["size"])
+    if args.json:
+        named = cli.files_of(args)
+        held = {split: summary.identify(data, classes)}
+        starts = dict(zip(args.init, states, strict=True))
+        origin = lineage.origin("evaluate.py", args.json, held, {split: path}, named, starts)
+        record = lineage.record(origin, vars(args), named)
 
     # ---- model ----
     networks = [restore(state, device, file) for state, file in zip(states, args.init, strict=True)]
@@ -296,6 +302,7 @@ def main(args):
     if rank:
         return
     if args.json:  # before a word is said, which `head` may cut short
+        result["lineage"] = lineage.ended(record, 0)
         files.write_whole(args.json, json.dumps(result, indent=2) + "\n")
     people = f" of {len(set(data.groups))} people" if parses and not found.scenes else ""
     what = f"scenes of up to {found.scenes} faces" if parses and found.scenes else f"images{people}"

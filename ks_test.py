@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from datasets import policies
+from datasets import policies, summary
 from datasets.augmentation import augment
 from datasets.operations import SWITCHES
 from datasets.sides import open_side, refuse_copies, trained_on
 from models import build_model, restore
-from utils import checkpoint, cli, dist, rng
+from utils import checkpoint, cli, dist, lineage, rng
 from utils.engine import runs
 from utils.errors import UserError
 from utils.files import sha256, write_whole
@@ -314,6 +314,12 @@ def main(args):
 
     # ---- test ----
     log = RunLog(out, vars(args))
+    sides = {"real": real} | ({"other": other} if other else {})
+    held = {side: summary.identify(photos, photos.classes) for side, photos in sides.items()}
+    named = cli.files_of(args)
+    paths = {"real": args.real, "other": args.other}
+    origin = lineage.origin("ks_test.py", args.out, held, paths, named, {args.init: state})
+    lineage.begin(out, origin, vars(args), named)
     alpha = args.alpha
     count = args.permutations
     pool = table(unchanged)

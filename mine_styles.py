@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import batches, splits
+from datasets import batches, splits, summary
 from datasets.faces import some
 from datasets.images import read_square, to_float
 from datasets.synthetic import scheme_of
@@ -34,7 +34,7 @@ from models.styles import (
     split,
     style,
 )
-from utils import checkpoint, cli, dist, draw, plot, rng
+from utils import checkpoint, cli, dist, draw, lineage, plot, rng
 from utils.errors import UserError
 from utils.log import RunLog, open_run
 
@@ -277,7 +277,10 @@ def main(args):
     if by_batch:
         none = {"mean": torch.empty(0, 0), "std": torch.empty(0, 0), "class": torch.empty(0).long()}
         RunLog(out, vars(args)).close()
-        checkpoint.save(out / "bank.pt", **none, phrase=[], relu=False, **about)
+        named = cli.files_of(args)
+        origin = lineage.origin("mine_styles.py", args.out, {}, {}, named, {args.init: init})
+        lineage.begin(out, origin, vars(args), named)
+        checkpoint.save(out / "bank.pt", **none, phrase=[], relu=False, lineage=origin, **about)
         print(f"wrote:   {out}/bank.pt: styles of the batch's other images, so that nothing is mined")
         print(next_command(args))
         return
@@ -319,7 +322,14 @@ def main(args):
     check_patches(features, args, embedding_of)
     mined = last["mined"] if last else None
     done = last["images"] if last else 0
+    held = {"train": summary.identify(data, classes, rows)}
+    if args.photo:
+        held["photo"] = summary.identify_photos({name: name for name in args.photo})
+    named = cli.files_of(args, inputs)
+    paths = {"train": path, "photo": " ".join(args.photo or [])}
+    origin = lineage.origin("mine_styles.py", args.out, held, paths, named, {args.init: init}, last)
     log = RunLog(out, vars(args), done if last else None)
+    lineage.begin(out, origin, vars(args), named)
     print(f"{faces.name} ({path}): {len(rows)} photos, after stage {stage} of {trained['model']}")
     towards = some([str(name) for name in names], 3)
     print(f"towards {towards}")
@@ -351,11 +361,11 @@ def main(args):
         figures = {"mine/cosine_before": history[0].mean(), "mine/cosine_after": history[-1].mean()}
         log.scalars(done, **figures, **{"mine/moved": moved.mean()})
         bar.update(count)
-        state = {"script": "mine_styles.py", "args": vars(args), "inputs": inputs}
+        state = {"script": "mine_styles.py", "args": vars(args), "inputs": inputs, "lineage": origin}
         checkpoint.save(out / "last.pt", **state, images=done, mined=mined)
     bar.close()
     if done < len(rows):
-        log.close()
+        log.close(False, stop.signal)
         return cli.stopped(stop.signal, done, out)
 
     # ---- finish ----
@@ -363,7 +373,7 @@ def main(args):
         raise UserError(f"{path}: no patch of these photos is labelled")
     bank = {key: mined[key] for key in ("mean", "std", "class")}
     bank["phrase"] = [names[turn] for turn in mined["turn"].tolist()]
-    bank |= {"relu": relu, **about}
+    bank |= {"relu": relu, "lineage": origin, **about}
     history = mined["history"].T
     log.image(done, "mine/cosine", picture_of_similarity(history, towards), "cosine.png")
     batch = data[rows[:SHOWN]]

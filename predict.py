@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import crops, splits
+from datasets import crops, splits, summary
 from datasets.faces import some
 from datasets.images import SUFFIXES, pictures, read_image, read_square, to_float, unread_pictures
 from models import has_instances, restore
 from models.export import OPSET, write_onnx
-from utils import checkpoint, cli, dist, draw, files
+from utils import checkpoint, cli, dist, draw, files, lineage
 from utils.errors import UserError
 from utils.files import read_json
 from utils.instances import called, segments
@@ -168,6 +168,15 @@ def class_map(logits, height, width):
     return ids.numpy()
 
 
+def begin_lineage(args, state, photos, outputs):
+    """Say in --out which photos are parsed with which checkpoint, and later what became of them."""
+    named = cli.files_of(args)
+    held = {"photos": summary.identify_photos(photos)}
+    paths = {"photos": " ".join(args.photos)}
+    origin = lineage.origin("predict.py", args.out, held, paths, named, {args.init: state})
+    lineage.begin(args.out, origin, vars(args), named, outputs)
+
+
 @torch.no_grad()
 def classify(args, state, device):
     """Write guesses.json: {file name: {"class": {name: probability, the likeliest first}, "domain": ...}}."""
@@ -183,6 +192,7 @@ def classify(args, state, device):
     names = {"class": state["data"]["classes"], "domain": state["data"]["domains"]}
     size = state["args"]["size"]
     model = restore(state, device, args.init)
+    begin_lineage(args, state, photos, [out / "guesses.json"])
     guesses, faults = {}, []
     for name, path in tqdm(photos.items(), "classifying", disable=None):
         try:
@@ -269,6 +279,7 @@ def main(args):
 
     # ---- model ----
     model = restore(state, device, args.init)
+    begin_lineage(args, state, photos, [*written, *([out / "faces.json"] if apart else [])])
 
     # ---- finish ----
     def read(name):

@@ -288,14 +288,14 @@ def main(args):
         best = last["best"]
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
-    files = cli.files_of(args, inputs)
+    named = cli.files_of(args, inputs)
     starts = {args.init: init}
     origin = lineage.origin(
-        "train_classify.py", args.out, found, dict.fromkeys(found, args.data), files, starts, last
+        "train_classify.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
     )
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
-    lineage.begin(out, origin, vars(args), files)
+    lineage.begin(out, origin, vars(args), named)
     if rank == 0:
         print(f"{dataset.name} ({args.data}): {len(train)} train, {len(val) if val else 0} val")
         print(labelled.table(found), *dataset.notes, sep="\n  ")

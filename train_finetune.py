@@ -214,14 +214,14 @@ def main(args):
     evaluated = average if args.ema else model
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
-    files = cli.files_of(args, inputs)
+    named = cli.files_of(args, inputs)
     starts = {args.init: init, args.styles: bank}
     origin = lineage.origin(
-        "train_finetune.py", args.out, found, dict.fromkeys(found, args.data), files, starts, last
+        "train_finetune.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
     )
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
-    lineage.begin(out, origin, vars(args), files)
+    lineage.begin(out, origin, vars(args), named)
     if rank == 0:
         mixed = f" + {args.synthetic:.0%} synthetic" if args.synthetic else ""
         scenes = f", scenes of up to {args.scenes} faces of these photos" if args.scenes else ""

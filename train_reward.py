@@ -237,14 +237,14 @@ def main(args):
         scaler.load_state_dict(last["scaler"])
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
-    files = cli.files_of(args, inputs)
+    named = cli.files_of(args, inputs)
     starts = {args.init: init}
     origin = lineage.origin(
-        "train_reward.py", args.out, found, dict.fromkeys(found, args.data), files, starts, last
+        "train_reward.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
     )
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
-    lineage.begin(out, origin, vars(args), files)
+    lineage.begin(out, origin, vars(args), named)
 
     # >>> shared: predict
     def predict(images, by=None):

@@ -318,14 +318,14 @@ def main(args):
     if last:
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
-    files = cli.files_of(args, inputs)
+    named = cli.files_of(args, inputs)
     starts = {args.init: init}
     origin = lineage.origin(
-        "train_scores.py", args.out, found, dict.fromkeys(found, args.unlabelled), files, starts, last
+        "train_scores.py", args.out, found, dict.fromkeys(found, args.unlabelled), named, starts, last
     )
     log = RunLog(out, vars(args), first if last else None)
     log.json("data.json", found)
-    lineage.begin(out, origin, vars(args), files)
+    lineage.begin(out, origin, vars(args), named)
 
     # >>> shared: predict
     def predict(images, by=None):

@@ -408,13 +408,13 @@ def main(args):
     evaluated = average if args.ema else model
     if args.ema:
         teachers = [average]
-    files = cli.files_of(args, inputs)
+    named = cli.files_of(args, inputs)
     paths = {"train": args.data, "val": args.data, "unlabelled": args.unlabelled}
     starts = dict(zip(args.teacher, states, strict=True))
-    origin = lineage.origin("train_student.py", args.out, found, paths, files, starts, last)
+    origin = lineage.origin("train_student.py", args.out, found, paths, named, starts, last)
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)
-    lineage.begin(out, origin, vars(args), files)
+    lineage.begin(out, origin, vars(args), named)
     had = init["args"].get("limit")
     if had and not args.limit and len(train) > had:
         faces.notes.append(f"--limit: the teacher had {had} labelled photos, the student has {len(train)}")

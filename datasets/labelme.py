@@ -37,6 +37,7 @@ from datasets.faces import (
     split_folders,
 )
 from datasets.images import pictures
+from utils import lineage
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -110,6 +111,7 @@ def read_label(sample, classes):
 def _files(folder):
     """Files of labelme in a folder, known by the first of its JSON files."""
     names = [n for n in sorted(os.listdir(folder)) if n.lower().endswith(".json") and not n.startswith(".")]
+    names = [n for n in names if n != lineage.NAME]  # of predict.py
     paths = [os.path.join(folder, name) for name in names]
     first = read_json(paths[0]) if paths else None
     return paths if isinstance(first, dict) and "shapes" in first and "imagePath" in first else []

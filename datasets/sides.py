@@ -28,10 +28,18 @@ class Side(typing.NamedTuple):
     people: list  # names; an equal name on the other side is the same person
     ids: list
     classes: list  # what the labels mean
+    groups: list  # the people as their data set names them
+    digests: list  # of what each photo and its mask hold; "" of synthetic ones
+
+    @property
+    def contents(self):
+        """None of synthetic faces; see `summary.identify`."""
+        return self.digests if any(self.digests) else None
 
     def keep(self, rows):
-        people, ids = ([x[i] for i in rows] for x in (self.people, self.ids))
-        return Side(self.images[rows], self.labels[rows], people, ids, self.classes)
+        lists = (self.people, self.ids, self.groups, self.digests)
+        people, ids, groups, digests = ([x[i] for i in rows] for x in lists)
+        return Side(self.images[rows], self.labels[rows], people, ids, self.classes, groups, digests)
 
     def join(self, other):
         """One side after the other. Masks that mean something else are left out."""
@@ -39,7 +47,9 @@ class Side(typing.NamedTuple):
             other.labels if other.classes == self.classes else torch.full_like(other.labels, IGNORE_INDEX)
         )
         images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, labels])
-        return Side(images, labels, self.people + other.people, self.ids + other.ids, self.classes)
+        people, ids = self.people + other.people, self.ids + other.ids
+        groups, digests = self.groups + other.groups, self.digests + other.digests
+        return Side(images, labels, people, ids, self.classes, groups, digests)
 
     def digest(self):
         """sha256 of the names and pixels, in order."""
@@ -79,10 +89,12 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
     for person in people[: 4 * n]:
         own = [free[i] for i in rows[person]]
         chosen += limit(own, min(PHOTOS, len(own)), seed)
-    batch = CachedFaces(faces, chosen, 2 * size)[list(range(len(chosen)))]
+    data = CachedFaces(faces, chosen, 2 * size)
+    batch = data[list(range(len(chosen)))]
     # without named people every photo is somebody else, and equal file names of two folders mean nothing
     names = [s.group if s.group != s.id else f"{folder}/{s.id}" for s in chosen]
-    return Side(batch["image"], batch[faces.target], names, [s.id for s in chosen], faces.classes), notes
+    images, labels = batch["image"], batch[faces.target]
+    return Side(images, labels, names, data.ids, faces.classes, data.groups, data.digests), notes
 
 
 def _synthetic_side(low, high, count, size, seed, classes):
@@ -100,7 +112,7 @@ def _synthetic_side(low, high, count, size, seed, classes):
     ids = [f"synthetic/{seed}/{i}" for i in index.tolist()]
     # as they are used, and twice as large: halving them again gives every pixel back
     image, label = (x.repeat_interleave(2, -1).repeat_interleave(2, -2) for x in (image, label))
-    return Side(image, label, ids, ids, synthetic.SCHEMES[data.scheme].classes)
+    return Side(image, label, ids, ids, synthetic.SCHEMES[data.scheme].classes, ids, [""] * len(ids))
 
 
 def trained_on(path):

@@ -70,7 +70,7 @@ def record(origin, flags, files):
     canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
     return {
         "script": origin["script"],
-        "out": flags.get("out"),
+        "out": flags.get("out", origin["out"]),
         "commit": git_commit(),
         "args": flags,
         "args_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
@@ -96,6 +96,8 @@ def begin(folder, origin, flags, files, outputs=None):
     made = record(origin, flags, files)
     if path.is_file():
         before = read_json(path)
+        if not isinstance(before, dict) or not isinstance(before.get("earlier"), list):
+            raise UserError(f"{path}: was not written by these scripts; move it, or name another folder")
         made["earlier"] = [*before.pop("earlier"), before]
     begun[:] = [(path, made, outputs)]
     _write(path, made)

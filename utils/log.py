@@ -95,14 +95,16 @@ class RunLog:
 
 
 def session_start(flags):
-    """{name: value} as TensorBoard's SessionStartInfo takes it: numbers, text, and yes or no; of lists their
-    words, of None the word none."""
+    """{name: value} as TensorBoard's SessionStartInfo takes it: numbers, yes or no, and text, of lists their
+    words. None is left out: as text beside another run's number it would turn the column into text, whose
+    filter hides the run with the number."""
     kinds = {bool: "bool_value", int: "number_value", float: "number_value"}
     values = {}
     for name, value in flags.items():
         if isinstance(value, list):
-            value = " ".join(map(str, value))
-        values[name] = {kinds.get(type(value), "string_value"): "none" if value is None else value}
+            value = " ".join(map(str, value)) or "none"
+        if value is not None:
+            values[name] = {kinds.get(type(value), "string_value"): value}
     return {"hparams": values, "start_time_secs": time.time()}
 
 

@@ -32,6 +32,7 @@ def test_without_a_test_split_val_is_scored(finetuned, tmp_path, capsys):
         flags = ["--init", finetuned / "best.pt", "--device", "cpu", "--json", tmp_path / "a/b.json"]
         run(*flags, *(["--split", "val"] if split == "val" else []))
         figures[split] = json.loads((tmp_path / "a/b.json").read_text())
+        assert figures[split].pop("lineage")["args"]["split"] == split
         assert ("no split test: these are figures of val" in capsys.readouterr().out) == (split == "test")
     assert figures["test"] == figures["val"] and figures["val"]["split"] == "val"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
@@ -87,8 +88,11 @@ def by_hand(paths, data):
 
 
 def figures(tmp_path, *flags):
+    """What --json says, but for its lineage: flags and times."""
     run(*flags, "--device", "cpu", "--json", tmp_path / "figures.json")
-    return json.loads((tmp_path / "figures.json").read_text())
+    found = json.loads((tmp_path / "figures.json").read_text())
+    del found["lineage"]
+    return found
 
 
 def test_parsers_vote(folder, parsers, tmp_path, capsys):

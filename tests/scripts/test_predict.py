@@ -205,7 +205,8 @@ def test_subfolders_are_mirrored_and_results_are_no_photos(red, trained, tmp_pat
     flags = ["--init", trained(None), tmp_path / "in"]
     (tmp_path / "in/phone.HEIC").write_bytes(b"....ftypheic")
     run(*flags, "--out", tmp_path / "flat")
-    assert sorted(p.name for p in (tmp_path / "flat").iterdir()) == ["top_mask.png", "top_overlay.png"]
+    written = sorted(p.name for p in (tmp_path / "flat").iterdir())
+    assert written == ["lineage.json", "top_mask.png", "top_overlay.png"]
     said = capsys.readouterr().out
     assert "subfolders are looked into with --recursive only: a, results" in said and "phone.HEIC" in said
 
@@ -253,7 +254,7 @@ def test_one_bad_photo_does_not_stop_the_others(red, complaint, trained, tmp_pat
     assert "3 of 5 photos left out" in said and "b.jpg" in said and "d.jpg" in said
     assert "e.jpg: box 200 0 5 5 lies outside of the photo, 200x150" in said
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["a_mask.png", "a_overlay.png", "c_mask.png", "c_overlay.png"]
+    assert written == ["a_mask.png", "a_overlay.png", "c_mask.png", "c_overlay.png", "lineage.json"]
 
 
 def test_a_full_disk_is_one_line(red, complaint, trained, tmp_path):
@@ -277,6 +278,7 @@ def test_a_full_disk_is_one_line(red, complaint, trained, tmp_path):
         "a_mask.png",
         "a_overlay.png",
         "b_mask.png",
+        "lineage.json",
     ]
 
 
@@ -343,7 +345,7 @@ def test_a_mistake_gets_one_line(flags, named, complaint, photos, finetuned, tmp
     said = complaint(predict, "--init", finetuned / "best.pt", *flags, *out)
     assert named.replace("{{", "{") in said and "Traceback" not in said
     assert said.count("\n") == 1 or "usage:" in said  # argparse's own has the usage before it
-    assert not list(tmp_path.glob("out/*")), "nothing is written"
+    assert {path.name for path in tmp_path.glob("out/*")} <= {"lineage.json"}, "nothing else is written"
 
 
 # ---- several faces
@@ -399,6 +401,7 @@ def test_each_face_has_an_id_and_a_box(width, height, discs, crowded, trained, t
     assert seen.any(0).sum() < 128 > seen.any(1).sum(), "a photo is not stretched"
     assert sorted(p.name for p in out.iterdir()) == [
         "faces.json",
+        "lineage.json",
         "party_faces.png",
         "party_mask.png",
         "party_overlay.png",
