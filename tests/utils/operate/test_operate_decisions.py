@@ -129,8 +129,8 @@ def test_a_real_gain_is_promoted():
     assert found["guard"] == pytest.approx({"mean": 0.001, "bound": bound, "level": 0.05, "people": 12})
     assert found["why"] == (
         "better: guard: +0.0010 on average over 12 people, lower bound -0.0042 (level 0.05), above -0.0100; "
-        "audit: +0.0300 on average over 7 people, lower bound +0.0169 (level 0.03), above 0, as candidate 1 on "
-        "these people"
+        "audit: +0.0300 on average over 7 people, lower bound +0.0169 (level 0.03), above 0, as candidate 1 "
+        "on these people"
     )
     assert not decisions.verdict(UNHARMED, spread(0.03, 0.015, 7), 50, ALPHA, DELTA)["better"]
 
