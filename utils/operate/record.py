@@ -41,13 +41,26 @@ def drift_of(ops):
     return decisions.drift(rows, done)
 
 
+def judged_better(ops):
+    """The row of the candidate that waits to be promoted: the last one judged better than the present champion
+    and never promoted. None without one."""
+    better = [row for row in decided(ops) if row["verdict"] == "better"]
+    promoted = {row["sha256"] for row in store.history(ops)}
+    if (
+        not better
+        or better[-1]["champion"] != store.champion(ops)["sha256"]
+        or better[-1]["sha256"] in promoted
+    ):
+        return None
+    return better[-1]
+
+
 def next_command(ops):
     """What a person does next."""
-    better = [row for row in decided(ops) if row["verdict"] == "better"]
     if state_of(ops)["improving"] or drift_of(ops)[0] == "yes":
         scored = files.read_json(ops / "operate.json")["scorer"]
         return f"python operate.py improve {ops}" + ("" if scored else " --audit LABELLED")
-    if better and better[-1]["champion"] == store.champion(ops)["sha256"]:
+    if judged_better(ops):
         return f"python operate.py promote {ops}"
     return f"python operate.py watch {ops} NEW_PHOTOS"
 
@@ -81,6 +94,8 @@ def facts(ops, time):
     history = store.history(ops)
     promoted = {row["sha256"] for row in history}
     judged = decided(ops)
+    for row in [*rows, *judged, *history]:
+        row["time"] = in_words(row["time"])
     for row in judged:
         if row["verdict"] == "better" and row["sha256"] in promoted:
             row["verdict"] = "promoted"
@@ -91,7 +106,7 @@ def facts(ops, time):
     ]
     return {
         "ops": str(ops),
-        "time": time,
+        "time": in_words(time),
         "champion": champion | {"time": history[-1]["time"]},
         "fallback": champion.get("fallback"),
         "state": {"drift": drift, "sentence": DRIFT[drift], "next": next_command(ops)},
@@ -105,6 +120,11 @@ def facts(ops, time):
         "lineage": ancestry(champion["sha256"], state.get("lineage", {})),
         "history": [row | {"rollback": way} for row, way in zip(history, ways_back, strict=True)][::-1],
     }
+
+
+def in_words(time):
+    """An ISO time in UTC, for people."""
+    return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def pictures(folder, kinds):
