@@ -42,7 +42,7 @@ def drift_of(ops):
 
 
 def judged_better(ops):
-    """The row of the candidate that waits to be promoted: the last one judged better than the present champion
+    """The row of the candidate that waits to be promoted: the last one judged better than the champion of now
     and never promoted. None without one."""
     better = [row for row in decided(ops) if row["verdict"] == "better"]
     promoted = {row["sha256"] for row in store.history(ops)}
