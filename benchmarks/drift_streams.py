@@ -33,7 +33,7 @@ SHIFTS = (0.5, 1.0, 2.0)
 
 def get_parser():
     p = cli.parser(__doc__)
-    p.add_argument("--streams", type=cli.positive, default=1000, help="clean ones; of drifted, a fifth")
+    p.add_argument("--streams", type=cli.positive, default=3000, help="clean ones; of drifted, a fifth")
     p.add_argument("--permutations", type=cli.positive, default=199, help="of each test")
     p.add_argument("--out", metavar="FILE", help="write the tables here too")
     return p

@@ -77,7 +77,7 @@ def heavy(rng, people):
 
 
 def test_clean_streams_alarm_rarely():
-    """benchmarks/drift_streams.py has the figures of 1000 streams."""
+    """benchmarks/drift_streams.py has the figures of 3000 streams."""
     once, twice = alarms(heavy, 100)
     assert twice <= 0.1 and once >= 0.35, "and a single rejection would have been no rule"
 
