@@ -155,7 +155,8 @@ def photos(args):
         else:
             label = Image.open(path.parents[1] / "labels" / f"{path.stem}.png")
             label = np.asarray(label.resize((size, size), Image.NEAREST)).astype(np.int64)
-            counts += np.bincount((label * k + preds.numpy()).ravel(), minlength=k * k)
+            known = label != 255
+            counts += np.bincount(label[known] * k + preds.numpy()[known], minlength=k * k)
     matrix = counts.reshape(k, k)
     print("F1", 2 * matrix.diagonal() / np.maximum(1, matrix.sum(0) + matrix.sum(1)))
 
