@@ -1,5 +1,6 @@
 """What a data set of faces is: samples with a person and a yaw, and what labels mean, once."""
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -269,20 +270,35 @@ def limit(samples, n, seed):
     if n > len(samples):
         raise UserError(f"limit {n}: there are only {counted(len(samples), 'photo')} to train on")
     left = sorted(samples, key=lambda s: rank(seed, s.id))
-    people = [s.group for s in left]
-    angle = np.array([15 * round((s.yaw or 0) / 15) for s in left])
-    traits = [np.unique(t, return_inverse=True)[1] for t in (people, abs(angle), angle)]
-    counts = [np.zeros(len(left), np.int64) for _ in traits]  # of each person, |yaw| and yaw chosen
-    free = np.ones(len(left), bool)
+    people = {}  # {person: {yaw: places in `left`, the first one last}}
+    for place, sample in reversed([*enumerate(left)]):
+        yaw = 15 * round((sample.yaw or 0) / 15)
+        people.setdefault(sample.group, {}).setdefault(yaw, []).append(place)
+    sides, yaws = collections.Counter(), collections.Counter()  # of each |yaw| and yaw: how many are taken
     taken = []
-    for _ in range(n):
-        person, side, yaw = (count[trait] for count, trait in zip(counts, traits, strict=True))
-        key = (person * (n + 1) + side) * (n + 1) + yaw
-        best = int(np.where(free, key, np.iinfo(np.int64).max).argmin())
-        free[best] = False
-        taken.append(left[best])
-        for count, trait in zip(counts, traits, strict=True):
-            count[trait[best]] += 1
+    while len(taken) < n:  # a round, in which everybody who has photos left is chosen once
+        people = {person: {yaw: p for yaw, p in places.items() if p} for person, places in people.items()}
+        people = {person: places for person, places in people.items() if places}
+        first = {}  # {yaw: [(place, person)], everybody's first photo of it, the first one last}
+        for person, places in people.items():
+            for yaw in places:
+                first.setdefault(yaw, []).append((places[yaw][-1], person))
+        for rows in first.values():
+            rows.sort(reverse=True)
+        chosen = set()
+        while len(taken) < n:
+            for rows in first.values():
+                while rows and rows[-1][1] in chosen:
+                    rows.pop()
+            if not (open_yaws := [yaw for yaw, rows in first.items() if rows]):
+                break
+            yaw = min(open_yaws, key=lambda yaw: (sides[abs(yaw)], yaws[yaw], first[yaw][-1]))
+            place, person = first[yaw].pop()
+            people[person][yaw].pop()
+            chosen.add(person)
+            sides[abs(yaw)] += 1
+            yaws[yaw] += 1
+            taken.append(left[place])
     return taken
 
 

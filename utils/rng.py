@@ -7,6 +7,7 @@ have drawn alone. A killed run therefore resumes without replaying anything.
 import torch
 
 MASK = 0xFFFFFFFF
+PIECE = 2**18  # numbers made at once: their int64 steps then stay in a processor's cache
 
 
 def _mix(x):
@@ -26,9 +27,13 @@ def uniform(seed, positions, lanes, stream=0):
     """
     key = _mix(torch.tensor((seed * 0x9E3779B9 + stream * 0x85EBCA6B + 1) & MASK))
     key = _mix(key.to(positions.device) ^ (positions & MASK)) ^ ((positions >> 32) & MASK)
-    lane = torch.arange(lanes, device=positions.device)
-    x = _mix(_mix(key)[:, None] ^ _mix(lane + 0x1000193)[None])
-    return (_mix(x) >> 8).float() * 2**-24
+    key = _mix(key)[:, None]
+    u = torch.empty(len(positions), lanes, device=positions.device)
+    width = max(1, PIECE // max(1, len(positions)))
+    for first in range(0, lanes, width):
+        lane = torch.arange(first, min(first + width, lanes), device=positions.device)
+        u[:, first : first + width] = _mix(_mix(key ^ _mix(lane + 0x1000193))) >> 8
+    return u.mul_(2**-24)
 
 
 def cells(seed, positions, shape, side, stream=0):

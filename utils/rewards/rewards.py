@@ -59,14 +59,24 @@ class Reward:
 
     def changes(self, drawn, labels):
         """(B, K, H, W) float64, radius 0 only: how the reward would change with one pixel of `drawn`
-        given another class, all others kept. It depends on the drawn, the true and the new class alone,
-        so it is looked up in a K x K x K table for each image."""
+        given another class, all others kept. It depends on the drawn, the true and the new class alone, so
+        it is looked up in a K x K x K table for each image; and the true one matters only by whether it is
+        the drawn one, the new one or a third, so 3 x K x K scores fill the table."""
         k = self.num_classes
         valid = labels != metrics.IGNORE_INDEX
         sums = self.sums(drawn, labels)
+        ids = torch.arange(k, device=sums.device)
+        old, new = torch.meshgrid(ids, ids, indexing="ij")
+        few = ids[:3, None, None]
+        third = ((few != old) & (few != new)).int().argmax(0)  # of two classes there is none, nor a use
+        true = torch.stack([old, new, third])
         pixel = self.table.to(sums.device)  # (label, pred, S)
-        step = pixel[None] - pixel.transpose(0, 1)[:, :, None]  # (drawn, label, new, S)
-        table = self.score(sums[:, None, None, None] + step) - self.score(sums)[:, None, None, None]
+        step = pixel[true, new] - pixel[true, old]  # (3, drawn, new, S)
+        change = self.score(sums[:, None, None, None] + step) - self.score(sums)[:, None, None, None]
+        as_drawn, as_new, as_third = change.unbind(1)
+        table = as_third[:, :, None].repeat(1, 1, k, 1)  # (B, drawn, label, new)
+        table[:, old, new, new] = as_new
+        table[:, ids, ids] = as_drawn
         row = (drawn * k + labels.where(valid, 0)).flatten(1)
         change = table.flatten(1, 2).gather(1, row[..., None].expand(-1, -1, k))
         return change.view(*labels.shape, k).movedim(-1, 1) * valid[:, None]
