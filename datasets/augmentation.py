@@ -65,7 +65,7 @@ def augment(batch, policy, seed, positions, flip_pairs):
     Returns a new dict: `image` float in [0, 1]; in maps 255, in weights 0 where a pixel came from outside the
     photo. Maps of ids cannot be mixed: with them `load_policy` refuses MixUp.
     """
-    images = batch["image"].float() / 255
+    images = batch["image"].float().div_(255)
     device = batch["image"].device
     height, width = images.shape[-2:]
     tensors = {k: v for k, v in batch.items() if k != "image" and torch.is_tensor(v)}
@@ -100,14 +100,14 @@ def augment(batch, policy, seed, positions, flip_pairs):
     if rows.numel():
         theta, rows = theta[rows, :2].to(device), rows.to(device)
         grid = F.affine_grid(theta, [len(rows), 3, height, width], align_corners=False)
-        images[rows] = warp_image(images[rows], grid)
+        images[rows] = warp_image(images.index_select(0, rows), grid)
         for values in maps.values():
             values[rows] = warp_map(values[rows], grid)
 
     for name, chosen, strength, stream in done:
         rows, strength = chosen.to(device), strength.to(device)
         if name in COLOUR:
-            images[rows] = COLOUR[name](images[rows], strength.view(-1, 1, 1, 1))
+            images[rows] = COLOUR[name](images.index_select(0, rows), strength.view(-1, 1, 1, 1))
         elif name == "noise":
             lanes = images[0].numel()
             noise = rng.normal(seed, positions[chosen].to(device), lanes, stream)
@@ -130,7 +130,7 @@ def augment(batch, policy, seed, positions, flip_pairs):
             if not erase:
                 for values in shares.values():
                     blend(values, rows, inside.float().mean((1, 2)))
-    return {**batch, "image": images.clamp(0, 1), **maps, **shares}
+    return {**batch, "image": images.clamp_(0, 1), **maps, **shares}
 
 
 def blend(values, rows, share):

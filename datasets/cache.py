@@ -317,18 +317,19 @@ def digests_of(samples, instances=False):
 
 
 def contents(paths):
-    """{path: sha256 of the file, "" where there is none that can be read}. A manifest in the cache folder
-    keeps what was found: a file is read again only where its size, its inode or a time stamp has changed, of
-    which no user can set ctime."""
-    known = _manifest()
+    """{path: sha256 of the file, "" where there is none that can be read}. Manifests in the cache folder, one
+    for each folder of files, keep what was found: a file is read again only where its size, its inode or a
+    time stamp has changed, of which no user can set ctime."""
     here = os.getcwd()
-    found, fresh = {}, {}
+    known, found, fresh = {}, {}, {}
     for path in tqdm(dict.fromkeys(paths), "checking files", delay=2, disable=None):
         folder, name = os.path.split(os.path.join(here, path))
+        if folder not in known:
+            known[folder] = _manifest(folder)
         try:
             status = os.stat(path)
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-            *before, digest = known.get(folder, {}).get(name, [""])
+            *before, digest = known[folder].get(name, [""])
             if stamp != before:
                 settled = time.time() - status.st_ctime > SETTLED
                 digest = sha256(path) if stat.S_ISREG(status.st_mode) else ""
@@ -337,8 +338,8 @@ def contents(paths):
         except OSError:
             digest = ""  # the scan says what is wrong
         found[path] = digest
-    if fresh:
-        _remember(fresh)
+    for folder, names in fresh.items():
+        _remember(folder, names)
     return found
 
 
@@ -348,29 +349,34 @@ def read_again():
     own = {}
 
 
-def _manifest():
-    """{folder: {name: [size, mtime, ctime, inode, sha256]}}; empty where there is none, or a damaged one."""
+def _manifest(folder):
+    """{name: [size, mtime, ctime, inode, sha256]} of files in a folder; empty where nothing is known, or the
+    manifest is damaged."""
     if own is not None:
-        return own
+        return own.setdefault(folder, {})
     try:
-        checksum, body = (ROOT / "manifest.json").read_text(encoding="utf-8").split("\n")
+        checksum, body = _place(folder).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError):
         return {}
     return json.loads(body) if _hash(body) == checksum else {}
 
 
-def _remember(fresh):
-    """Add to the manifest, and leave out folders that are gone. Of two processes that write at once the later
-    one wins; what the other found is then read again."""
-    known = _manifest()
-    for folder, names in fresh.items():
-        known.setdefault(folder, {}).update(names)
+def _remember(folder, names):
+    """Add to the manifest of a folder. Of two processes that write at once the later one wins; what the other
+    found is then read again."""
+    known = _manifest(folder)
+    known.update(names)
     if own is not None:
         return
-    body = json.dumps({folder: names for folder, names in known.items() if os.path.isdir(folder)})
+    body = json.dumps(known)
     with contextlib.suppress(OSError, UserError):  # a cache that can only be read still serves
-        ROOT.mkdir(parents=True, exist_ok=True)
-        write_whole(ROOT / "manifest.json", f"{_hash(body)}\n{body}")
+        _place(folder).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(_place(folder), f"{_hash(body)}\n{body}")
+
+
+def _place(folder):
+    """Where the manifest of a folder is."""
+    return ROOT / "manifests" / f"{_hash(folder)[:24]}.json"
 
 
 def _hash(plain):

@@ -85,8 +85,10 @@ def _check_flat(pixels, ids, path):
 def _around(values, join):
     """The smallest (`np.minimum`) or largest (`np.maximum`) of the 3 x 3 pixels around each of (H, W)."""
     for _ in range(2):  # along the columns, then, turned over, along the rows
-        padded = np.pad(values, ((1, 1), (0, 0)), mode="edge")
-        values = join(join(padded[:-2], padded[1:-1]), padded[2:]).T
+        around = values.copy()
+        join(around[1:], values[:-1], out=around[1:])
+        join(around[:-1], values[1:], out=around[:-1])
+        values = around.T
     return values
 
 

@@ -59,9 +59,10 @@ def _contrast(images, m):
 
 
 def _sharpness(images, m):
-    kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=images.device) / 13
     smooth = images.clone()  # the one-pixel border stays as it is
-    smooth[..., 1:-1, 1:-1] = F.conv2d(images, kernel.expand(3, 1, 3, 3), groups=3)
+    three = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
+    nine = three[..., :-2, :] + three[..., 1:-1, :] + three[..., 2:, :]
+    smooth[..., 1:-1, 1:-1] = (nine + 4 * images[..., 1:-1, 1:-1]) / 13
     return _blend(images, smooth, m)
 
 
@@ -101,15 +102,24 @@ def _posterise(images, m):
 
 
 def _equalise(images, m):
-    from torchvision.transforms.v2 import functional as TF  # here: it takes a second to import
-
-    return TF.equalize((images * 255).round().to(torch.uint8)).float() / 255
+    """Each channel by a table of its 256 levels that makes their cumulative histogram a line, as PIL does."""
+    levels = (images * 255).round().long().flatten(2)
+    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=images.device)
+    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    below = counts.cumsum(2) - counts
+    brightest = counts.gather(2, levels.amax(2, keepdim=True))
+    step = (levels.shape[2] - brightest) // 255  # pixels for each level of the result
+    table = ((below + step // 2) // step.clamp_min(1)).clamp_max(255)
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    return table.gather(2, levels).view_as(images).float() / 255
 
 
 def _autocontrast(images, m):
-    from torchvision.transforms.v2 import functional as TF
-
-    return TF.autocontrast(images)
+    """Each channel stretched to 0..1; one of a single value stays."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    flat = low == high
+    low, width = low.masked_fill(flat, 0), (high - low).masked_fill(flat, 1)
+    return ((images - low) / width).clamp(0, 1)
 
 
 COLOUR = {

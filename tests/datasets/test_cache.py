@@ -107,7 +107,7 @@ def test_a_file_of_this_moment_is_not_remembered(root, monkeypatch):
     """It may change once more without a change of its time stamps."""
     monkeypatch.setattr(cache, "SETTLED", 60)
     load(root)
-    assert not (cache.ROOT / "manifest.json").exists()
+    assert not (cache.ROOT / "manifests").exists()
     OPENED.clear()
     load(root)
     assert str(root / "images/0.bmp") in OPENED
@@ -129,7 +129,7 @@ def test_a_damaged_cache_is_made_again(root, damage):
     sound = load(root)
     expected = np.array(sound.memory)
     (path,) = made()
-    beside, manifest = path.with_suffix(".npz"), cache.ROOT / "manifest.json"
+    beside, manifests = path.with_suffix(".npz"), (cache.ROOT / "manifests").iterdir()
     status = path.stat()
     content = bytearray(path.read_bytes())
     time.sleep(0.02)
@@ -142,10 +142,10 @@ def test_a_damaged_cache_is_made_again(root, damage):
     elif damage == "no beside":
         beside.unlink()
     else:
-        file = beside if damage == "beside" else manifest
-        broken = bytearray(file.read_bytes())
-        broken[len(broken) // 2] ^= 64
-        file.write_bytes(broken)
+        for file in [beside] if damage == "beside" else manifests:
+            broken = bytearray(file.read_bytes())
+            broken[len(broken) // 2] ^= 64
+            file.write_bytes(broken)
     data = load(root)
     assert (data.memory == expected).all() and (data.counts == sound.counts).all()
     assert data.digest == sound.digest
