@@ -201,8 +201,7 @@ def table_of(folder):
     return {flag.name: api_pb2.DataType.Name(flag.type) for flag in found.hparam_infos}, shown
 
 
-def test_all_runs_and_all_their_flags")
-t = t[:i] + '''def test_all_runs_and_all_their_flags_are_in_the_table(finetuned, tmp_path, monkeypatch):
+def test_all_runs_and_all_their_flags_are_in_the_table(finetuned, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x.py"])
     shutil.copytree(finetuned, tmp_path / "finetuned")
     flags = {"loss": ["ce=1", "dice=1"], "limit": 4, "ema": 0, "compile": True, "own": "yes"}
