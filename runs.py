@@ -220,7 +220,7 @@ def tabulate(name, runs, by, baseline):
         notes.append(f"made by {len(commits)} versions of the code: {', '.join(sorted(commits))}")
     curves = [{str(run["folder"]): curve(run, name) for run in row} for row in rows]
     header += [*tests, "CPU min"]
-    title = f"{name}: mean ± standard deviation over seeds" if name else "Chosen by no figure"
+    title = f"{name}: mean ± standard deviation over seeds" if name else "Without a figure"
     return {"title": title, "header": header, "rows": lines, "notes": notes, "curves": curves}
 
 
@@ -340,7 +340,8 @@ def main(args):
     for run in runs:
         has = not args.figure or args.figure in run["shown"] or trouble(run)
         groups[(args.figure or chosen_by(run)) if has else None].append(run)
-    tables = [tabulate(name, found, by, args.baseline) for name, found in groups.items()]
+    names = sorted(groups, key=lambda name: (name is None, name))
+    tables = [tabulate(name, groups[name], by, args.baseline) for name in names]
     if args.html:
         files.write_whole(args.html, page(f"Runs in {' '.join(args.folders)}", tables))
         print(f"wrote:   {args.html}")

@@ -10,7 +10,7 @@ BY_REWARD = ("train_reward.py", "train_scores.py")
 BY_LABELS = ("train_finetune.py", "train_student.py", "train_classify.py")
 VERDICTS = {"ks_test.py": (0, 1, 3)}  # exit statuses that are a result
 KINDS = {"script": str, "args": dict, "files": dict, "data": dict, "parents": list, "outputs": dict}
-KINDS |= {"earlier": list, "figures": dict}
+KINDS |= {"earlier": list, "figures": dict, "exit": int | None}
 
 
 def find(folders):
