@@ -53,7 +53,7 @@ def origin(script, out, found, paths, files, starts, last=None):
         "data": {split: {"path": paths[split], **facts[split]} for split in found},
         "parents": [files[path]["sha256"] for path in known],
         "ancestors": ancestors,
-        "seen": torch.tensor(rows, dtype=torch.uint8).view(-1, 8),
+        "seen": torch.tensor(rows, dtype=torch.uint8).reshape(len(rows), 8),
     }
 
 
@@ -117,7 +117,7 @@ def finish(status):
         made["outputs"] = {str(each.relative_to(folder)): sha256(each) for each in files}
         made["figures"] = figures(folder)
         _write(path, ended(made, status))
-    except (OSError, UserError) as error:
+    except Exception as error:  # of a full disk, or of a damaged file, which raises errors of any kind
         print(f"{path}: its end was not written: {error}", file=sys.stderr)
 
 
