@@ -13,6 +13,7 @@ from PIL import Image
 
 import runs
 from datasets import cache
+from utils import checkpoint
 
 REWARD = "train_reward.py"
 
@@ -175,6 +176,17 @@ def test_any_figure_is_that_of_the_best_step(said, tmp_path):
     assert cut(said(tmp_path), "val/mean_f1", "test.json") == [["0.7000", "0.6500"]]
     assert "other.json" not in said(tmp_path), "of a checkpoint of another run"
     assert cut(said(tmp_path, "--figure", "test.json"), "test.json") == [["0.6500"]]
+
+
+def test_where_the_start_was_best_its_figure_counts(said, tmp_path):
+    rows = [{"step": 4, "val/reward": 0.5, "val/mean_f1": 0.4}]
+    run = made(tmp_path / "a", script=REWARD, rows=rows, figures={"step": 4, "best": {"step": 0}})
+    checkpoint.save(run / "best.pt", best={"step": 0, "reward": 0.625})
+    assert cut(said(tmp_path), "val/reward") == [["0.6250"]]
+    made(tmp_path / "b", script=REWARD, rows=rows, flags={"seed": 1})
+    # of the start nobody logged it, and that of step 4 is of another network
+    text = said(tmp_path, "--figure", "val/mean_f1").partition("### Without")[0]
+    assert cut(text, "seeds", "val/mean_f1") == [["1", "0.4000"]]
 
 
 def test_other_photos_to_validate_on_and_other_code_are_told(said, tmp_path):
