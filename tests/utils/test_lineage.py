@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 import predict
 import train_finetune
-from utils import cli, lineage
+from utils import checkpoint, cli, lineage
 from utils.files import sha256
 from utils.log import RunLog
 
@@ -70,6 +70,9 @@ def test_a_moved_file_knows_its_ancestors(family, folder):
     assert own["ancestors"][student]["data"]["unlabelled"]["photos"] == 3
     assert "ancestors" not in own["ancestors"][student], "flat"
     assert weights(family["start"])["lineage"]["ancestors"] == {}
+    path, grandchild = family["grandchild"], sha256(family["grandchild"])
+    made = lineage.origin("x.py", "out", {}, {}, {path: {"sha256": grandchild}}, {path: weights(path)})
+    assert made["parents"] == [grandchild] and made["ancestors"].keys() == {grandchild, student, start}
 
 
 def test_a_moved_file_knows_all_photos_that_it_has_seen(family, folder):
@@ -88,9 +91,18 @@ def test_the_run_folder_names_files_and_what_came_out(family, finetuned):
     assert said["outputs"].keys() == {"best.pt", "last.pt", "args.json", "val.png", "train_batch.png"}
     rows = [json.loads(line) for line in (finetuned / "metrics.jsonl").read_text().splitlines()]
     scored = {row["step"]: row["val/mean_f1"] for row in rows if "val/mean_f1" in row}
-    figures, step = said["figures"], weights(finetuned / "best.pt")["step"]
-    assert (figures["step"], figures["mean_f1"]) == (12, scored[12])
-    assert (figures["best"]["step"], figures["best"]["mean_f1"]) == (step, scored[step])
+    assert (said["figures"]["step"], said["figures"]["mean_f1"]) == (12, scored[12])
+
+
+def test_figures_are_those_of_the_last_validation_and_of_the_best(tmp_path):
+    assert lineage.figures(tmp_path) == {}
+    rows = [{"step": 1, "val/mean_f1": 0.75}, {"step": 2, "val/mean_f1": 0.5}, {"step": 2, "train/loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    last = {"step": 2, "mean_f1": 0.5}
+    assert lineage.figures(tmp_path) == last
+    for step, best in ((1, {"step": 1, "mean_f1": 0.75}), (0, {"step": 0})):
+        checkpoint.save(tmp_path / "best.pt", step=step)
+        assert lineage.figures(tmp_path) == last | {"best": best}
 
 
 FACTS = {"photos": 1, "people": 1, "sha256": "5" * 64, "contents": ["00" * 8, "ff" * 8, "00" * 8]}
@@ -137,7 +149,9 @@ def test_each_call_into_a_folder_of_masks_is_kept(finetuned, folder, tmp_path):
     (before,) = said["earlier"]
     assert before["outputs"].keys() == {"1_mask.png", "1_overlay.png"} and before["exit"] == 0
     assert said["outputs"] == {n: sha256(tmp_path / "out" / n) for n in ("2_mask.png", "2_overlay.png")}
-    assert said["parents"] == [sha256(finetuned / "best.pt")] and said["data"]["photos"]["photos"] == 1
+    init = str(finetuned / "best.pt")
+    assert said["parents"] == [sha256(init)] and said["data"]["photos"]["photos"] == 1
+    assert said["files"].keys() == {init}, "photos are data"
     (tmp_path / "out/lineage.json").write_text("[]")
     assert run(predict, *flags, "--overwrite", photo) == 2, "what somebody else wrote is not replaced"
 
