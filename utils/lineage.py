@@ -118,7 +118,8 @@ def finish(status):
         made["figures"] = figures(folder)
         _write(path, ended(made, status))
     except Exception as error:  # of a full disk, or of a damaged file, which raises errors of any kind
-        print(f"{path}: its end was not written: {error}", file=sys.stderr)
+        if status != 2:  # of a run that has failed, perhaps by the same fault, one line is said already
+            print(f"{path} does not say how this ended: {error}", file=sys.stderr)
 
 
 def ended(made, status):
