@@ -353,7 +353,7 @@ def improve(args, ops):
     flags += ["--allow-empty", *config["allow_empty"]] if config["allow_empty"] else []
     common = ["--seed", config["seed"], "--device", device.type]
 
-    # ---- search ----
+    # ---- search
     arms = {"old": taught(state)["args"].get("augment") or "cutmix"}
     if config["search"] != "none":
         if not (folder / "search/policy.json").is_file():
@@ -372,7 +372,7 @@ def improve(args, ops):
             arms["new"] = folder / "search/policy.json"
         print(f"search:  {policy['kind']}")
 
-    # ---- train ----
+    # ---- train
     ledger = runs.Ledger(folder / "runs.jsonl")
     seeds = range(config["seed"], config["seed"] + config["seeds"])
 
@@ -400,7 +400,7 @@ def improve(args, ops):
         }
         candidates = train("train_scores.py", jobs)
 
-    # ---- judge ----
+    # ---- judge
     if args.audit:
         audit = incoming.labelled_photos(args.audit, state["data"]["classes"])
         scorer = None
