@@ -201,7 +201,7 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
 
     f1 = functools.partial(f1_of_people, num_classes=len(classes))
     score = functools.partial(scores_of_people, scorer=scorer) if scorer else f1
-    photos = sorted(incoming.short_digests(audit[1]).values())
+    photos = sorted({*incoming.short_digests(audit[1]).values(), *(s.group for s in audit[1])})
     k = 1 + decisions.candidates_before(record.decided(ops), photos)
     kept, won = differences(guard, f1), differences(audit, score)
     found = decisions.verdict(kept, won, k, config["alpha"], config["delta"])
@@ -380,7 +380,8 @@ def improve(args, ops):
         """Paths of last.pt of all runs. jobs: {run: flags}."""
         print(f"train:   {script}, {counted(len(jobs), 'run')}")
         jobs = [{"run": name, "script": script, "flags": words} for name, words in jobs.items()]
-        done = runs.run_all(jobs, folder / "runs", ledger, lambda job, path: {})
+        at_once = 1 if device.type == "cuda" else min(len(jobs), os.cpu_count() or 1)
+        done = runs.run_all(jobs, folder / "runs", ledger, lambda job, path: {}, at_once)
         return {row["run"]: folder / "runs" / row["run"] / "last.pt" for row in done}
 
     unlabelled = ["--unlabelled", folder / "photos"]
