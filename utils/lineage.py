@@ -17,7 +17,7 @@ from utils.log import git_commit
 NAME = "lineage.json"
 FREE = ("out", "resume", "device", "workers")  # flags that do not change what a run computes
 OWN = ("script", "out", "commit", "data", "parents")  # of a checkpoint, that its descendants keep
-# what changes after the end, is another run's, or nobody reads
+# no outputs: this record, logs, what is temporary, and what `data` says in short
 NO_OUTPUTS = (NAME, "data.json", "metrics.jsonl", ".lock", "*.tmp", "events.out.tfevents.*")
 begun = []  # (lineage.json, its record, files of the run or None) of the run of this process
 
