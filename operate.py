@@ -142,9 +142,8 @@ def parse(state, data, device):
 
 
 def rows_of_people(data):
-    return {
-        person: [i for i, p in enumerate(data.groups) if p == person] for person in sorted({*data.groups})
-    }
+    people = sorted({*data.groups})
+    return {person: [i for i, p in enumerate(data.groups) if p == person] for person in people}
 
 
 def f1_of_people(preds, data, num_classes):
@@ -188,6 +187,8 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
     champion, state = champion_of(ops)
     digest, rival = files.sha256(candidate), checkpoint.load(candidate)
     checkpoint.refuse_unlike("CHECKPOINT", [champion["path"], candidate], [state, rival])
+    if "lineage" not in rival:
+        raise UserError(f"{candidate}: does not say which photos it has seen, so none can judge it")
     classes = state["data"]["classes"]
     guard = guard_of(config, classes)
     for judges in (guard, audit):
@@ -265,10 +266,8 @@ def init(args, ops):
     kept = ("features", "n", "alpha", "delta", "search", "student", "scores", "seeds", "seed")
     config = {key: getattr(args, key) for key in kept}
     config |= {"guard": os.path.abspath(args.guard), "guard_digests": incoming.digests(guard)}
-    config |= {
-        "scorer": args.scorer and os.path.abspath(args.scorer),
-        "scorer_code": code_of([args.scorer or ""]),
-    }
+    config["scorer"] = os.path.abspath(args.scorer) if args.scorer else None
+    config["scorer_code"] = code_of([args.scorer]) if args.scorer else None
     config |= {"data": os.path.abspath(labelled["data"]), "ids": incoming.ids_of(labelled)}
     config |= {"allow_empty": labelled.get("allow_empty"), "size": state["args"]["size"]}
     scorer_of(config, classes, ops)
@@ -316,17 +315,14 @@ def watch(args, ops):
         flags = ["--real", ops / "reference", "--other", folder / "photos", "--features", *config["features"]]
         flags += ["--drop-copies", "--n", config["n"], "--size", config["size"], "--alpha", config["alpha"]]
         status, error = runs.call("ks_test.py", [*flags, "--seed", config["seed"], "--out", folder / "ks"])
-        if status == 2:
-            raise UserError(f"ks_test.py: {last_line(error)}")
+        if not (folder / "ks/ks_report.json").is_file():
+            raise UserError(f"ks_test.py: {last_line(error) or f'status {status}'}")
         found = files.read_json(folder / "ks/ks_report.json")
         row |= {key: found[key] for key in ("status", "verdict", "p", "d_max", "d_critical", "feature")}
     unlabelled = [each / "unlabelled" for each in (folder / "photos", ops / "reference")]
     strange = incoming.strangest(*unlabelled, STRANGEST, config["size"])
-    shown = [{"photo": square(each["photo"]), "nearest": square(each["nearest"])} for each in strange]
-    named = [
-        {"id": stem(each["photo"]), "nearest_id": stem(each["nearest"]), "distance": each["distance"]}
-        for each in strange
-    ]
+    shown = [{kind: square(each[kind]) for kind in ("photo", "nearest")} for each in strange]
+    named = [each | {"id": stem(each["photo"]), "nearest_id": stem(each["nearest"])} for each in strange]
     record.write_pictures(folder / "strangest", named, shown)
     jsonl.append(ops / "watch.jsonl", row)
     left_out = f", {len(photos) - len(new)} seen before left out" if len(new) < len(photos) else ""
@@ -522,7 +518,7 @@ def promote(args, ops):
 
 def serve(ops, row, device):
     """Promote the candidate of a row of decisions.jsonl."""
-    candidate = ops / row["candidate"]
+    candidate = pathlib.Path(os.path.relpath(os.path.realpath(ops / row["candidate"])))
     if not candidate.is_file() or files.sha256(candidate) != row["sha256"]:
         raise UserError(f"{candidate}: is not the file that was judged better")
     version = store.promote(ops, candidate, row["why"], smoke_test(ops, device))

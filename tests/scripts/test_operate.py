@@ -414,6 +414,8 @@ def starts(champion, call, photos, waiting, tmp_path_factory):
             state["args"] |= {"head": "linear", "dropout": 0.0}
         elif name == "synthetic":
             state["args"]["data"] = "synthetic"
+        elif name == "plain":
+            del state["lineage"]
         elif name == "named":
             state["data"]["classes"] = ["other", *state["data"]["classes"][1:]]
         checkpoint.save(home / f"{name}.pt", **state)
@@ -457,6 +459,7 @@ MISTAKES = [
     (["rollback", "{home}/new", "3"], "no version 3; there are 1"),
     (["promote", "{home}/new", "--audit", "{photos}/audit"], "has no effect without a CHECKPOINT"),
     (["promote", "{home}/new", "{named}", "--audit", "{photos}/audit"], "CHECKPOINT: classes of"),
+    (["promote", "{home}/new", "{plain}", "--audit", "{photos}/audit"], "does not say which photos it has"),
     (["promote", "{home}/new", "{student}", "--audit", "{photos}/spent"], "1 of 2 photos trained or"),
     (["promote", "{home}/new", "{tuned}", "--audit", "{photos}/spent"], "1 of 2 photos trained or"),
 ]
