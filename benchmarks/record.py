@@ -6,9 +6,9 @@ Needs:  FASSEG V3
 Writes: a line of JSON for each run into --out, and the table of a row on the screen
 Expect: docs/record.md
 
-A run begins from nothing but the photos: imports, the scan, the cache and pretrained weights count. 16 labelled
-photos, drawn five times; the F1 is that of the last weights on persons 08 to 11, and does not count. With --tune,
-to choose by: labels of persons 01, 02, 03 and 05, F1 on 04, 06 and 07.
+A run begins from nothing but the photos: imports, the scan, the cache and pretrained weights count. 16
+labelled photos, drawn five times; the F1 is that of the last weights on persons 08 to 11, and does not count.
+With --tune, to choose by: labels of persons 01, 02, 03 and 05, F1 on 04, 06 and 07.
 """
 
 import json
@@ -102,9 +102,8 @@ def main(args):
     spent = [row["seconds"] for row in rows]
     spread = statistics.stdev(f1) if len(f1) > 1 else float("nan")
     bound = statistics.mean(f1) - stats.t.isf(0.05, max(1, len(f1) - 1)) * spread / len(f1) ** 0.5
-    print(
-        f"{args.row} {args.flags}: {statistics.mean(spent):.0f} CPU seconds ({min(spent):.0f} to {max(spent):.0f}), "
-    )
+    took = f"{statistics.mean(spent):.0f} CPU seconds ({min(spent):.0f} to {max(spent):.0f})"
+    print(f"{args.row} {args.flags}: {took}")
     print(f"F1 {statistics.mean(f1):.4f} ± {spread:.4f}, lower 95 % bound {bound:.4f}, {len(f1)} runs")
 
 
