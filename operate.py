@@ -28,19 +28,20 @@ import shutil
 
 import numpy as np
 import torch
-from utils.operate.page import page
 
 from datasets import incoming, splits
-from datasets.cache import CachedFaces, digests_of
+from datasets.cache import CachedFaces
 from datasets.faces import Faces, counted
 from datasets.images import read_square, to_float
 from datasets.pairs import write_samples
+from datasets.policies import load_policy
 from models import restore
 from utils import checkpoint, cli, dist, draw, files, jsonl, metrics
 from utils.engine import runs
 from utils.errors import UserError
 from utils.operate import decisions, record, store
-from utils.rewards.scorer import Scorer
+from utils.operate.page import page
+from utils.rewards.scorer import Scorer, code_of
 
 EXIT = {"no": 0, "suspected": 0, "yes": 1, "cannot tell": 3}  # of `watch`
 WAITS = 4  # exit status of `improve` where somebody has to label photos first
@@ -80,7 +81,7 @@ def get_parser():
     g.add_argument("--delta", type=cli.share, default=0.01, metavar="F1", help=delta)
     search = "flags of augment.py, as one word; none: no search"
     g.add_argument("--search", default=SEARCH, metavar="FLAGS", help=search)
-    g.add_argument("--student", default="", metavar="FLAGS", help="flags of train_student.py, as one word")
+    g.add_argument("--student", metavar="FLAGS", help="flags of train_student.py, as one word")
     scores = "flags of train_scores.py beside --scorer, as one word; none: no such tuning"
     g.add_argument("--scores", default=SCORES, metavar="FLAGS", help=scores)
     g.add_argument("--seeds", type=cli.positive, default=2, help="students of each recipe")
@@ -121,12 +122,9 @@ def champion_of(ops):
     return champion, checkpoint.load(champion["path"])
 
 
-def run(script, flags):
-    """Run a script to its end, which has to be a good one."""
-    status, error = runs.call(script, flags)
-    if status:
-        said = error.splitlines()[-1].removeprefix("error: ") if error else f"status {status}"
-        raise UserError(f"{script}: {said}")
+def last_line(error):
+    """What a script said last, of a mistake."""
+    return error.splitlines()[-1].removeprefix("error: ") if error else ""
 
 
 # ---- judging
@@ -144,9 +142,8 @@ def parse(state, data, device):
 
 
 def rows_of_people(data):
-    return {
-        person: [i for i, p in enumerate(data.groups) if p == person] for person in sorted({*data.groups})
-    }
+    people = sorted({*data.groups})
+    return {person: [i for i, p in enumerate(data.groups) if p == person] for person in people}
 
 
 def f1_of_people(preds, data, num_classes):
@@ -163,18 +160,37 @@ def scores_of_people(preds, data, scorer):
     return {person: float(scores[rows].mean()) for person, rows in rows_of_people(data).items()}
 
 
-def judge(ops, config, candidate, audit, device, facts):
+def guard_of(config, classes):
+    """(Faces, samples) of the guard, which has to be that of `init`."""
+    guard = incoming.labelled_photos(config["guard"], classes)
+    if incoming.digests(guard[1]) != config["guard_digests"]:
+        raise UserError(f"{config['guard']}: not the photos and masks of `init`; put them back")
+    return guard
+
+
+def scorer_of(config, classes, ops):
+    """The scorer of `init`, None without one."""
+    if not config["scorer"]:
+        return None
+    scorer = Scorer([config["scorer"]], classes, ops / "scores.jsonl")
+    if scorer.code != config["scorer_code"]:
+        raise UserError(f"{config['scorer']}: not the file of `init`; put it back")
+    return scorer
+
+
+def judge(ops, config, candidate, audit, scorer, device, facts):
     """Whether a checkpoint is better than the champion: a row of decisions.jsonl, which is written.
 
-    audit: (Faces, samples); without labels they are scored. facts: {key: value}, more of the row.
+    audit: (Faces, samples). scorer: of masks of these; None: by their labels. facts: {key: value}, more of
+    the row.
     """
     champion, state = champion_of(ops)
-    rival = checkpoint.load(candidate)
+    digest, rival = files.sha256(candidate), checkpoint.load(candidate)
     checkpoint.refuse_unlike("CHECKPOINT", [champion["path"], candidate], [state, rival])
+    if "lineage" not in rival:
+        raise UserError(f"{candidate}: does not say which photos it has seen, so none can judge it")
     classes = state["data"]["classes"]
-    guard = incoming.labelled_photos(config["guard"], classes)
-    if dict(zip([s.id for s in guard[1]], digests_of(guard[1]), strict=True)) != config["guard_digests"]:
-        raise UserError(f"{config['guard']}: not the photos and masks of `init`; put them back")
+    guard = guard_of(config, classes)
     for judges in (guard, audit):
         incoming.refuse_seen(judges[1], state, champion["path"])
         incoming.refuse_seen(judges[1], rival, candidate)
@@ -185,19 +201,15 @@ def judge(ops, config, candidate, audit, device, facts):
         return {person: after[person] - before[person] for person in before}
 
     f1 = functools.partial(f1_of_people, num_classes=len(classes))
-    score = f1
-    if audit[1][0].label is None:
-        scorer = Scorer([config["scorer"]], classes, ops / "scores.jsonl")
-        scorer.refuse_other_code()
-        score = functools.partial(scores_of_people, scorer=scorer)
-    photos = sorted(incoming.short_digests(audit[1]).values())
+    score = functools.partial(scores_of_people, scorer=scorer) if scorer else f1
+    photos = sorted({*incoming.short_digests(audit[1]).values(), *(s.group for s in audit[1])})
     k = 1 + decisions.candidates_before(record.decided(ops), photos)
     kept, won = differences(guard, f1), differences(audit, score)
     found = decisions.verdict(kept, won, k, config["alpha"], config["delta"])
     row = {
         "time": now(),
-        "candidate": str(candidate),
-        "sha256": files.sha256(candidate),
+        "candidate": os.path.relpath(os.path.realpath(candidate), os.path.realpath(ops)),
+        "sha256": digest,
         "champion": champion["sha256"],
         "verdict": "better" if found["better"] else "refused",
         "why": found["why"],
@@ -235,6 +247,9 @@ def init(args, ops):
         raise UserError(f"--alpha {args.alpha}: need a level between 0 and 1")
     scored = None if args.scorer or args.scores == SCORES else "without --scorer"
     cli.refuse_without_effect(args, {"scores": scored})
+    names = {path.name for path in ops.iterdir()} - {".lock"}
+    if names and not any(name.startswith("operate.json") for name in names):  # else an `init` was killed
+        raise UserError(f"--out {ops}: holds other files; name a new folder")
     state = checkpoint.load(args.champion)
     classes = state["data"]["classes"]
     _, guard = incoming.labelled_photos(args.guard, classes)
@@ -242,63 +257,73 @@ def init(args, ops):
     if len(people) < 2:
         raise UserError(f"--guard {args.guard}: one person alone; a bound over people needs two at least")
     incoming.refuse_seen(guard, state, args.champion)
-    faces = splits.open_any(args.reference)
-    photos = incoming.without_test(faces)
+    photos = incoming.without_test(splits.open_any(args.reference))
     if len({s.group for s in photos}) < 2:
         raise UserError(f"--reference {args.reference}: {counted(len(photos), 'photo')}; a test needs more")
-    kept = ("features", "n", "alpha", "delta", "scorer", "search", "student", "scores", "seeds", "seed")
+    labelled = taught(state)["args"]
+    if labelled["data"] == "synthetic":
+        raise UserError(f"{args.champion}: trained on synthetic faces alone; students need labelled photos")
+    kept = ("features", "n", "alpha", "delta", "search", "student", "scores", "seeds", "seed")
     config = {key: getattr(args, key) for key in kept}
-    config |= {"guard": os.path.abspath(args.guard), "size": state["args"]["size"]}
-    config["guard_digests"] = dict(zip([s.id for s in guard], digests_of(guard), strict=True))
-    shutil.rmtree(ops / "reference", ignore_errors=True)  # of an `init` that was killed
-    write_samples(ops / "reference", photos, meaning(faces, state))
+    config |= {"guard": os.path.abspath(args.guard), "guard_digests": incoming.digests(guard)}
+    config["scorer"] = os.path.abspath(args.scorer) if args.scorer else None
+    config["scorer_code"] = code_of([args.scorer]) if args.scorer else None
+    config |= {"data": os.path.abspath(labelled["data"]), "ids": incoming.ids_of(labelled)}
+    config |= {"allow_empty": labelled.get("allow_empty"), "size": state["args"]["size"]}
+    scorer_of(config, classes, ops)
     runs.write_json(ops, "operate.json", config)
+    shutil.rmtree(ops / "reference", ignore_errors=True)  # of an `init` that was killed
+    write_samples(ops / "reference", photos, meaning(state))
     device = dist.init(None)[2]
     store.promote(ops, args.champion, "the first one", smoke_test(ops, device))
     print(f"{ops}: {args.champion} is champion; {len(photos)} reference photos, {len(people)} guard people")
     return 0
 
 
-def meaning(faces, state):
-    """What labels mean: as a data set says or, where it does not, a checkpoint."""
+def taught(state):
+    """The checkpoint in which a model learned from masks, where scores have tuned it since."""
+    while state["script"] == "train_scores.py":
+        state = checkpoint.load(state["args"]["init"])
+    return state
+
+
+def meaning(state):
+    """What a checkpoint says that labels mean, for `write_samples`."""
     known = state["data"]
-    return faces if faces.classes else Faces("folder", known["classes"], [], known["flip_pairs"], {}, None)
+    return Faces("folder", known["classes"], [], known["flip_pairs"], {}, None)
 
 
 def watch(args, ops):
     config = files.read_json(ops / "operate.json")
     rows = record.watched(ops)
-    faces = splits.open_any(args.photos)
-    photos = incoming.without_test(faces)
+    photos = incoming.without_test(splits.open_any(args.photos))
     digests = incoming.short_digests(photos)
     before = {digest for row in rows for digest in row["photos"]}
     new = {digests[s.image]: s for s in photos if digests[s.image] not in before}  # none twice
     if not new:
         raise UserError(f"{args.photos}: all of its {len(photos)} photos were in a batch before")
-    number = len(rows) + 1
+    number = rows[-1]["batch"] + 1 if rows else 1
     folder = ops / f"batches/{number:03d}"
     shutil.rmtree(folder, ignore_errors=True)  # of a `watch` that was killed
     folder.mkdir(parents=True)
-    write_samples(folder / "photos", new.values(), meaning(faces, champion_of(ops)[1]))
+    write_samples(folder / "photos", new.values(), meaning(champion_of(ops)[1]))
     people = len({s.group for s in new.values()})
     row = {"batch": number, "time": now(), "source": str(args.photos), "photos": list(new), "people": people}
     row |= {"status": "UNDERPOWERED", "verdict": "No verdict: one person alone; more people are needed."}
+    row |= dict.fromkeys(("p", "d_max", "d_critical", "feature"))
     if people > 1:
         flags = ["--real", ops / "reference", "--other", folder / "photos", "--features", *config["features"]]
         flags += ["--drop-copies", "--n", config["n"], "--size", config["size"], "--alpha", config["alpha"]]
         status, error = runs.call("ks_test.py", [*flags, "--seed", config["seed"], "--out", folder / "ks"])
-        if status == 2:
-            raise UserError(error.splitlines()[-1].removeprefix("error: "))
+        if not (folder / "ks/ks_report.json").is_file():
+            raise UserError(f"ks_test.py: {last_line(error) or f'status {status}'}")
         found = files.read_json(folder / "ks/ks_report.json")
         row |= {key: found[key] for key in ("status", "verdict", "p", "d_max", "d_critical", "feature")}
     unlabelled = [each / "unlabelled" for each in (folder / "photos", ops / "reference")]
     strange = incoming.strangest(*unlabelled, STRANGEST, config["size"])
-    shown = [{"photo": square(each["photo"]), "nearest": square(each["nearest"])} for each in strange]
-    named = [
-        {"id": stem(each["photo"]), "nearest_id": stem(each["nearest"]), "distance": each["distance"]}
-        for each in strange
-    ]
-    write_pictures(folder / "strangest", named, shown)
+    shown = [{kind: square(each[kind]) for kind in ("photo", "nearest")} for each in strange]
+    named = [each | {"id": stem(each["photo"]), "nearest_id": stem(each["nearest"])} for each in strange]
+    record.write_pictures(folder / "strangest", named, shown)
     jsonl.append(ops / "watch.jsonl", row)
     left_out = f", {len(photos) - len(new)} seen before left out" if len(new) < len(photos) else ""
     print(f"batch {number}: {counted(len(new), 'photo')} of {people} people{left_out}: {row['status']}")
@@ -309,33 +334,41 @@ def watch(args, ops):
 def improve(args, ops):
     config = files.read_json(ops / "operate.json")
     device = dist.init(args.device)[2]
+    scorer = scorer_of(config, champion_of(ops)[1]["data"]["classes"], ops)
     if not record.state_of(ops)["improving"]:
-        plan(ops, args)
+        plan(ops, config, args)
     elif args.batches:
         raise UserError("--batches: an improvement is not at its end, and has its batches; leave it out")
-    state = record.state_of(ops)
-    folder = ops / f"improve/{state['improving']:03d}"
+    begun = record.state_of(ops)
+    folder = (ops / f"improve/{begun['improving']:03d}").absolute()
     planned = files.read_json(folder / "plan.json")
-    flags = planned["flags"]
+    teacher = ops.absolute() / f"store/{planned['champion']}.pt"
+    state = checkpoint.load(teacher)
+    flags = ["--data", config["data"]]
+    flags += ["--ids", folder / "ids.json"] if config["ids"] else []
+    flags += ["--allow-empty", *config["allow_empty"]] if config["allow_empty"] else []
     common = ["--seed", config["seed"], "--device", device.type]
 
-    # ---- search ----
-    arms = {"old": planned["augment"]}
+    # ---- search
+    arms = {"old": taught(state)["args"].get("augment") or "cutmix"}
     if config["search"] != "none":
         if not (folder / "search/policy.json").is_file():
             print("search:  augment.py")
-            wanted = ["--size", config["size"], "--model", planned["model"], *shlex.split(config["search"])]
-            run("augment.py", [*flags, *wanted, *common, "--out", folder / "search"])
+            flags_of_search = ["--size", config["size"], "--model", state["args"]["model"]]
+            flags_of_search += [*shlex.split(config["search"]), *common, "--out", folder / "search"]
+            status, error = runs.call("augment.py", [*flags, *flags_of_search])
+            if status:
+                raise UserError(f"augment.py: {last_line(error) or f'status {status}'}")
         policy = files.read_json(folder / "search/policy.json")
         if policy["search"]["flags"]:
             raise UserError(
                 f"--search: {policy['kind']} won, which changes more than augmentation; leave it out"
             )
-        if policy["kind"] != planned["augment"]:
+        if policy["kind"] != arms["old"]:
             arms["new"] = folder / "search/policy.json"
         print(f"search:  {policy['kind']}")
 
-    # ---- train ----
+    # ---- train
     ledger = runs.Ledger(folder / "runs.jsonl")
     seeds = range(config["seed"], config["seed"] + config["seeds"])
 
@@ -343,58 +376,48 @@ def improve(args, ops):
         """Paths of last.pt of all runs. jobs: {run: flags}."""
         print(f"train:   {script}, {counted(len(jobs), 'run')}")
         jobs = [{"run": name, "script": script, "flags": words} for name, words in jobs.items()]
-        done = runs.run_all(jobs, folder / "runs", ledger, lambda job, path: {"out": str(path)})
-        return {row["run"]: pathlib.Path(row["out"]) / "last.pt" for row in done}
+        at_once = 1 if device.type == "cuda" else min(len(jobs), os.cpu_count() or 1)
+        done = runs.run_all(jobs, folder / "runs", ledger, lambda job, path: {}, at_once)
+        return {row["run"]: folder / "runs" / row["run"] / "last.pt" for row in done}
 
-    same = [
-        "--teacher",
-        planned["champion"],
-        *flags,
-        "--unlabelled",
-        folder / "photos",
-        "--device",
-        device.type,
-    ]
-    same += shlex.split(config["student"])
+    unlabelled = ["--unlabelled", folder / "photos"]
+    same = ["--teacher", teacher, *flags, *unlabelled, "--device", device.type]
+    same += shlex.split(config["student"] or "")
     jobs = {
         f"student/{arm}/{seed}": [*same, "--augment", augment, "--seed", seed]
         for arm, augment in arms.items()
         for seed in seeds
     }
     candidates = train("train_student.py", jobs)
-    if config["scorer"] and config["scores"] != "none":
-        same = [
-            "--unlabelled",
-            folder / "photos",
-            "--reward",
-            config["scorer"],
-            *shlex.split(config["scores"]),
-        ]
+    if scorer and config["scores"] != "none":
+        same = [*unlabelled, "--reward", config["scorer"], *shlex.split(config["scores"])]
         jobs = {
             name.replace("student", "scores"): [*same, *common, "--init", path]
             for name, path in candidates.items()
         }
         candidates = train("train_scores.py", jobs)
 
-    # ---- judge ----
+    # ---- judge
     if args.audit:
-        audit = incoming.labelled_photos(args.audit, planned["classes"])
-    elif config["scorer"]:
+        audit = incoming.labelled_photos(args.audit, state["data"]["classes"])
+        scorer = None
+    elif scorer:
         faces = splits.open_any(folder / "label")
         audit = faces, faces.splits["unlabelled"]
     else:
         print(f"waits:   {counted(len(candidates), 'candidate')}; label some of {folder}/label/unlabelled,")
         print("         which trained nothing, or photos like them, and name the folder: --audit LABELLED")
         return WAITS
-    judged = [row for row in record.decided(ops) if row.get("improve") == state["improving"]]
-    facts = {"improve": state["improving"], "batches": planned["batches"]}
+    judged = [row for row in record.decided(ops) if row.get("improve") == begun["improving"]]
+    facts = {"improve": begun["improving"], "batches": planned["batches"]}
     for candidate in candidates.values():
         if any(row["verdict"] == "better" for row in judged):
             break
         if files.sha256(candidate) not in [row["sha256"] for row in judged]:
-            judged.append(judge(ops, config, candidate, audit, device, facts))
-            compare(ops, judged[-1], folder / "photos", device)
-    closed = {"improving": None, "improvements": state["improving"], "decided": max(planned["batches"])}
+            judged.append(judge(ops, config, candidate, audit, scorer, device, facts))
+    compare(ops, judged[-1], folder / "photos", device)
+    decided = max(begun["decided"], *planned["batches"])
+    closed = {"improving": None, "improvements": begun["improving"], "decided": decided}
     runs.write_json(ops, "state.json", closed)
     if judged[-1]["verdict"] != "better":
         print(f"none of {counted(len(candidates), 'candidate')} is shown to be better: the champion stays")
@@ -402,72 +425,53 @@ def improve(args, ops):
     return serve(ops, judged[-1], device) if args.promote else 0
 
 
-def plan(ops, args):
+def plan(ops, config, args):
     """Choose batches, keep photos from training that are to judge, and write it down."""
     drift, batches = record.drift_of(ops)
     if args.batches:
         batches = sorted(set(args.batches))
-        if batches[-1] > (count := len(record.watched(ops))):
-            raise UserError(f"--batches {batches[-1]}: there {'is' if count == 1 else 'are'} {count}")
+        if unknown := set(batches) - {row["batch"] for row in record.watched(ops)}:
+            raise UserError(f"--batches {min(unknown)}: there is no such batch")
     elif drift != "yes":
         raise UserError(f"{ops}: {record.DRIFT[drift]}; --batches N improves on batch N in any case")
+    champion, state = champion_of(ops)
+    classes = state["data"]["classes"]
+    samples = []
+    for batch in batches:
+        found = splits.open_any(ops / f"batches/{batch:03d}/photos").splits["unlabelled"]
+        samples += [s._replace(id=s.id.replace("unlabelled", str(batch), 1)) for s in found]
+    digests = incoming.short_digests(samples)
+    guard = {*incoming.short_digests(guard_of(config, classes)[1]).values()}
+    samples = [s for s in samples if digests[s.image] not in guard]
+    judging = incoming.to_label(samples)
+    if args.audit:
+        _, audit = incoming.labelled_photos(args.audit, classes)
+        known = {*incoming.short_digests(audit).values()}
+        judging = [s for s in samples if digests[s.image] in known]
+    train = [s for s in samples if s not in judging]
+    if not train:
+        raise UserError(f"batches {batches}: every photo judges, and none is left to train on")
+    load_policy(taught(state)["args"].get("augment") or "cutmix")  # a file may be gone
     before = record.state_of(ops)
     number = before["improvements"] + 1
     folder = ops / f"improve/{number:03d}"
     shutil.rmtree(folder, ignore_errors=True)  # of a plan that a kill left unfinished
     folder.mkdir(parents=True)
-    champion, state = champion_of(ops)
-    samples = []
-    for batch in batches:
-        faces = splits.open_any(ops / f"batches/{batch:03d}/photos")
-        samples += [
-            s._replace(id=s.id.replace("unlabelled", str(batch), 1)) for s in faces.splits["unlabelled"]
-        ]
-    judging = incoming.to_label(samples)
-    if args.audit:
-        _, audit = incoming.labelled_photos(args.audit, state["data"]["classes"])
-        known = {*incoming.short_digests(audit).values()}
-        digests = incoming.short_digests(samples)
-        judging = [s for s in samples if digests[s.image] in known]
-    train = [s for s in samples if s not in judging]
-    if not train:
-        raise UserError(f"--audit {args.audit}: holds every photo of the batches; leave some to train on")
-    write_samples(folder / "photos", train, faces)
+    write_samples(folder / "photos", train, meaning(state))
     if not args.audit:
-        write_samples(folder / "label", judging, faces)
-    runs.write_json(
-        folder,
-        "plan.json",
-        {
-            "batches": batches,
-            "champion": champion["path"],
-            "classes": state["data"]["classes"],
-            "model": state["args"]["model"],
-            "augment": state["args"].get("augment") or "cutmix",
-            "flags": labelled_data(state["args"], folder),
-        },
-    )
+        write_samples(folder / "label", judging, meaning(state))
+    if config["ids"]:
+        runs.write_json(folder, "ids.json", config["ids"])
+    runs.write_json(folder, "plan.json", {"batches": batches, "champion": champion["sha256"]})
     runs.write_json(ops, "state.json", before | {"improving": number})
     named = ", ".join(map(str, batches))
-    print(
-        f"improve: batches {named}: {len(train)} photos to train on, {len(judging)} of them kept to judge by"
-    )
-
-
-def labelled_data(flags, folder):
-    """Flags of a command: the labelled photos that a run with these flags {name: value} was trained on."""
-    words = ["--data", flags["data"]]
-    ids = flags.get("ids")
-    if flags.get("limit"):
-        ids = runs.write_json(folder, "ids.json", incoming.ids_of_limit(flags))
-    words += ["--ids", str(ids)] if ids else []
-    words += ["--allow-empty", *flags["allow_empty"]] if flags.get("allow_empty") else []
-    return words
+    print(f"improve: batches {named}: {len(train)} photos to train on, {len(judging)} kept to judge by")
 
 
 def compare(ops, row, folder, device):
     """Draw the photos of a folder on which a candidate and the champion of then disagree most."""
-    states = [checkpoint.load(path) for path in (ops / f"store/{row['champion']}.pt", row["candidate"])]
+    paths = (ops / f"store/{row['champion']}.pt", ops / row["candidate"])
+    states = [checkpoint.load(path) for path in paths]
     faces = splits.open_any(folder)
     samples = faces.splits["unlabelled"]
     samples = samples[:: math.ceil(len(samples) / LOOKS)]
@@ -483,16 +487,7 @@ def compare(ops, row, folder, device):
         for photo, one, other in zip(photos, *masks, strict=True)
     ]
     named = [{"id": stem(samples[i].image), "share": shares[i].item()} for i in worst]
-    write_pictures(ops / "differences", named, shown)
-
-
-def write_pictures(folder, rows, pictures):
-    """rows.json, and {row}_{kind}.png of each of `pictures`, dicts; as `record.pictures` reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, kinds in enumerate(pictures):
-        for kind, array in kinds.items():
-            draw.write(folder / f"{i}_{kind}.png", array)
-    runs.write_json(folder, "rows.json", rows)
+    record.write_pictures(ops / "differences", named, shown)
 
 
 def square(path, side=128):
@@ -512,22 +507,22 @@ def promote(args, ops):
             raise UserError(f"{args.candidate}: needs --audit FOLDER, labelled photos that judge it")
         config = files.read_json(ops / "operate.json")
         audit = incoming.labelled_photos(args.audit, state["data"]["classes"])
-        row = judge(ops, config, args.candidate, audit, device, {"batches": []})
+        row = judge(ops, config, args.candidate, audit, None, device, {"batches": []})
         compare(ops, row, ops / "reference", device)
         return serve(ops, row, device) if row["verdict"] == "better" else 1
     cli.refuse_without_effect(args, {"audit": "without a CHECKPOINT to judge"})
-    better = [row for row in record.decided(ops) if row["verdict"] == "better"]
-    if not better or better[-1]["champion"] != champion["sha256"]:
+    if not (better := record.better(ops)):
         raise UserError(f"{ops}: nothing was judged better than version {champion['version']}; improve first")
-    return serve(ops, better[-1], device)
+    return serve(ops, better, device)
 
 
 def serve(ops, row, device):
     """Promote the candidate of a row of decisions.jsonl."""
-    if not os.path.isfile(row["candidate"]) or files.sha256(row["candidate"]) != row["sha256"]:
-        raise UserError(f"{row['candidate']}: is not the file that was judged better")
-    version = store.promote(ops, row["candidate"], row["why"], smoke_test(ops, device))
-    print(f"{ops}: version {version} is champion, {row['candidate']}")
+    candidate = pathlib.Path(os.path.relpath(os.path.realpath(ops / row["candidate"])))
+    if not candidate.is_file() or files.sha256(candidate) != row["sha256"]:
+        raise UserError(f"{candidate}: is not the file that was judged better")
+    version = store.promote(ops, candidate, row["why"], smoke_test(ops, device))
+    print(f"{ops}: version {version} is champion, {candidate}")
     return 0
 
 
@@ -539,6 +534,8 @@ def rollback(args, ops):
 
 def status(args, ops):
     champion = store.champion(ops)
+    if "fallback" in champion:
+        print(champion["fallback"])
     print(f"{ops}: version {champion['version']} is champion, {champion['path']}, of {champion['run']}")
     print(record.DRIFT[record.drift_of(ops)[0]])
     return 0
@@ -561,7 +558,8 @@ def main(args):
         code = status(args, ops)
     else:
         files.lock(ops)
-        store.recover(ops)
+        if not begins:
+            store.recover(ops)
         code = COMMANDS[args.command](args, ops)
         files.write_whole(ops / "page.html", page(record.facts(ops, now())))
 

@@ -18,11 +18,8 @@ count in no mean, and are named.
 import collections
 import difflib
 import functools
-import itertools
-import json
 import math
 import os
-import re
 import statistics
 
 from scipy.stats import t
@@ -33,11 +30,11 @@ from models import has_instances
 from utils import checkpoint, cli, files
 from utils.errors import UserError
 from utils.tracking.chart import ancestry
+from utils.tracking.check import check_files, lying_in
 from utils.tracking.export import to_mlflow
-from utils.tracking.folders import chosen_by, find, makers, trouble
+from utils.tracking.folders import chosen_by, find, trouble
+from utils.tracking.groups import add_settings, as_key, differing
 from utils.tracking.render import common, markdown, page, shown
-
-FREE = ("seed", "out", "resume", "device", "workers")  # flags in which the runs of a row may differ
 
 
 def get_parser():
@@ -59,65 +56,7 @@ def get_parser():
     return p
 
 
-# ---- which runs are a row
-
-
-def settings(run, made, folders, seeds, below=()):
-    """{flag: plain value} of what tells a run from others: no `FREE` flag, none that is off. A file that a
-    known run wrote is that run's settings. Any other is its path, with SEED where runs of other seeds were
-    given files so named; where none was, with its digest.
-
-    made: `makers`. folders: {path: run}. seeds: {pattern: seeds of the runs that were given such a path}.
-    below: folders of the runs that began from this one.
-    """
-    below = (*below, run["folder"])
-
-    def meaning(word):
-        path = path_of(word)
-        digest = run["files"].get(path, {}).get("sha256")
-        if not (digest or path.endswith((".pt", ".json"))):
-            return word
-        maker = made[digest][0] if digest in made else folders.get(os.path.realpath(os.path.dirname(path)))
-        if maker and maker["folder"] not in below:
-            return [maker["script"], settings(maker, made, folders, seeds, below), os.path.basename(path)]
-        pattern = max(patterns(path, run["args"].get("seed")), key=lambda pattern: len(seeds[pattern]))
-        return [word, digest] if pattern == path else pattern
-
-    kept = {k: v for k, v in run["args"].items() if k not in FREE and v not in (None, False, [])}
-    return {k: [*map(meaning, v)] if isinstance(v, list) else meaning(v) for k, v in kept.items()}
-
-
-def path_of(word):
-    """The path that a value of a flag may be; "" of numbers."""
-    return (files.file_of(word) or word) if isinstance(word, str) else ""
-
-
-def patterns(path, seed):
-    """The path, and what it is with SEED in one or more of the places where the seed stands in it."""
-    parts = re.split(rf"(?<!\d){seed}(?!\d)", path, maxsplit=6)
-    for between in itertools.product([str(seed), "SEED"], repeat=len(parts) - 1):
-        yield "".join(itertools.chain(*zip(parts, [*between, ""], strict=True)))
-
-
-def all_settings(runs):
-    """Give each run its `settings`."""
-    seeds = collections.defaultdict(set)
-    for run in runs:
-        seed = run["args"].get("seed")
-        for value in run["args"].values():
-            for word in value if isinstance(value, list) else [value]:
-                for pattern in patterns(path_of(word), seed):
-                    seeds[pattern].add(seed)
-    made, folders = makers(runs), {os.path.realpath(run["folder"]): run for run in runs}
-    for run in runs:
-        run["settings"] = settings(run, made, folders, seeds)
-
-
-def differing(runs):
-    """The flags of which these runs have several values."""
-    flags = dict.fromkeys(flag for run in runs for flag in run["args"] if flag not in FREE)
-    values = lambda flag: {as_key(run["settings"].get(flag)) for run in runs if flag in run["args"]}
-    return [flag for flag in flags if len(values(flag)) > 1]
+# ---- rows, and their figures
 
 
 def rows_of(runs, by, name):
@@ -128,16 +67,8 @@ def rows_of(runs, by, name):
         own = run["settings"]
         key = {flag: own.get(flag, run["args"].get(flag)) for flag in by} if by else own
         rows[as_key([run["script"], key])].append(run)
-    return sorted(
-        rows.values(), key=lambda row: -statistics.fmean(by_seed(row, name).values() or [-math.inf])
-    )
-
-
-def as_key(plain):
-    return json.dumps(plain, sort_keys=True)
-
-
-# ---- figures
+    height = lambda row: statistics.fmean(by_seed(row, name).values() or [-math.inf])
+    return sorted(rows.values(), key=height, reverse=True)
 
 
 def by_seed(runs, name):
@@ -158,12 +89,6 @@ def paired(values, others):
     return statistics.fmean(changes) if n else math.nan, half, n
 
 
-def cpu_minutes(runs):
-    """(mean of a run, all its starts summed; whether some start is not known) or None."""
-    starts = [start.get("cpu_seconds") for run in runs for start in (run, *run["earlier"])]
-    return (sum(filter(None, starts)) / 60 / len(runs), None in starts) if any(starts) else None
-
-
 # ---- the table
 
 
@@ -182,8 +107,11 @@ def change(values, others):
 
 
 def cost(runs):
-    minutes, partly = cpu_minutes(runs) or (math.nan, False)
-    return "–" if math.isnan(minutes) else "≥ " * partly + f"{minutes:.1f}"
+    """CPU minutes of a run, all its starts together, in the mean; ≥ where some start did not tell."""
+    starts = [start.get("cpu_seconds") for run in runs for start in (run, *run["earlier"])]
+    if not any(starts):
+        return "–"
+    return "≥ " * (None in starts) + f"{sum(filter(None, starts)) / 60 / len(runs):.1f}"
 
 
 def tabulate(name, runs, by, baseline):
@@ -220,7 +148,7 @@ def tabulate(name, runs, by, baseline):
         notes.append(f"made by {len(commits)} versions of the code: {', '.join(sorted(commits))}")
     curves = [{str(run["folder"]): curve(run, name) for run in row} for row in rows]
     header += [*tests, "CPU min"]
-    title = f"{name}: mean ± standard deviation over seeds" if name else "Chosen by no figure"
+    title = f"{name}: mean ± standard deviation over seeds" if name else "Without a figure"
     return {"title": title, "header": header, "rows": lines, "notes": notes, "curves": curves}
 
 
@@ -243,26 +171,8 @@ def refuse_unknown(flag, words, known):
 # ---- every digest again
 
 
-def check_files(run, elsewhere):
-    """[(whether it is wrong, line)] of the outputs of a run and the files that its flags named. elsewhere():
-    {sha256: path} of what lies in the folders that are searched."""
-    listed = [(run["folder"] / name, digest, "") for name, digest in run["outputs"].items()]
-    listed += [(path, f["sha256"], f" (--{f['flag']})") for path, f in run["files"].items()]
-    found = []
-    for path, digest, flag in listed:
-        there = os.path.isfile(path)
-        if there and files.sha256(path) == digest:
-            continue
-        place = elsewhere().get(digest)
-        what = "changed" if there else "moved" if place else "missing"
-        of = f"{path}{flag} of {run['folder']}" if flag else path
-        where = f"; what it was lies in {place}" if place else ""
-        found.append((what != "moved", f"{what}: {of}{where}"))
-    return found
-
-
 def check_data(run):
-    """The same of the photos and masks that a training run was given."""
+    """[(whether it is wrong, line)] of the photos and masks that a training run was given."""
     flags, found = run["args"], []
     for split, then in run["data"].items():
         of = f"{then['path']} ({split}) of {run['folder']}"
@@ -286,14 +196,6 @@ def check_data(run):
             what = f"{counts[0]} then, {counts[1]} now; a photo, a mask, a class or a name is another"
             found.append((True, f"changed: {of}: {what}"))
     return found
-
-
-def lying_in(folders):
-    """{sha256: path} of all files in folders."""
-    found = (
-        os.path.join(path, name) for folder in folders for path, _, names in os.walk(folder) for name in names
-    )
-    return {files.sha256(path): path for path in found if os.path.isfile(path)}
 
 
 def main(args):
@@ -335,12 +237,13 @@ def main(args):
     )
     if args.baseline and not any(is_in(run, args.baseline) for run in runs):
         raise UserError(f"--baseline {args.baseline}: is none of these runs")
-    all_settings(runs)
+    add_settings(runs)
     groups = collections.defaultdict(list)
     for run in runs:
         has = not args.figure or args.figure in run["shown"] or trouble(run)
         groups[(args.figure or chosen_by(run)) if has else None].append(run)
-    tables = [tabulate(name, found, by, args.baseline) for name, found in groups.items()]
+    names = sorted(groups, key=lambda name: (name is None, name))
+    tables = [tabulate(name, groups[name], by, args.baseline) for name in names]
     if args.html:
         files.write_whole(args.html, page(f"Runs in {' '.join(args.folders)}", tables))
         print(f"wrote:   {args.html}")

@@ -3,7 +3,7 @@
 import torch
 from scipy.spatial.distance import cdist
 
-from datasets.cache import contents
+from datasets.cache import contents, digests_of
 from datasets.faces import limit, some
 from datasets.images import pictures, read_square, to_float
 from datasets.sides import training_photos
@@ -26,6 +26,11 @@ def without_test(faces):
 def short_digests(samples):
     """{path: 16 hex digits} of the samples' photo files, as `lineage.seen` knows them."""
     return {path: digest[:16] for path, digest in contents([s.image for s in samples]).items()}
+
+
+def digests(samples):
+    """{id: 16 hex digits} of what the files of a labelled sample hold, photo and mask."""
+    return dict(zip([s.id for s in samples], digests_of(samples)[1], strict=True))
 
 
 def labelled_photos(folder, classes):
@@ -61,11 +66,17 @@ def to_label(samples):
     return limit(samples, max(1, min(TO_LABEL * people, int(SHARE * len(samples)))), 0)
 
 
-def ids_of_limit(flags):
-    """{"train": ids, "val": ids} of a run with these flags {name: value}, whose limit depends on its seed."""
+def ids_of(flags):
+    """{"train": ids, "val": ids} of a run with these flags {name: value} where --ids or --limit says which
+    photos train; None where all do."""
+    open_any(flags["data"])  # a UserError where it is gone
+    if not flags.get("limit") and not flags.get("ids"):
+        return None
     train = training_photos(flags["data"], flags | {"unlabelled": None})
-    train = limit(train, flags["limit"], flags["seed"])
-    held = open_data(flags["data"], val_fraction=flags["val_fraction"]).splits.get("val", [])
+    if flags.get("limit"):
+        train = limit(train, flags["limit"], flags["seed"])
+    faces = open_data(flags["data"], val_fraction=flags["val_fraction"], ids=flags.get("ids"))
+    held = faces.splits.get("val", [])
     return {"train": [s.id for s in train]} | ({"val": [s.id for s in held]} if held else {})
 
 

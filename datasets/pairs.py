@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from datasets.augmentation import augment
 from utils import draw
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import write_whole
 
 
@@ -63,7 +63,7 @@ def write_folder(folder, faces, pairs):
 def write_samples(folder, samples, faces, masks=False):
     """A data set of your own, in a new folder, of samples of any: photos as they are, in unlabelled/ and
     without their masks; with `masks` in images/, and labels/ beside it. classes.json keeps what labels mean,
-    who is on each photo and, where known, its yaw."""
+    who is on each photo and, where known, its yaw. Names that are no UTF-8 become such."""
     folder = pathlib.Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: is there already; name another folder")
@@ -73,7 +73,7 @@ def write_samples(folder, samples, faces, masks=False):
     images.mkdir(parents=True)
     groups, yaw = {}, {}
     for sample in samples:
-        stem = sample.id.replace("/", "__")
+        stem = printable(sample.id.replace("/", "__"))
         if stem in groups:
             raise UserError(f"{folder}: two photos would be called {stem}; rename one of them")
         shutil.copyfile(sample.image, images / (stem + os.path.splitext(sample.image)[1]))
@@ -81,7 +81,7 @@ def write_samples(folder, samples, faces, masks=False):
             (part / "labels").mkdir(exist_ok=True)
             mask = draw.index_mask(faces.read_label(sample), faces.colors)
             draw.write(part / "labels" / f"{stem}.png", mask)
-        groups[stem] = sample.group
+        groups[stem] = printable(sample.group)
         if sample.yaw is not None:
             yaw[stem] = sample.yaw
     write_info(part, faces, groups, yaw)

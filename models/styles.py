@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.stages import values_of
-from utils import checkpoint
+from utils import checkpoint, lineage
 from utils.errors import UserError
 
 EPS = 1e-6  # added to a variance
@@ -204,6 +204,7 @@ def load_bank(path):
     whole = whole and all(isinstance(bank.get(key), kind) for key, kind in plain.items())
     whole = whole and all(torch.is_tensor(bank.get(key)) for key in ("std", "class"))
     whole = whole and bank["std"].shape == rows and bank["class"].shape == rows[:1]
+    whole = whole and not ("lineage" in bank and lineage.fault_of(bank["lineage"]))
     if not whole or not (rows[0] or bank["mix"] == "batch"):
         raise UserError(f"{path}: is no bank of styles; mine_styles.py writes them")
     if not (bank["mean"].isfinite().all() and bank["std"].isfinite().all()):

@@ -161,6 +161,10 @@ def logged(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def lineage_of(out):
+    return json.loads((out / "lineage.json").read_text())
+
+
 def tags(out):
     """The latest value of each."""
     return {name: value for row in logged(out) for name, value in row.items()}

@@ -1,5 +1,6 @@
 """The scripts are copies that must not drift, arrows point one way, and documented commands parse."""
 
+import argparse
 import ast
 import importlib
 import pathlib
@@ -19,27 +20,43 @@ TREES = {name: ast.parse((ROOT / name).read_text()) for name in SCRIPTS}
 OWN = set(
     "--steps --lr --augment --out --eval-every --init --data --model --size --split --reward --estimator "
     "--samples --temperature --limit --val-fraction --synthetic --unlabelled --ema --weights "
-    "--batch-size --loss".split()
+    "--batch-size --loss --features".split()
 )
 SECTIONS = "setup data model target optimizer resume train mine test gate search allocate finish".split()
 
 
+def parsers(parser):
+    """It, and those of its sub-commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
 def flags(script):
-    """{"--lr": {"type", "nargs", "choices", "metavar", "action", "default"}} of one script."""
+    """{"--lr": {"type", "nargs", "choices", "metavar", "action", "default"}} of one script, its sub-commands
+    included, where a flag is the same in all."""
     keys = ("type", "nargs", "metavar", "choices", "default", "help")
-    return {
-        option: {key: getattr(action, key) for key in keys} | {"action": type(action).__name__}
-        for action in SCRIPTS[script].get_parser()._actions
-        for option in action.option_strings
-    }
+    found = {}
+    for parser in parsers(SCRIPTS[script].get_parser()):
+        for action in parser._actions:
+            spec = {key: getattr(action, key) for key in keys} | {"action": type(action).__name__}
+            for option in action.option_strings:
+                assert found.setdefault(option, spec) == spec, (script, parser.prog, option)
+    return found
 
 
 def reads(tree):
-    """Names X that are read as args.X."""
+    """Names X that are read as args.X, or as config["X"], what operate.py keeps of its flags."""
     return {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "args"
+    } | {
+        getattr(node.slice, "value", None)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "config"
     }
 
 
@@ -182,6 +199,12 @@ def test_the_flags_of_recipes_and_docstrings_are_known():
     for script, rest in found:
         used = [word for word in shlex.split(rest, posix=False) if word.startswith("--")]
         assert not [word for word in used if word not in flags(script)], (script, rest)
+
+
+def test_the_flags_that_operate_hands_on_parse():
+    operate = SCRIPTS["operate.py"]
+    for script, words in {"augment.py": operate.SEARCH, "train_scores.py": operate.SCORES}.items():
+        SCRIPTS[script].get_parser().parse_args(shlex.split(words))
 
 
 def test_choices_of_flags_are_those_of_the_data_sets():

@@ -218,6 +218,8 @@ def run(main, args):
 def _status(main, args):
     try:
         return main(args) or 0
+    except SystemExit as left:
+        return left.code or 0
     except UserError as error:
         message = str(error)
     except OSError as error:  # of a file that nobody expected to fail: a full disk, a folder taken away

@@ -17,7 +17,7 @@ from utils.log import git_commit
 NAME = "lineage.json"
 FREE = ("out", "resume", "device", "workers")  # flags that do not change what a run computes
 OWN = ("script", "out", "commit", "data", "parents")  # of a checkpoint, that its descendants keep
-# what changes after the end, is another run's, or nobody reads
+# no outputs: this record, logs, what is temporary, and what `data` says in short
 NO_OUTPUTS = (NAME, "data.json", "metrics.jsonl", ".lock", "*.tmp", "events.out.tfevents.*")
 begun = []  # (lineage.json, its record, files of the run or None) of the run of this process
 
@@ -53,7 +53,7 @@ def origin(script, out, found, paths, files, starts, last=None):
         "data": {split: {"path": paths[split], **facts[split]} for split in found},
         "parents": [files[path]["sha256"] for path in known],
         "ancestors": ancestors,
-        "seen": torch.tensor(rows, dtype=torch.uint8).view(-1, 8),
+        "seen": torch.tensor(rows, dtype=torch.uint8).reshape(len(rows), 8),
     }
 
 
@@ -117,8 +117,9 @@ def finish(status):
         made["outputs"] = {str(each.relative_to(folder)): sha256(each) for each in files}
         made["figures"] = figures(folder)
         _write(path, ended(made, status))
-    except (OSError, UserError) as error:
-        print(f"{path}: its end was not written: {error}", file=sys.stderr)
+    except Exception as error:  # of a full disk, or of a damaged file, which raises errors of any kind
+        if status != 2:  # of a run that has failed, perhaps by the same fault, one line is said already
+            print(f"{path} does not say how this ended: {error}", file=sys.stderr)
 
 
 def ended(made, status):

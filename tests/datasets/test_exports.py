@@ -415,7 +415,8 @@ def test_labelme(tmp_path):
         shape("mouth", [[4, 5], [5, 6]], "mask", mask=base64.b64encode(png.getvalue()).decode()),
         shape("nose", [[4, 4]], "point"),
     ]
-    labelme_file(tmp_path / "a.json", shapes, "a.jpg")
+    labelme_file(tmp_path / "z.json", shapes, "a.jpg")
+    as_json(tmp_path / "lineage.json", {"script": "predict.py"})  # which wrote masks beside the photos
     photo(tmp_path / "b.jpg", 9, 9)
     faces = open_faces(tmp_path)
     assert faces.name == "labelme" and faces.classes == ["_background_", "l_eye", "mouth", "r_eye", "skin"]
@@ -434,6 +435,7 @@ def test_labelme(tmp_path):
     assert faces.notes == [
         "1 points and lines have no area, and are not drawn",
         "1 photos have no file of labelme: split `unlabelled`",
+        "not read: lineage.json",
     ]
     text(tmp_path / "labels.txt", "__ignore__", "_background_", "skin", "mouth", "l_eye", "r_eye")
     faces = open_faces(tmp_path)

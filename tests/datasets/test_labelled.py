@@ -17,6 +17,7 @@ from PIL import Image
 from datasets import UnknownFolder, cifar, labelled, open_faces, shapes, summary
 from datasets.faces import Sample
 from utils.errors import UserError
+from utils.files import sha256
 
 DATA = pathlib.Path(os.environ.get("FACES_DATA", ROOT.parent / "shared/data"))
 
@@ -140,6 +141,8 @@ def test_mnist(tmp_path, place, zipped, monkeypatch):
     assert sizes(images) == {"train": 28, "val": 12, "test": 10}
     assert {s.label[0] for s in images.splits["val"]} == set(range(10)), "of each class"
     data = labelled.load(images, "val", 4)
+    known = summary.identify(data, images.classes)
+    assert len(known["sha256"]) == 64 and len(set(known["contents"])) == 12, "of pixels, since no file is"
     for i, name in enumerate(data.ids):
         row = int(name.split("/")[1])
         batch = data[[i]]
@@ -334,6 +337,9 @@ def test_a_resumed_run_notices(tmp_path):
         again = labelled.load(relabelled, "train", 8)
         assert again.digests[0] != first["train"]["digests"][0]
         assert again.digest != first["train"]["digest"]
+        known = summary.identify(again, images.classes)
+        assert known["sha256"] != first["train"]["sha256"] and len(known["sha256"]) == 64
+    assert first["train"]["contents"][0] == sha256(root / "art/cat/0.png")[:16]
 
 
 def test_tables(tmp_path):

@@ -276,7 +276,7 @@ def test_what_is_told_of_scenes(people):
     facts = summary.inspect({"train": single}, CLASSES)["train"]
     for n in (2, 3):
         assert found[n]["aspects"] == [1.0, 1.0, 1.0] != facts["aspects"]
-        for key in ("photos", "people", "pixels", "sizes", "ids", "digests"):
+        for key in ("photos", "people", "pixels", "sizes", "ids", "digests", "sha256", "contents"):
             assert found[n][key] == facts[key], key
     assert len({found[2]["digest"], found[3]["digest"], facts["digest"]}) == 3
     assert train(people, 2).source.memory.filename == single.memory.filename, "one cache"

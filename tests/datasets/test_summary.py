@@ -1,12 +1,16 @@
 """What a split holds is counted, and what could only train wrong is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from conftest import refusal
+from conftest import refusal, write
+from PIL import Image
 
-from datasets import summary
+from datasets import batches, labelled, open_faces, splits, summary
+from datasets.cache import CachedFaces
+from utils.files import sha256
 
 CLASSES = ["background", "skin", "nose"]
 
@@ -106,3 +110,63 @@ def test_what_changed_is_said(values, words, tmp_path):
     assert "val: is gone" in refusal(summary.refuse_changed, found_in(train=Data()), last, path)
     path.write_text("torn")
     assert "(val)" in refusal(summary.refuse_changed, found_in(train=Data()), last, path)
+
+
+# ---- what data is, for the lineage of runs
+
+
+def identified(root, order=1):
+    faces = open_faces(root)
+    return summary.identify(CachedFaces(faces, faces.splits["train"][::order], 8), faces.classes)
+
+
+def change_a_pixel(root):
+    mask = np.array(Image.open(root / "labels/3.png"))
+    mask[0, 0] ^= 1
+    Image.fromarray(mask).save(root / "labels/3.png")
+
+
+def rename_a_class(root):
+    text = (root / "classes.json").read_text()
+    assert '"nose"' in text
+    (root / "classes.json").write_text(text.replace('"nose"', '"snout"'))
+
+
+def give_a_photo_to_another(root):
+    info = json.loads((root / "classes.json").read_text())
+    write(root / "classes.json", info | {"groups": info["groups"] | {"3": info["groups"]["20"]}})
+
+
+def replace_a_photo(root):
+    (root / "images/3.png").write_bytes((root / "images/4.png").read_bytes())
+
+
+@pytest.mark.parametrize("change", [change_a_pixel, rename_a_class, give_a_photo_to_another, replace_a_photo])
+def test_each_change_of_data_changes_its_digest(change, folder, tmp_path):
+    first, root = identified(folder), shutil.copytree(folder, tmp_path / "moved")
+    assert first["photos"] == 24 and first["people"] == 12
+    assert first["contents"][5] == sha256(open_faces(folder).splits["train"][5].image)[:16]
+    other = identified(root, -1)
+    assert other["sha256"] == first["sha256"] and other["contents"] == first["contents"][::-1], "in any order"
+    change(root)
+    again = identified(root)
+    assert again["sha256"] != first["sha256"] and len(again["sha256"]) == 64
+    assert (again["contents"] == first["contents"]) == (change != replace_a_photo)
+
+
+def test_rows_of_data_and_photos_alone(folder):
+    data = batches.load(splits.open_data(folder), "train", 8)
+    some = summary.identify(data, [], [4, 2])
+    assert some["photos"] == 2 and some["contents"] == [data.contents[4], data.contents[2]]
+    photos = summary.identify_photos({"a": str(folder / "images/1.png"), "gone": "nowhere.png"})
+    assert photos["photos"] == photos["people"] == 2
+    assert photos["contents"] == [sha256(folder / "images/1.png")[:16]]
+
+
+def test_what_is_rendered_has_no_digest():
+    faces = batches.load(splits.open_data("synthetic"), "train", 8)
+    shapes = labelled.load(labelled.open_images("shapes"), "val", 28, count=8)
+    for data, count in ((faces, 100_000), (shapes, 8)):
+        nothing = {"sha256": None, "contents": []}
+        assert summary.identify(data, []) == {"photos": count, "people": count, **nothing}
+    assert summary.identify(faces, [], [1, 2])["photos"] == 2

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import lineage_of
 from PIL import Image
 
 import augment
@@ -81,6 +82,12 @@ def test_a_killed_search_ends_with_the_same_policy_and_never_reads_the_test_spli
     assert straight.wait() == 0
     policies = [(tmp_path / name / "policy.json").read_text() for name in ("straight", "killed")]
     assert policies[0] == policies[1]
+    record = lineage_of(tmp_path / "killed")
+    assert [run["exit"] for run in [*record["earlier"], record]] == [None, None, 0]
+    assert record["data"]["train"]["photos"] == 8 and record["outputs"].keys() >= {
+        "policy.json",
+        "arms.jsonl",
+    }
 
     out, policy = tmp_path / "straight", json.loads(policies[0])
     assert policy["gate"]["verdict"].startswith("UNDERPOWERED: ")

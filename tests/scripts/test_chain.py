@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_same_run, logged, weights, write
+from conftest import TINY, assert_same_run, lineage_of, logged, weights, write
 from PIL import Image
 
 from datasets.policies import POLICIES
+from utils.files import sha256
 
 
 def test_the_chain_from_photos_to_overlays(call, folder, finetuned, tmp_path):
@@ -49,6 +50,14 @@ def test_the_chain_from_photos_to_overlays(call, folder, finetuned, tmp_path):
     again = call("predict.py", "--init", reward / "best.pt", photos, "--out", out, status=2)
     assert "--overwrite" in again.stderr
 
+    said = lineage_of(out)
+    assert said["exit"] == 0 and said["earlier"] == [] and len(said["outputs"]) == 4
+    assert said["parents"] == result["lineage"]["parents"] == [sha256(reward / "best.pt")]
+    val = lineage_of(finetuned)["data"]["val"]
+    assert result["lineage"]["data"] == {"val": val} == {"val": lineage_of(reward)["data"]["val"]}
+    assert result["lineage"]["exit"] == 0 and result["lineage"]["cpu_seconds"] > 0
+    assert weights(reward / "best.pt")["lineage"]["ancestors"].keys() == {sha256(init)}
+
 
 def test_finetuning_logs_what_its_pictures_and_curves_are_made_of(finetuned):
     names = "train/loss train/lr train/grad_norm time/images_per_sec time/data_wait"
@@ -79,6 +88,8 @@ def test_tuning_on_scores_alone(estimator, scored):
     out, said = scored[estimator]
     answers = (out / "scores.jsonl").read_text().splitlines()
     assert 60 < len(answers) <= 150 and f"{len(answers)} scores asked for" in said
+    files = {file["flag"]: path for path, file in lineage_of(out)["files"].items()}
+    assert files.keys() == {"init", "reward"} and files["reward"].endswith("judge.py")
     names = {"scores/asked", "val/reward", "kl", "entropy", "policy_loss", "train/loss", "train/grad_norm"}
     names |= set() if estimator == "field" else {"reward/mean", "reward/std", "frac_reward_zero_std"}
     assert names <= set().union(*logged(out))

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import FASSEG, needs_fasseg
+from conftest import FASSEG, lineage_of, needs_fasseg
 from PIL import Image
 
 import ks_test
@@ -130,6 +130,9 @@ def test_eight_people_are_too_few(call, photos, tmp_path):
     )
     assert "UNDERPOWERED: No verdict: 4 people against 4 can never give a p below 0.029" in done.stdout
     assert report(tmp_path / "a")["status"] == "UNDERPOWERED"
+    said = lineage_of(tmp_path / "a")
+    assert said["exit"] == UNKNOWN and said["data"].keys() == {"real"} and "ks_report.md" in said["outputs"]
+    assert said["data"]["real"]["photos"] == 8 and len(said["data"]["real"]["sha256"]) == 64
 
 
 def test_every_operation_and_a_policy_that_the_next_script_takes(call, operations, photos, tmp_path):

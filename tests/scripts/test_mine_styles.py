@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, assert_same_run, logged, weights
+from conftest import TINY, assert_same_run, lineage_of, logged, weights
 from PIL import Image
 
 import mine_styles
@@ -15,7 +15,8 @@ import train_finetune
 from mine_styles import first_patches, mine
 from models import build_model
 from models.styles import ANY, digest, embed, features_after, restyle, style
-from utils import checkpoint
+from utils import checkpoint, lineage
+from utils.files import sha256
 
 PHRASES = ["a face at night", "a face in fog"]
 
@@ -146,6 +147,13 @@ def test_a_bank_of_a_photo(mined, source, photo):
     assert all(row["mine/cosine_after"] > row["mine/cosine_before"] for row in rows)
     for name in ("cosine.png", "styles.png"):
         assert Image.open(mined / name).size[0] > 100
+    own, said = bank["lineage"], lineage_of(mined)
+    assert own["parents"] == said["parents"] == [sha256(source)] and own["data"]["train"]["photos"] == 16
+    seen = lineage.seen(bank)
+    assert sha256(photo)[:16] in seen and lineage.seen(weights(source)) < seen
+    assert said["files"][str(photo)]["flag"] == "photo" and said["outputs"]["bank.pt"] == sha256(
+        mined / "bank.pt"
+    )
 
 
 def test_a_killed_and_resumed_run_gives_the_same_bank(start, call, complaint, mined, source, photo, tmp_path):

@@ -9,9 +9,10 @@ import time
 
 import pytest
 import torch.distributed.run
-from conftest import ROOT, TINY, assert_same_run, logged, weights
+from conftest import ROOT, TINY, assert_same_run, lineage_of, logged, weights
 
 import train_finetune
+from utils import checkpoint
 
 STEPS = 12  # of which five are saved and two more done when a run is killed
 DIES = ["tests/reliability/under.py", "dies=7"]
@@ -58,8 +59,18 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     other = start(script, *flags, "--out", whole)
     assert start(*DIES, script, *flags, "--out", broken).wait() == -signal.SIGKILL
-    assert weights(broken / "last.pt")["step"] == 5
+    state = weights(broken / "last.pt")
+    assert state["step"] == 5 and lineage_of(broken)["exit"] is None
+    if workers:  # as if it had begun before there was a lineage
+        del state["lineage"]
+        (broken / "lineage.json").unlink()
+    else:
+        state["lineage"]["commit"] = "kept"
+    checkpoint.save(broken / "last.pt", **state)
     call(script, "--out", broken, "--resume", "--workers", 2 - workers)
+    said = lineage_of(broken)
+    assert said["exit"] == 0 and [run["exit"] for run in said["earlier"]] == ([] if workers else [None])
+    assert (weights(broken / "last.pt")["lineage"]["commit"] == "kept") == (not workers)
     assert other.wait() == 0
     assert_same_run(whole / "last.pt", broken / "last.pt")
     assert [row["step"] for row in logged(whole)] == [row["step"] for row in logged(broken)]
@@ -174,4 +185,5 @@ def test_three_processes_count_as_one(calls, finetuned, tmp_path):
     run = [torch.distributed.run.__file__, "--standalone", "--nproc_per_node=3", ROOT / "evaluate.py"]
     calls(["evaluate.py", *flags, "--json", one], [*run, *flags, "--json", two])
     one, two = json.loads(one.read_text()), json.loads(two.read_text())
+    assert one.pop("lineage")["data"] == two.pop("lineage")["data"]
     assert one == two and one["n_images"] == 20  # not a multiple of 3: nothing is padded

@@ -13,6 +13,7 @@ from PIL import Image
 
 import runs
 from datasets import cache
+from utils import checkpoint
 
 REWARD = "train_reward.py"
 
@@ -177,6 +178,17 @@ def test_any_figure_is_that_of_the_best_step(said, tmp_path):
     assert cut(said(tmp_path, "--figure", "test.json"), "test.json") == [["0.6500"]]
 
 
+def test_where_the_start_was_best_its_figure_counts(said, tmp_path):
+    rows = [{"step": 4, "val/reward": 0.5, "val/mean_f1": 0.4}]
+    run = made(tmp_path / "a", script=REWARD, rows=rows, figures={"step": 4, "best": {"step": 0}})
+    checkpoint.save(run / "best.pt", best={"step": 0, "reward": 0.625})
+    assert cut(said(tmp_path), "val/reward") == [["0.6250"]]
+    made(tmp_path / "b", script=REWARD, rows=rows, flags={"seed": 1})
+    # of the start nobody logged it, and that of step 4 is of another network
+    text = said(tmp_path, "--figure", "val/mean_f1").partition("### Without")[0]
+    assert cut(text, "seeds", "val/mean_f1") == [["1", "0.4000"]]
+
+
 def test_other_photos_to_validate_on_and_other_code_are_told(said, tmp_path):
     for seed in (0, 1):
         val = {"path": "faces", "sha256": sha(str(seed)), "photos": 4, "people": 2}
@@ -209,17 +221,21 @@ def test_nothing_is_mended_in_a_folder(said, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def real(call, folder, tmp_path_factory):
-    """Faces, a parser fine-tuned on them, and a student of it, which is scored."""
+def real(calls, folder, pictures, judge, tmp_path_factory):
+    """Faces, a parser fine-tuned on some of them, a student of it, which is scored, a parser tuned on scores,
+    and a classifier."""
     root = tmp_path_factory.mktemp("real")
-    faces = shutil.copytree(folder, root / "faces")
-    steps = ["--steps", 2, "--eval-every", 1]
-    call("train_finetune.py", "--data", faces, *steps, *TINY, "--out", root / "runs/parser")
-    teacher = ["--teacher", root / "runs/parser/best.pt", "--unlabelled", faces]
-    flags = [*steps, "--batch-size", 4, "--device", "cpu", "--out", root / "runs/student"]
-    call("train_student.py", *teacher, *flags)
-    init = ["--init", root / "runs/student/best.pt", "--split", "val"]
-    call("evaluate.py", *init, "--json", root / "runs/student/val.json", "--device", "cpu")
+    faces, out = shutil.copytree(folder, root / "faces"), root / "runs"
+    few = ["--steps", 2, "--eval-every", 1, "--device", "cpu"]
+    parser = ["--data", faces, "--limit", 12, "--allow-empty", "inner_mouth", *few, *TINY]
+    images = ["--data", pictures, "--model", "cnn", "--size", 32, *few, "--out", out / "classes"]
+    calls(["train_finetune.py", *parser, "--out", out / "parser"], ["train_classify.py", *images])
+    start, photos = out / "parser/best.pt", ["--unlabelled", faces, "--batch-size", 4]
+    scores = ["--init", start, *photos, "--reward", judge, "--samples", 4, "--limit", 4, *few]
+    student = ["--teacher", start, *photos, *few, "--out", out / "student"]
+    calls(["train_student.py", *student], ["train_scores.py", *scores, "--out", out / "scores"])
+    init = ["--init", out / "student/best.pt", "--split", "val", "--device", "cpu"]
+    calls(["evaluate.py", *init, "--json", out / "student/val.json"])
     return root
 
 
@@ -230,7 +246,9 @@ def copied(real, tmp_path):
 
 
 def test_a_table_of_real_runs(said, real):
-    rows = table(said(real))
+    text = said(real)
+    assert re.findall("### (.*):", text) == ["val/accuracy", "val/mean_f1", "val/reward"]
+    rows = table(said(real, "--figure", "val/mean_f1").partition("### Without a figure")[0])
     assert {row["script"] for row in rows} == {"train_finetune.py", "train_student.py"}
     student = next(row for row in rows if row["script"] == "train_student.py")
     scored = json.loads((real / "runs/student/val.json").read_text())["mean_f1"]
@@ -291,7 +309,7 @@ def test_a_checkpoint_from_before_lineage_says_so(said, real, tmp_path):
 
 
 def test_all_is_as_it_was(said, real):
-    assert said(real, "--check", status=0) == "2 runs: all as it was\n"
+    assert said(real, "--check", status=0) == "4 runs: all as it was\n"
 
 
 def test_outputs_that_are_changed_missing_or_moved_are_found(said, real, copied):
@@ -308,7 +326,7 @@ def test_outputs_that_are_changed_missing_or_moved_are_found(said, real, copied)
         f"missing: {copied}/student/val.png",
         f"moved: {copied}/parser/last.pt; what it was lies in {copied}/parser/kept.pt",
     ]
-    assert lines[-1] == "2 runs: 2 changed or missing"
+    assert lines[-1] == "4 runs: 2 changed or missing"
 
 
 def test_what_is_only_moved_is_not_wrong(said, copied):
@@ -395,17 +413,17 @@ def test_mlflow_has_each_run_once(said, real, copied, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="no mlflow, 800 MB: pip install mlflow")
     monkeypatch.chdir(tmp_path)  # where it puts artifacts
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    made(copied / "collapsed", 0.1, REWARD, {"odd's": 1}, rows=[{"step": 1, "val/f1/it's": 0.5}], exit=3)
-    assert said(copied, "--mlflow", uri).count(": written\n") == 3
+    made(copied / "collapsed", 0.1, REWARD, rows=[{"step": 1, "val/f1/it's": 0.5}], exit=3)
+    assert said(copied, "--mlflow", uri).count(": written\n") == 5
     shutil.move(copied / "parser", copied / "renamed")
-    assert said(copied, "--mlflow", uri).count(": is there already\n") == 3
+    assert said(copied, "--mlflow", uri).count(": is there already\n") == 5
     with open(copied / "student/metrics.jsonl", "a") as file:  # it went on
         file.write('{"step": 3, "val/mean_f1": 0.75}\n')
     assert "student: brought up to date" in said(copied, "--mlflow", uri)
     client = mlflow.MlflowClient(uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "faces")
     found = {run.data.tags["script"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert sorted(found) == ["train_finetune.py", REWARD, "train_student.py"]
+    assert len(found) == 5
     assert found[REWARD].info.status == "FAILED" and found[REWARD].data.tags["ended"] == "collapsed"
     student = found["train_student.py"]
     history = client.get_metric_history(student.info.run_id, "val/mean_f1")

@@ -157,7 +157,10 @@ FAULTS = {
 }
 
 
+NOBODY = {"script": "x.py", "data": {}, "parents": [], "ancestors": {}, "seen": torch.zeros(0, 8).byte()}
 FAULTS |= {
+    "its lineage is no list of ancestors": {"lineage": {**NOBODY, "parents": None}},
+    "its lineage does not say which photos": {"lineage": {**NOBODY, "seen": torch.zeros(8).byte()}},
     "which of its classes are things": {"data": {**DATA, "target": "panoptic"}},
     "it does not say which": {"data": {**DATA, "things": {"face": [1, 2]}}},
 }

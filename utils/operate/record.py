@@ -1,9 +1,12 @@
 """What an operator has on disk, and the facts of its page."""
 
+import json
+import shlex
+
 import numpy as np
 from PIL import Image
 
-from utils import checkpoint, files, jsonl
+from utils import checkpoint, draw, files, jsonl
 from utils.operate import decisions, store
 
 DRIFT = {  # what is said of it
@@ -17,12 +20,22 @@ DRIFT = {  # what is said of it
 
 def watched(ops):
     """The batches: rows of watch.jsonl."""
-    return jsonl.read(ops / "watch.jsonl", {"batch": int, "status": str, "photos": list})
+    needs = {"batch": int, "status": str, "photos": list}
+    return jsonl.read(ops / "watch.jsonl", needs, mend=False)  # another process may write
 
 
 def decided(ops):
     """The candidates that were judged: rows of decisions.jsonl."""
-    return jsonl.read(ops / "decisions.jsonl", {"candidate": str, "sha256": str, "verdict": str})
+    needs = {"candidate": str, "sha256": str, "verdict": str}
+    return jsonl.read(ops / "decisions.jsonl", needs, mend=False)
+
+
+def better(ops):
+    """The row of the candidate that was last judged better than the present champion, if it never was one
+    itself; None without one."""
+    present, promoted = store.champion(ops)["sha256"], {row["sha256"] for row in store.history(ops)}
+    won = [row for row in decided(ops) if row["verdict"] == "better" and row["champion"] == present]
+    return won[-1] if won and won[-1]["sha256"] not in promoted else None
 
 
 def state_of(ops):
@@ -41,28 +54,16 @@ def drift_of(ops):
     return decisions.drift(rows, done)
 
 
-def judged_better(ops):
-    """The row of the candidate that waits to be promoted: the last one judged better than the champion of now
-    and never promoted. None without one."""
-    better = [row for row in decided(ops) if row["verdict"] == "better"]
-    promoted = {row["sha256"] for row in store.history(ops)}
-    if (
-        not better
-        or better[-1]["champion"] != store.champion(ops)["sha256"]
-        or better[-1]["sha256"] in promoted
-    ):
-        return None
-    return better[-1]
-
-
 def next_command(ops):
     """What a person does next."""
     if state_of(ops)["improving"] or drift_of(ops)[0] == "yes":
         scored = files.read_json(ops / "operate.json")["scorer"]
-        return f"python operate.py improve {ops}" + ("" if scored else " --audit LABELLED")
-    if judged_better(ops):
-        return f"python operate.py promote {ops}"
-    return f"python operate.py watch {ops} NEW_PHOTOS"
+        return command("improve", ops) + ("" if scored else " --audit LABELLED")
+    return command("promote", ops) if better(ops) else command("watch", ops) + " NEW_PHOTOS"
+
+
+def command(name, ops):
+    return f"python operate.py {name} {shlex.quote(str(ops))}"
 
 
 def ancestry(digest, origin):
@@ -91,6 +92,7 @@ def facts(ops, time):
     state = checkpoint.load(champion["path"])
     config = files.read_json(ops / "operate.json")
     rows = watched(ops)
+    newest = rows[-1]["batch"] if rows else 0
     history = store.history(ops)
     promoted = {row["sha256"] for row in history}
     judged = decided(ops)
@@ -100,9 +102,9 @@ def facts(ops, time):
         if row["verdict"] == "better" and row["sha256"] in promoted:
             row["verdict"] = "promoted"
     drift = drift_of(ops)[0]
-    command = f"python operate.py rollback {ops}"
+    way = command("rollback", ops)
     ways_back = [
-        f"{command} {row['version']}" if row["version"] != champion["version"] else None for row in history
+        f"{way} {row['version']}" if row["version"] != champion["version"] else None for row in history
     ]
     return {
         "ops": str(ops),
@@ -113,7 +115,7 @@ def facts(ops, time):
         "alpha": config["alpha"],
         "delta": config["delta"],
         "watch": [row | {"num_photos": len(row["photos"]), "photos": row["source"]} for row in rows],
-        "strangest": pictures(ops / f"batches/{len(rows):03d}/strangest", ("photo", "nearest")),
+        "strangest": pictures(ops / f"batches/{newest:03d}/strangest", ("photo", "nearest")),
         "differences": pictures(ops / "differences", ("photo", "champion", "candidate")),
         "legend": list(zip(state["data"]["classes"], state["data"]["colors"], strict=True)),
         "decisions": [row | {"k": row["audit"]["k"]} for row in judged],
@@ -135,3 +137,12 @@ def pictures(folder, kinds):
         row | {kind: np.asarray(Image.open(folder / f"{i}_{kind}.png").convert("RGB")) for kind in kinds}
         for i, row in enumerate(rows)
     ]
+
+
+def write_pictures(folder, rows, shown):
+    """What `pictures` reads. shown: {kind: (H, W, 3) uint8} for each of rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, kinds in enumerate(shown):
+        for kind, array in kinds.items():
+            draw.write(folder / f"{i}_{kind}.png", array)
+    files.write_whole(folder / "rows.json", json.dumps(rows, indent=1) + "\n")

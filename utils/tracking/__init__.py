@@ -1,1 +1,1 @@
-"""Run folders compared, charted and exported; read only. No part of it knows a script's flags but by name."""
+"""Run folders: read, grouped, checked, charted, shown as a page, exported. Nothing here writes into them."""

@@ -29,8 +29,9 @@ def ancestry(path, runs):
         nodes[child] = _about(child, facts, today, named.get(child))
         given = dict.fromkeys(facts.get("parents") or [], "")
         for given_path, file in (run or {}).get("files", {}).items():
-            named[file["sha256"]] = given_path
-            given[file["sha256"]] = file["flag"]
+            if file["flag"] not in facts["data"]:  # of photos it is said below
+                named[file["sha256"]] = given_path
+                given[file["sha256"]] = file["flag"]
         edges |= {(parent, child): flag for parent, flag in given.items()}
         waiting += given
         for texts, split in _data(facts):

@@ -37,10 +37,11 @@ def to_mlflow(uri, runs):
             if there and there[0].data.tags.get(STATE) == state:
                 yield f"{run['folder']}: is there already"
                 continue
-            name = str(run["folder"])
-            number = (
-                there[0] if there else client.create_run(experiment, began, {KEY: key}, name)
-            ).info.run_id
+            if there:
+                number = there[0].info.run_id
+            else:
+                name = str(run["folder"])
+                number = client.create_run(experiment, began, {KEY: key}, name).info.run_id
             fixed = there[0].data.params if there else {}  # those that are there cannot change
             metrics = [
                 Metric(legal(name), value, began, step)

@@ -10,7 +10,7 @@ BY_REWARD = ("train_reward.py", "train_scores.py")
 BY_LABELS = ("train_finetune.py", "train_student.py", "train_classify.py")
 VERDICTS = {"ks_test.py": (0, 1, 3)}  # exit statuses that are a result
 KINDS = {"script": str, "args": dict, "files": dict, "data": dict, "parents": list, "outputs": dict}
-KINDS |= {"earlier": list, "figures": dict}
+KINDS |= {"earlier": list, "figures": dict, "exit": int | None}
 
 
 def find(folders):
@@ -31,9 +31,9 @@ def find(folders):
 def opened(folder):
     """A run: what its lineage.json says (of an older one, what args.json says), and
 
-    folder: its path. rows: {step: {name: value}} of metrics.jsonl. shown: {name: value} at the best step (of
-    what was not logged then, the last), and {FILE.json: value} of what evaluate.py wrote there. Raises
-    UserError where a file is damaged.
+    folder: its path. rows: {step: {name: value}} of metrics.jsonl. shown: {name: value} at the best step, of
+    what is no figure of validation and was not logged then the last, and {FILE.json: value} of what
+    evaluate.py wrote there. Raises UserError where a file is damaged.
     """
     rows = {}
     for row in jsonl.read(folder / "metrics.jsonl", {"step": int}, mend=False):
@@ -48,6 +48,8 @@ def opened(folder):
         best = _best(run)
         at_best = rows.get(best.get("step"), {})
         last = {name: value for step in sorted(rows) for name, value in rows[step].items()}
+        if best:
+            last = {name: value for name, value in last.items() if not name.startswith("val/")}
         return run | {"shown": last | at_best | best | _scored(run)}
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{folder / name}: not what these scripts write") from None

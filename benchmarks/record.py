@@ -1,0 +1,111 @@
+"""The time to a good parser: CPU seconds from the start of the process to a checkpoint, and its F1.
+
+Run:    python benchmarks/record.py FOLDER/V3 --row pretrained --draws 5 --seeds 2
+        python benchmarks/record.py FOLDER/V3 --tune --draws 2 --flags "--steps 150 --lr 4e-3"
+Needs:  FASSEG V3
+Writes: a line of JSON for each run into --out, and the table of a row on the screen
+Expect: docs/record.md
+
+A run begins from nothing but the photos: imports, the scan, the cache and pretrained weights count. 16
+labelled photos, drawn five times; the F1 is that of the last weights on persons 08 to 11, and does not count.
+With --tune, to choose by: labels of persons 01, 02, 03 and 05, F1 on 04, 06 and 07.
+"""
+
+import json
+import os
+import pathlib
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HERE))
+
+from scipy import stats  # noqa: E402
+
+from datasets.faces import limit  # noqa: E402
+from datasets.splits import open_any  # noqa: E402
+from utils import cli, jsonl  # noqa: E402
+
+LABELS = 16
+TUNE_ON = ("01", "02", "03", "05")
+LITE = "--model unet_efficientnet_lite0 --weights imagenet --backbone-lr-scale 0.2"
+ROWS = {  # each a list of commands; {data}, {ids}, {seed} and {out} are filled in
+    "first": ["train_finetune.py --data {data} --ids {ids} --seed {seed} --out {out}/run"],
+    "bf16": ["train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --out {out}/run"],
+    "pretrained": [
+        "train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --steps 600 "
+        f"{LITE} --out {{out}}/run"
+    ],
+}
+
+
+def get_parser():
+    p = cli.parser(__doc__)
+    p.add_argument("data", metavar="FOLDER", help="FASSEG V3")
+    p.add_argument("--row", choices=ROWS, default="pretrained", help="what is run")
+    p.add_argument("--flags", default="", metavar="FLAGS", help="more of its last command, as one word")
+    p.add_argument("--draws", type=cli.positive, default=5, help="of 16 labelled photos")
+    p.add_argument("--seeds", type=cli.positive, default=2, help="of each draw")
+    p.add_argument("--tune", action="store_true", help="on other people than those who test")
+    p.add_argument("--out", default="runs/record.jsonl", metavar="FILE", help="where runs are written down")
+    return p
+
+
+def seconds(command, environment):
+    """CPU seconds, user and system, of a process and all that it starts."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env=environment, cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def run(args, draw, seed, folder):
+    """{"seconds", "f1", ...} of one run, in a new folder."""
+    train = open_any(args.data).splits["train"]
+    taught = [s for s in train if s.group in TUNE_ON or not args.tune]
+    others = [s.id for s in train if s.group not in TUNE_ON]
+    ids = folder / "ids.json"
+    ids.write_text(json.dumps({"train": [s.id for s in limit(taught, LABELS, draw)]}))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    filled = {"data": os.path.abspath(args.data), "ids": ids, "seed": seed, "out": folder}
+    spent = 0.0
+    commands = [shlex.split(command.format(**filled)) for command in ROWS[args.row]]
+    commands[-1] += shlex.split(args.flags)
+    for command in commands:
+        spent += seconds([sys.executable, *command], environment)
+    figures = folder / "figures.json"
+    scored = ["--split", "test"]
+    if args.tune:
+        held = folder / "held.json"
+        held.write_text(json.dumps({"train": [train[0].id], "val": others}))
+        scored = ["--ids", str(held), "--split", "val"]
+    command = ["evaluate.py", "--init", f"{folder}/run/last.pt", "--data", filled["data"], *scored]
+    seconds([sys.executable, *command, "--json", str(figures)], environment)
+    found = json.loads(figures.read_text())
+    return {"draw": draw, "seed": seed, "seconds": round(spent, 1), "f1": round(found["mean_f1"], 4)}
+
+
+def main(args):
+    rows = []
+    for draw in range(args.draws):
+        for seed in range(args.seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                row = run(args, draw, seed, pathlib.Path(folder))
+            rows.append(row)
+            jsonl.append(args.out, {"row": args.row, "flags": args.flags, "tune": args.tune, **row})
+            print(row, flush=True)
+    f1 = [row["f1"] for row in rows]
+    spent = [row["seconds"] for row in rows]
+    spread = statistics.stdev(f1) if len(f1) > 1 else float("nan")
+    bound = statistics.mean(f1) - stats.t.isf(0.05, max(1, len(f1) - 1)) * spread / len(f1) ** 0.5
+    took = f"{statistics.mean(spent):.0f} CPU seconds ({min(spent):.0f} to {max(spent):.0f})"
+    print(f"{args.row} {args.flags}: {took}")
+    print(f"F1 {statistics.mean(f1):.4f} ± {spread:.4f}, lower 95 % bound {bound:.4f}, {len(f1)} runs")
+
+
+if __name__ == "__main__":
+    cli.run(main, get_parser().parse_args())
