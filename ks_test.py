@@ -18,9 +18,9 @@ import math
 import pathlib
 
 import numpy as np
+import scipy  # its parts load when they are first used
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from datasets import policies, summary
@@ -158,7 +158,7 @@ def largest_accepted(policy_at, bound, judge, change_of, alpha, binary=False):
     else:
         low = 0.0 if binary else bisect(0.0, bound)
         magnitudes, _, distances = zip(*trail, strict=True)
-        if not binary and not spearmanr(magnitudes, distances).statistic >= 0.9:
+        if not binary and not scipy.stats.spearmanr(magnitudes, distances).statistic >= 0.9:
             low = max([0.0, *itertools.takewhile(accepts, np.linspace(0, bound, GRID + 1)[1:].tolist())])
             low = bisect(low, low + bound / GRID)
         status = "PASS" if low else "REJECT"

@@ -22,7 +22,7 @@ import math
 import os
 import statistics
 
-from scipy.stats import t
+import scipy  # its parts load when they are first used
 
 from datasets import cache
 from datasets.again import identify_again
@@ -85,7 +85,7 @@ def paired(values, others):
     seeds that both have; NaN where there are too few."""
     changes = [values[seed] - others[seed] for seed in values if seed in others]
     n = len(changes)
-    half = t.ppf(0.975, n - 1) * statistics.stdev(changes) / math.sqrt(n) if n > 1 else math.nan
+    half = scipy.stats.t.ppf(0.975, n - 1) * statistics.stdev(changes) / math.sqrt(n) if n > 1 else math.nan
     return statistics.fmean(changes) if n else math.nan, half, n
 
 

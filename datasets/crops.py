@@ -5,8 +5,8 @@ import math
 import typing
 
 import numpy as np
+import scipy  # its parts load when they are first used
 from PIL import Image
-from scipy import ndimage
 
 from datasets.faces import some
 from utils.errors import UserError
@@ -73,11 +73,11 @@ def faces_of(ids, found, mask, things, frame):
     faces[top:bottom, left:right] = ids[rows.astype(int)[:, None], columns.astype(int)]
     faces[~np.isin(np.arange(256), sum(things.values(), []))[mask]] = 0
     there = []
-    for each, place in zip(found, ndimage.find_objects(faces, len(found)), strict=True):
+    for each, place in zip(found, scipy.ndimage.find_objects(faces, len(found)), strict=True):
         if place:
             own = faces[place] == each["id"]
-            pieces, _ = ndimage.label(own)
-            spots = ndimage.find_objects(pieces)
+            pieces, _ = scipy.ndimage.label(own)
+            spots = scipy.ndimage.find_objects(pieces)
             areas = [np.count_nonzero(pieces[spot] == i) for i, spot in enumerate(spots, start=1)]
             y, x = spots[np.argmax(areas)]
             x0, y0 = place[1].start + x.start, place[0].start + y.start

@@ -1,7 +1,7 @@
 """Photos that come in, and those that judge a parser: who may judge, whom to label, which are strange."""
 
+import scipy  # its parts load when they are first used
 import torch
-from scipy.spatial.distance import cdist
 
 from datasets.cache import contents, digests_of
 from datasets.faces import limit, some
@@ -89,7 +89,7 @@ def strangest(folder, reference, count, size):
         features.pixel(to_float(torch.stack([read_square(path, size) for path in each]))).double()
         for each in paths
     )
-    gaps = cdist(*(rows / old.std(0).clamp_min(1e-6) for rows in (new, old)))
+    gaps = scipy.spatial.distance.cdist(*(rows / old.std(0).clamp_min(1e-6) for rows in (new, old)))
     return [
         {"photo": paths[0][i], "distance": float(gaps[i].min()), "nearest": paths[1][gaps[i].argmin()]}
         for i in gaps.min(1).argsort()[::-1][:count].tolist()

@@ -6,9 +6,9 @@ import math
 import unicodedata
 
 import numpy as np
+import scipy  # its parts load when they are first used
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from utils import files, panoptic
 from utils.instances import called, segments
@@ -114,7 +114,7 @@ def numbered(page, instances, colors):
     height, width = instances.shape
     size = text_size(width)
     lines = outlines(instances, max(2, size // 4))
-    boxes = ndimage.find_objects(instances)  # None of an id that is nowhere
+    boxes = scipy.ndimage.find_objects(instances)  # None of an id that is nowhere
     page[:height, :width][lines] = np.uint8(colors)[instances[lines]]
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)

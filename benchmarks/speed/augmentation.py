@@ -13,6 +13,7 @@ RandomSolarize, RandomAutocontrast, RandomEqualize, or nothing: the operations o
 """
 
 import torch
+import torch.nn.functional as F
 from common import begin, call, in_turns, parser, ratios, spread, table
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -63,8 +64,9 @@ def main(args):
     for size in args.sizes:
         # ---- data ----
         made = synthetic.faces(0, torch.arange(BATCH), min(size, 256), "lapa")
-        grow = lambda maps: torch.nn.functional.interpolate(maps.float(), (size, size)).byte()
-        batch = {"image": grow(made["image"]), "semantic": grow(made["semantic"][:, None])[:, 0]}
+        maps = {"image": made["image"], "semantic": made["semantic"][:, None]}
+        batch = {key: F.interpolate(each.float(), (size, size)).byte() for key, each in maps.items()}
+        batch["semantic"] = batch["semantic"][:, 0]
 
         def ours(batch=batch):
             for i in range(args.batches):

@@ -7,10 +7,10 @@ Needs:  of photos a folder that benchmarks/speed/common.py made, and a checkpoin
 
 tensors      forward, cross-entropy, backward and AdamW on one batch that lies ready, as in train_finetune.py;
              with --classifier on labels of images, as in train_classify.py
-torchvision  the loop of torchvision's references/segmentation/train.py, written anew after what it does: each
-             photo is opened with PIL, resized to 0.5 to 2 times its base size, mirrored, cropped, made a
-             tensor and normalised in a DataLoader (--workers 0); LR-ASPP, SGD with momentum, a rate that falls
-             after each step, loss.item() and the rate in meters at each step, a line every ten
+torchvision  the loop of torchvision's references/segmentation/train.py, written anew after what it does:
+             each photo is opened with PIL, resized to 0.5 to 2 times its base size, mirrored, cropped, made
+             a tensor and normalised in a DataLoader (--workers 0); LR-ASPP, SGD with momentum, a rate that
+             falls after each step, loss.item() and the rate in meters at each step, a line every ten
 photos       a loop over photos as people write it: open, resize, network, argmax; the mask at the size of the
              photo is saved to --out, or counted against the labels where there is no --out
 """

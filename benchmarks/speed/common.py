@@ -1,7 +1,7 @@
 """What the parts of this benchmark share: CPU seconds, contenders in turns, tables, and photos made for it.
 
-CPU seconds are user + system, of one thread. Contenders take turns, and each round begins with another one, so
-that a change of the machine's load hits all of them.
+CPU seconds are user + system, of one thread. Contenders take turns, and each round begins with another one,
+so that a change of the machine's load hits all of them.
 """
 
 import json
@@ -90,7 +90,7 @@ def in_turns(contenders, repeats):
 
 
 def per_unit(short, long, units):
-    """The CPU seconds of one unit of work: the difference of two `Spent`, in which the start does not count."""
+    """CPU seconds of one unit of work: from the difference of two `Spent`, so that the start does not count."""
     return max(long.cpu - short.cpu, 1e-9) / units
 
 
@@ -121,8 +121,8 @@ def ratios(values, base):
 def photos(folder, count, size, classes=None, suffix=".jpg", few=False):
     """Make `count` photos of synthetic faces and their masks, size x size, in the layout of your own faces.
 
-    classes: how many; those of the scheme `lapa` where it is not given, else ids by chance in squares, as many
-    of each. few: all photos are hard links to `FEW` files, for folders of very many. Returns the folder.
+    classes: how many; those of the scheme `lapa` where it is not given, else ids by chance in squares, as
+    many of each. few: all photos are hard links to `FEW` files, for very many. Returns the folder.
     """
     folder = pathlib.Path(folder)
     scheme = synthetic.SCHEMES["lapa"]

@@ -6,9 +6,9 @@ Needs:  nothing; photos are made, of many photos as links to a few files, each o
 Writes: Markdown tables on stdout
 Expect: docs/speed.md
 
-Of each row: CPU seconds of one thread at every value (the median), and the slope of their logarithm by that of
-the value, between the last two and over all (least squares). 1 is linear. What costs next to nothing at small
-values has a slope below that of its growth, so the last one counts.
+Of each row: CPU seconds of one thread at every value (the median), and the slope of their logarithm by that
+of the value, between the last two and over all (least squares). 1 is linear. What costs next to nothing at
+small values has a slope below that of its growth, so the last one counts.
 """
 
 import functools
@@ -22,7 +22,7 @@ import tempfile
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, begin, call, in_turns, parser, photos, process, table
+from common import begin, call, in_turns, parser, photos, process, table
 
 from datasets import batches, cache, splits, summary
 from datasets.augmentation import augment
@@ -111,7 +111,8 @@ def by_photos(args):
             note("the order of an epoch", median(epoch, args.repeats))
         listed = people(count)
         note("split by people", median(lambda listed=listed: split_by_group(listed, 0.15), args.repeats))
-        note("--limit, half of them", median(lambda listed=listed: limit(listed, len(listed) // 2, 0), args.repeats))
+        half = lambda listed=listed: limit(listed, len(listed) // 2, 0)
+        note("--limit, half of them", median(half, args.repeats))
         confusions = torch.ones(count, 11, 11, dtype=torch.long)
         groups = [s.group for s in listed]
         score = lambda confusions=confusions, groups=groups: metrics.bootstrap(confusions, groups)
@@ -135,7 +136,8 @@ def of_networks(batch_size, size, classes, repeats):
         logits = model(images)["semantic"].contiguous()
     preds, positions = logits.argmax(1), torch.arange(batch_size)
     batch = {"image": pixels, "semantic": labels.byte()}
-    rewards = {name: build([name], [f"class {i}" for i in range(classes)])[0] for name in ("f1", "boundary_f1")}
+    names = [f"class {i}" for i in range(classes)]
+    rewards = {name: build([name], names)[0] for name in ("f1", "boundary_f1")}
 
     def step():
         loss = F.cross_entropy(model(images)["semantic"], labels)
@@ -212,8 +214,10 @@ def by_processes(args):
 
         seconds(1, 1)
         found = in_turns({n: functools.partial(step, n) for n in (1, 2)}, args.repeats)
-        each = {n: [statistics.median(column) for column in zip(*rows, strict=True)] for n, rows in found.items()}
-        costs = {name: [each[n][i] for n in (1, 2)] for i, name in enumerate(("CPU s", "wall s"))}
+        costs = {
+            name: [statistics.median(cost[i] for cost in found[n]) for n in (1, 2)]
+            for i, name in enumerate(("CPU s", "wall s"))
+        }
         show(f"processes, a step of 16 images in all, {os.cpu_count()} cores", [1, 2], costs)
 
 

@@ -6,9 +6,9 @@ Needs:  nothing; photos are made
 Writes: Markdown tables on stdout
 Expect: docs/speed.md
 
-Photos: from the name of the folder to the table that scripts show before the first step (open the folder, digest
-every file, decode and resize into the cache, count the masks). The first time there is no cache and no manifest,
-the next time both; one thread. Help: a process each, beside one that imports torch and does nothing.
+Photos: from the name of the folder to the table that scripts show before the first step (open the folder,
+digest every file, decode and resize into the cache, count the masks). The first time there is no cache and no
+manifest, the next time both; one thread. Help: a process each, beside one that imports torch and does nothing.
 """
 
 import functools

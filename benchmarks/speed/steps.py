@@ -86,8 +86,8 @@ def steps_table(args, work, run):
 
     bare = [BARE, "tensors", *same]
     classifier = [BARE, "tensors", *same, "--classifier", "--model", "efficientnet_lite0", "--classes", 2]
-    contenders = {name: functools.partial(seconds, words) for name, words in commands.items()}
-    contenders |= {"bare": functools.partial(seconds, bare), "classifier": functools.partial(seconds, classifier)}
+    everything = {**commands, "bare": bare, "classifier": classifier}
+    contenders = {name: functools.partial(seconds, words) for name, words in everything.items()}
     found = in_turns(contenders, args.repeats)
     rows = []
     for name in commands:

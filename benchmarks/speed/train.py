@@ -104,7 +104,7 @@ def main(args):
         rows += [
             [f"photos of {side} px: torchvision's loop", spread(theirs), "1", ""],
             [f"... `{OURS}`, warm cache", spread(warm), spread(ratios(warm, theirs)), ""],
-            [f"... first epoch, cold cache", spread(cold), spread(ratios(cold, theirs)), spread(reading)],
+            ["... first epoch, cold cache", spread(cold), spread(ratios(cold, theirs)), spread(reading)],
         ]
     heads = [f"LR-ASPP, {args.size} px", "CPU s an image", "of torchvision's", "reading a photo once, CPU s"]
     table(heads, rows)

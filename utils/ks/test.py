@@ -11,7 +11,7 @@ valid however much they overlap.
 import math
 
 import numpy as np
-from scipy.spatial.distance import cdist
+import scipy  # its parts load when they are first used
 
 SHIFTS = np.arange(0.05, 3.01, 0.05)  # planted shifts, standard deviations
 SEEN = 0.8  # a control or a shift counts as seen if this share of the splits rejects
@@ -64,7 +64,7 @@ def two_sample(a, b, rng, permutations=499):
     reached = (null > d.max()) | (null == d.max()) & (areas >= area)
 
     scaled = pooled / np.where(pooled.std(0) > 0, pooled.std(0), 1)
-    gap = cdist(scaled, scaled)
+    gap = scipy.spatial.distance.cdist(scaled, scaled)
     weight = np.where(np.vstack([side, sides]), 1 / len(a), -1 / len(b))
     energy = -((weight @ gap) * weight).sum(1)
     return {

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy  # its parts load when they are first used
 
 GUARD_LEVEL = 0.05  # of the bound for people of the old domain
 
@@ -50,7 +50,7 @@ def lower_bound(differences, level):
     values = np.asarray(differences, np.float64)
     if len(values) < 2:
         return -math.inf
-    half = -stdtrit(len(values) - 1, level) * values.std(ddof=1) / math.sqrt(len(values))
+    half = -scipy.special.stdtrit(len(values) - 1, level) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half)
 
 

@@ -11,8 +11,8 @@ synthetic faces (yaw to +-95), with room for people unlike them. Where glasses h
 import re
 
 import numpy as np
+import scipy  # its parts load when they are first used
 import torch
-from scipy import ndimage
 
 from utils.errors import UserError
 
@@ -94,7 +94,7 @@ def compact(masks, whole, low, high, most=1):
 
 def largest(mask, most):
     """(B, H, W) bool -> (B,) pixels in the `most` largest connected pieces of each image."""
-    sizes = [np.bincount(ndimage.label(m, EIGHT)[0][m]) for m in mask]
+    sizes = [np.bincount(scipy.ndimage.label(m, EIGHT)[0][m]) for m in mask]
     return np.array([np.sort(s)[-most:].sum() for s in sizes], np.float64)
 
 
@@ -114,8 +114,9 @@ def inside(inner, outside):
     in profile are half against the background. It punishes parts adrift, not a ragged profile."""
     scores = []
     for mask, out in zip(inner, outside, strict=True):
-        label, n = ndimage.label(mask, EIGHT)
-        around = (ndimage.maximum_filter(label, 3) * ~mask).ravel()  # the number of the piece next to it
+        label, n = scipy.ndimage.label(mask, EIGHT)
+        # the number of the piece next to it
+        around = (scipy.ndimage.maximum_filter(label, 3) * ~mask).ravel()
         border = np.bincount(around, minlength=n + 1)
         opened = np.bincount(around, out.ravel(), n + 1)
         closed = np.minimum(1, (border - opened) / np.maximum(border, 1) / CLOSED)
