@@ -90,7 +90,7 @@ def in_turns(contenders, repeats):
 
 
 def per_unit(short, long, units):
-    """CPU seconds of one unit of work: from the difference of two `Spent`, so that the start does not count."""
+    """CPU seconds of a unit of work: from the difference of two `Spent`, so that the start does not count."""
     return max(long.cpu - short.cpu, 1e-9) / units
 
 

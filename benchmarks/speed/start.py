@@ -8,7 +8,7 @@ Expect: docs/speed.md
 
 Photos: from the name of the folder to the table that scripts show before the first step (open the folder,
 digest every file, decode and resize into the cache, count the masks). The first time there is no cache and no
-manifest, the next time both; one thread. Help: a process each, beside one that imports torch and does nothing.
+manifest, the next time both; one thread. Help: a process each, beside one that imports torch, and no more.
 """
 
 import functools
