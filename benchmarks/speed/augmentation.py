@@ -85,8 +85,8 @@ def main(args):
         one_by_one()
         found = in_turns({"ours": lambda: call(ours).cpu, "v2": lambda: call(one_by_one).cpu}, args.repeats)
         each = {name: [1000 * t / args.batches / BATCH for t in times] for name, times in found.items()}
-        rows.append([f"{size}²", *map(spread, each.values()), spread(ratios(found["v2"], found["ours"]))])
-    table(["", "batched, CPU ms an image", "v2, image by image", "v2 / batched"], rows)
+        rows.append([size, *map(spread, each.values()), spread(ratios(found["v2"], found["ours"]))])
+    table(["side, pixels", "batched, CPU ms an image", "v2, image by image", "v2 / batched"], rows)
 
 
 if __name__ == "__main__":

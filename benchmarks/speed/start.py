@@ -64,7 +64,7 @@ def help_table(args):
         rows.append(
             [f"`{name}`", spread([s.cpu for s in costs]), spread(above, 2), spread([s.wall for s in costs])]
         )
-    table(["", "CPU s", "above import torch", "wall s"], rows)
+    table(["command", "CPU s", "above import torch", "wall s"], rows)
 
 
 def main(args):
