@@ -75,6 +75,12 @@ def one_hot(ids, valid, num_classes):
     return (ids[:, None] == classes) & valid[:, None]
 
 
+def count(maps):
+    """(..., H, W) bool -> (...) int64: how many are true. On a CPU several times as fast as `sum` alone: up to
+    255 rows are added up in bytes."""
+    return sum(rows.sum(-2, dtype=torch.uint8).sum(-1) for rows in maps.split(255, -2))
+
+
 def _around(masks, reach, join):
     """(..., H, W) bool: each pixel joined (&= or |=) with those up to `reach` away, rows then columns."""
     for axis in (-2, -1):
@@ -104,7 +110,7 @@ def boundary_maps(preds, labels, num_classes, tolerance=1):
 
 def boundary_counts(preds, labels, num_classes, tolerance=1):
     """(B, H, W) each -> (B, K, 4) int64: how many pixels each of `boundary_maps` has."""
-    return boundary_maps(preds, labels, num_classes, tolerance).sum((3, 4)).mT
+    return count(boundary_maps(preds, labels, num_classes, tolerance)).mT
 
 
 def boundary_f1_of(hit_p, p, hit_t, t):

@@ -50,7 +50,7 @@ class Reward:
     def sums(self, preds, labels):
         """(B, S) float64."""
         if self.radius:
-            return self.stats(preds, labels).sum((2, 3), dtype=torch.double)
+            return metrics.count(self.stats(preds, labels)).double()
         counts = metrics.confusion(preds, labels, self.num_classes).double()
         return counts.flatten(1) @ self.table.flatten(0, 1).to(counts.device)
 
@@ -91,8 +91,8 @@ class Reward:
         r = self.radius
         width = 2 * self.radius + 1
         small = torch.int8 if width**2 < 128 else torch.int16  # holds the sums over a window
-        before = self.stats(drawn, labels).to(small)
-        sums = before.sum((2, 3)).double()
+        stats = self.stats(drawn, labels)
+        before, sums = stats.to(small), metrics.count(stats).double()
         change = sums.new_zeros(labels.shape)
         padded = F.pad(torch.zeros_like(before), 4 * [2 * width])
         step = padded[..., 2 * width : -2 * width, 2 * width : -2 * width]
