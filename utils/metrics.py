@@ -163,7 +163,8 @@ def bootstrap(counts, groups, metric=mean_f1, rounds=1000, seed=0):
 
 def check_finite(logits):
     """Raises UserError: logits that are not finite."""
-    if not logits.isfinite().all():
+    extremes = torch.stack([logits.amax(), logits.amin()])  # NaN where one is; a tenth of the time of all
+    if not extremes.isfinite().all():
         raise UserError("the network gives values that are not finite; a lower --lr, or --amp off")
 
 
