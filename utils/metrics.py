@@ -76,8 +76,8 @@ def one_hot(ids, valid, num_classes):
 
 
 def count(maps):
-    """(..., H, W) bool -> (...) int64: how many are true. On a CPU several times as fast as `sum` alone: up to
-    255 rows are added up in bytes."""
+    """(..., H, W) bool -> (...) int64: how many are true. On a CPU several times as fast as `sum` alone: up
+    to 255 rows are added up in bytes."""
     return sum(rows.sum(-2, dtype=torch.uint8).sum(-1) for rows in maps.split(255, -2))
 
 
