@@ -356,7 +356,7 @@ def test_data_is_read_again_whatever_the_manifest_says(said, copied, real, chang
             image.save(mask)
             status = os.stat(mask)  # a manifest that knows nothing of it
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, known]
-            cache._remember({str(mask.parent): {mask.name: stamp}})
+            cache._remember(str(mask.parent), {mask.name: stamp})
             assert cache.contents([str(mask)])[str(mask)] == known
         elif change == "person":
             write(classes, facts | {"groups": facts["groups"] | {"3": "somebody else"}})
