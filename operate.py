@@ -518,7 +518,7 @@ def promote(args, ops):
 
 def serve(ops, row, device):
     """Promote the candidate of a row of decisions.jsonl."""
-    candidate = pathlib.Path(os.path.relpath(os.path.realpath(ops / row["candidate"])))
+    candidate = (ops / row["candidate"]).resolve()
     if not candidate.is_file() or files.sha256(candidate) != row["sha256"]:
         raise UserError(f"{candidate}: is not the file that was judged better")
     version = store.promote(ops, candidate, row["why"], smoke_test(ops, device))

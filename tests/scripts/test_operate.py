@@ -376,8 +376,6 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
     scorer.write_text(code)
 
     shutil.copytree(ops, tmp_path / "elsewhere/moved")
-    shutil.move(asked, tmp_path / "kept")
-    shutil.copy(tmp_path / "kept", asked)
     assert run(operate, "improve", ops, "--promote") == 0
     assert store.champion(ops)["version"] == 2 and rows(ops / "improve/001/runs.jsonl") == jobs
     assert record.state_of(ops)["decided"] == 4, "a decision on an older batch opens no younger one"
@@ -393,11 +391,10 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
         run(operate, "improve", "moved") == 0 and rows(pathlib.Path("moved/improve/001/runs.jsonl")) == jobs
     )
     monkeypatch.chdir(tmp_path)
-    assert run(operate, "promote", "elsewhere/moved") == 0
-    moved = store.champion(tmp_path / "elsewhere/moved")
-    assert moved["version"] == 2 and moved["sha256"] == files.sha256(
-        tmp_path / "elsewhere/moved/improve/001/runs/scores/old/0/last.pt"
-    )
+    shutil.move("elsewhere/moved", "again")
+    assert run(operate, "promote", "again") == 0 and store.champion("again")["version"] == 2
+    tuned = pathlib.Path("again/improve/001/runs/scores/old/0/last.pt")
+    assert store.champion("again")["sha256"] == files.sha256(tuned)
 
 
 # ---- what is refused
@@ -503,3 +500,13 @@ def test_a_candidate_that_changed_since_it_was_judged_is_not_promoted(complaint,
     shutil.copy(champion, ops / candidate)
     assert "is not the file that was judged better" in complaint(operate, "promote", ops)
     assert store.champion(ops)["version"] == 1
+
+
+def test_what_an_operator_writes_meanwhile_stays_as_it_is(watched, tmp_path, capsys):
+    ops = tmp_path / "ops"
+    shutil.copytree(watched, ops)
+    with open(ops / "watch.jsonl", "a") as file:
+        file.write('{"batch": 5, "sta')
+    before = contents(ops)
+    assert run(operate, "status", ops) == 0 and contents(ops) == before
+    assert "drift: batches in a row" in capsys.readouterr().out
