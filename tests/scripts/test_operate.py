@@ -6,11 +6,12 @@ import pathlib
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, weights, write
+from conftest import TINY, refusal, weights, write
 from PIL import Image
 
 import operate
@@ -218,7 +219,12 @@ def test_masks_let_it_judge_what_was_trained(call, complaint, waiting, photos, t
     assert [row["audit"]["k"] for row in judged] == [1, 2][: len(judged)]
     assert all(row["verdict"] == "refused" for row in judged[:-1])
     for row in judged:
-        assert row["batches"] == [3, 4] and files.sha256(ops / row["candidate"]) == row["sha256"]
+        new = "improve/001/search/policy.json" if "/new/" in row["candidate"] else "cutmix"
+        assert (
+            row["augment"] == new
+            and row["batches"] == [3, 4]
+            and files.sha256(ops / row["candidate"]) == row["sha256"]
+        )
         assert row["audit"]["differences"].keys() == {f"person {i}" for i in range(118, 128)}
         assert row["guard"]["differences"].keys() == {f"person {i}" for i in range(12, 20)}
     page = (ops / "page.html").read_text()
@@ -367,7 +373,7 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
     jobs = rows(ops / "improve/001/runs.jsonl")
     assert [row["run"] for row in jobs] == ["student/old/0", "scores/old/0"]
     state = weights(ops / "improve/001/runs/scores/old/0/last.pt")
-    assert state["script"] == "train_scores.py" and operate.taught(state)["args"]["limit"] is None
+    assert state["script"] == "train_scores.py" and record.taught(state)["args"]["limit"] is None
     code = scorer.read_text()
     scorer.write_text(code + "# edited\n")
     before = contents(ops)
@@ -395,6 +401,14 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
     assert run(operate, "promote", "again") == 0 and store.champion("again")["version"] == 2
     tuned = pathlib.Path("again/improve/001/runs/scores/old/0/last.pt")
     assert store.champion("again")["sha256"] == files.sha256(tuned)
+
+    again = pathlib.Path("again")
+    flags = SimpleNamespace(batches=[3, 4], audit=None)
+    operate.plan(again, files.read_json(again / "operate.json"), flags)
+    judging = splits.open_any(again / "improve/002/label").splits["unlabelled"]
+    incoming.refuse_seen(judging, checkpoint.load(tuned), tuned)  # though batch 3 has trained it
+    trained = splits.open_any(again / "improve/002/photos").splits["unlabelled"]
+    assert judging and refusal(incoming.refuse_seen, trained, checkpoint.load(tuned), tuned)
 
 
 # ---- what is refused
@@ -441,7 +455,7 @@ MISTAKES = [
     ([*INIT, *REFERENCE, "--guard", "{photos}/day"], "day: no labelled photos"),
     ([*INIT, *GUARD, "--reference", "{photos}/one"], "2 photos; a test needs more"),
     ([*INIT[:-1], "{classifier}", *REFERENCE, *GUARD], "holds a classifier of images, and a face parser"),
-    ([*INIT[:-1], "{synthetic}", *REFERENCE, *GUARD], "students need labelled photos"),
+    ([*INIT[:-1], "{synthetic}", *REFERENCE, *GUARD], "trained on synthetic, no folder here"),
     ([*INIT, *REFERENCE, *GUARD, "--out", "{home}/new"], "holds an operator already"),
     ([*INIT, *GUARD, "--reference", "{home}/mine/reference", "--out", "{home}/mine"], "holds other files"),
     ([*INIT, *REFERENCE, *GUARD, "--scores", "--steps 3"], "has no effect without --scorer"),
@@ -496,6 +510,7 @@ def test_a_candidate_that_changed_since_it_was_judged_is_not_promoted(complaint,
     shutil.copytree(waiting, ops)
     candidate = "improve/001/runs/student/old/0/last.pt"
     row = {"candidate": candidate, "sha256": files.sha256(ops / candidate), "verdict": "better", "why": "so"}
+    row["augment"] = "none"
     (ops / "decisions.jsonl").write_text(json.dumps({**row, "champion": files.sha256(champion)}) + "\n")
     shutil.copy(champion, ops / candidate)
     assert "is not the file that was judged better" in complaint(operate, "promote", ops)
