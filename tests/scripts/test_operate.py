@@ -17,6 +17,7 @@ from PIL import Image
 import operate
 import predict
 from datasets import incoming, splits, synthetic
+from datasets.faces import Sample
 from utils import checkpoint, cli, files
 from utils.operate import record, store
 
@@ -405,10 +406,28 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
     again = pathlib.Path("again")
     flags = SimpleNamespace(batches=[3, 4], audit=None)
     operate.plan(again, files.read_json(again / "operate.json"), flags)
-    judging = splits.open_any(again / "improve/002/label").splits["unlabelled"]
-    incoming.refuse_seen(judging, checkpoint.load(tuned), tuned)  # though batch 3 has trained it
     trained = splits.open_any(again / "improve/002/photos").splits["unlabelled"]
-    assert judging and refusal(incoming.refuse_seen, trained, checkpoint.load(tuned), tuned)
+    assert refusal(incoming.refuse_seen, trained, checkpoint.load(tuned), tuned), "they train once more"
+
+
+def test_photos_that_the_champion_has_seen_judge_nobody(
+    begin, watched, champion, photos, complaint, tmp_path
+):
+    state = checkpoint.load(champion)
+    known = [Sample("", str(path), None, "", None) for path in (photos / "dark_a").iterdir()]
+    rows = [list(bytes.fromhex(digest)) for digest in incoming.short_digests(known).values()]
+    state["lineage"]["seen"] = torch.cat([state["lineage"]["seen"], torch.tensor(rows, dtype=torch.uint8)])
+    checkpoint.save(tmp_path / "knows.pt", **state)
+    ops = begin(tmp_path / "ops", tmp_path / "knows.pt")
+    shutil.copy(watched / "watch.jsonl", ops)
+    shutil.copytree(watched / "batches", ops / "batches")
+    said = complaint(operate, "improve", ops, "--batches", 3)
+    assert "batches [3]: the champion has seen every photo; --audit LABELLED judges" in said
+    assert not (ops / "improve").exists()
+    flags = SimpleNamespace(batches=[3, 4], audit=None)
+    operate.plan(ops, files.read_json(ops / "operate.json"), flags)
+    judging = splits.open_any(ops / "improve/001/label").splits["unlabelled"]
+    assert len(judging) == 3 and all(s.id.startswith("unlabelled/4__") for s in judging)
 
 
 # ---- what is refused
