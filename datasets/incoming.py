@@ -62,6 +62,8 @@ def refuse_seen(samples, state, file):
 def to_label(samples):
     """The samples that are kept from training to be labelled: spread over people and yaw, `TO_LABEL` of a
     person."""
+    if not samples:
+        return []
     people = min(len({s.group for s in samples}), PEOPLE)
     return limit(samples, max(1, min(TO_LABEL * people, int(SHARE * len(samples)))), 0)
 
@@ -69,7 +71,6 @@ def to_label(samples):
 def ids_of(flags):
     """{"train": ids, "val": ids} of a run with these flags {name: value} where --ids or --limit says which
     photos train; None where all do."""
-    open_any(flags["data"])  # a UserError where it is gone
     if not flags.get("limit") and not flags.get("ids"):
         return None
     train = training_photos(flags["data"], flags | {"unlabelled": None})
