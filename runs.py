@@ -10,9 +10,9 @@ Needs:  run folders: lineage.json and metrics.jsonl (older ones: args.json and m
 Writes: Markdown on stdout; the page; MLflow's store
 Expect: exit status 0; of --check 1 where something is changed or missing
 
-Runs of one script whose flags differ in nothing but the seed are a row, also where the seed chose the files
-that they began from. A difference is paired by seed, with its 95 % t interval. Runs that did not end well
-count in no mean, and are named.
+Runs of one script whose flags and photos differ in nothing but the seed are a row, also where the seed chose
+the files that they began from. A difference is paired by seed, with its 95 % t interval. Runs that did not
+end well count in no mean, and are named.
 """
 
 import collections
@@ -75,7 +75,7 @@ def rows_of(runs, by, name):
 def is_better_low(name):
     """Whether less of a figure is better: of a loss, an error of calibration, a divergence, a wait."""
     parts = (name or "").split("/")
-    return any(part.endswith("loss") or part in ("ece", "kl", "data_wait") for part in parts)
+    return any(part.endswith("_loss") or part in ("loss", "ece", "kl", "data_wait") for part in parts)
 
 
 def by_seed(runs, name):
@@ -170,7 +170,8 @@ def tabulate(name, runs, by, baseline):
             notes.append(f"row {i}: its runs differ in {', '.join(pooled)}, too")
         if others := drawn_otherwise(row):
             notes.append(f"row {i}: each seed drew its own {others}, so a change of the data would not show")
-    notes += [] if by else same_names(rows)
+    if not by:
+        notes += same_names(rows)
     counted = [run for run in runs if not trouble(run)]
     notes += other_data(counted, [test for test in (*tests, name) if test])
     if len(commits := {shown(run.get("commit"))[:10] for run in counted}) > 1:

@@ -41,7 +41,7 @@ def ancestry(path, runs):
             edges[texts, child] = ", ".join(filter(None, [edges.get((texts, child)), split]))
     if "seen" in own:
         nodes[digest].append(f"has seen {len(own['seen'])} photos")
-    elif "lineage" not in state:
+    elif "lineage" not in state and digest not in made:
         nodes[digest].append("older than lineage: nothing is known of what it came from")
     number = {key: f"n{i}" for i, key in enumerate(nodes)}
     lines = ["```mermaid", "flowchart TD"]
