@@ -187,8 +187,6 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
     champion, state = champion_of(ops)
     digest, rival = files.sha256(candidate), checkpoint.load(candidate)
     checkpoint.refuse_unlike("CHECKPOINT", [champion["path"], candidate], [state, rival])
-    if "lineage" not in rival:
-        raise UserError(f"{candidate}: does not say which photos it has seen, so none can judge it")
     classes = state["data"]["classes"]
     guard = guard_of(config, classes)
     for judges in (guard, audit):

@@ -48,9 +48,14 @@ def labelled_photos(folder, classes):
 
 
 def refuse_seen(samples, state, file):
-    """A UserError where a photo trained or validated the checkpoint `state` of `file`, or what it came
-    from."""
+    """A UserError where a photo trained or validated the checkpoint `state` of `file`, or what it came from,
+    or where that is not known."""
     seen = lineage.seen(state)
+    if seen is None:
+        raise UserError(
+            f"{file}: which photos it has seen is not known, since it, or what it came from, is older than "
+            "lineage.json; train it again"
+        )
     digests = short_digests(samples)
     if known := [s.image for s in samples if digests[s.image] in seen]:
         raise UserError(

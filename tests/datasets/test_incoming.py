@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from conftest import refusal, write
 from PIL import Image
 
 from datasets import incoming, splits
 from datasets.faces import Faces, Sample, limit
 from datasets.pairs import write_samples
+from utils import lineage
 
 
 @pytest.fixture
@@ -106,10 +106,12 @@ def test_who_is_labelled_is_spread_over_people_and_leaves_most_to_train_on():
 def test_photos_that_a_checkpoint_has_seen_are_refused_under_any_name(folder, photo, tmp_path):
     samples = splits.open_data(folder).splits["train"][:3]
     known = incoming.short_digests(samples)
-    seen = torch.tensor([list(bytes.fromhex(known[samples[1].image]))], dtype=torch.uint8)
-    state = {"lineage": {"seen": seen}}
+    facts = {"photos": 1, "people": 1, "sha256": "0" * 64, "contents": [known[samples[1].image]]}
+    state = {"lineage": lineage.origin("x.py", "out", {"train": facts}, {"train": "here"}, {}, {})}
     other = str(shutil.copy(samples[1].image, tmp_path / "other.png"))
     renamed = [Sample("a", other, None, "a", None)]
     said = refusal(incoming.refuse_seen, renamed, state, "run/last.pt")
     assert "1 of 1 photos trained or validated run/last.pt" in said and "other.png" in said
     incoming.refuse_seen([samples[0], samples[2]], state, "run/last.pt")
+    said = refusal(incoming.refuse_seen, samples, {"script": "train_finetune.py"}, "old.pt")
+    assert said.startswith("old.pt: which photos it has seen is not known") and "train it again" in said

@@ -489,7 +489,7 @@ MISTAKES = [
     (["rollback", "{home}/new", "3"], "no version 3; there are 1"),
     (["promote", "{home}/new", "--audit", "{photos}/audit"], "has no effect without a CHECKPOINT"),
     (["promote", "{home}/new", "{named}", "--audit", "{photos}/audit"], "CHECKPOINT: classes of"),
-    (["promote", "{home}/new", "{plain}", "--audit", "{photos}/audit"], "does not say which photos it has"),
+    (["promote", "{home}/new", "{plain}", "--audit", "{photos}/audit"], "{plain}: which photos it has seen"),
     (["promote", "{home}/new", "{student}", "--audit", "{photos}/spent"], "1 of 2 photos trained or"),
     (["promote", "{home}/new", "{tuned}", "--audit", "{photos}/spent"], "1 of 2 photos trained or"),
 ]
