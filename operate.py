@@ -217,7 +217,7 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
         **facts,
     }
     jsonl.append(ops / "decisions.jsonl", row)
-    print(f"{candidate}: {row['verdict']}; {row['why']}")
+    print(f"{candidate}: {row['why']}")
     return row
 
 
