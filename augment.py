@@ -38,7 +38,7 @@ from models import restore
 from utils import checkpoint, cli, dist, draw, lineage, metrics
 from utils.engine import decisions, report, runs
 from utils.errors import UserError
-from utils.files import read_json, write_whole
+from utils.files import read_json, sha256, write_whole
 from utils.log import RunLog
 
 FINETUNE, REWARD = "train_finetune.py", "train_reward.py"
@@ -243,8 +243,11 @@ def main(args):
     ledger = runs.Ledger(out / "arms.jsonl")
     log = RunLog(out, vars(args))
     named = cli.files_of(args)
-    origin = lineage.origin("augment.py", args.out, held, {"train": args.data}, named, {})
-    lineage.begin(out, origin, vars(args), named)
+    origin_of = functools.partial(lineage.origin, "augment.py", args.out, held, {"train": args.data}, named)
+    starts = {}
+    for path in [name for name in args.arms or [] if name in named]:
+        starts |= policies.chosen_by(path, policies.load_policy(path))
+    lineage.begin(out, origin_of(starts), vars(args), named)
     same = as_words(data=args.data, size=args.size, seed=args.seed, batch_size=args.batch_size, amp=args.amp)
     model = as_words(model=args.model)
     # a fold may lack a class that the others have
@@ -280,6 +283,9 @@ def main(args):
     if not args.no_gate:
         gated, verdict = run_gate(real, args.size, args.seed, device.type, gate)
     print(f"gate:    {verdict}")
+    judged = policies.chosen_by(str(gate / "policy.json"), gated or {})
+    named |= {path: {"flag": "gate_on", "sha256": sha256(path)} for path in judged}
+    starts |= judged
     arms = make_arms(gated, args.synthetic, args.arms)
 
     # ---- search ----
@@ -367,7 +373,7 @@ def main(args):
     }
     gate_said = {"verdict": verdict, "gated": chosen["gated"]}
     policy = {**chosen["policy"], "schema": 1, "kind": best, "seed": args.seed, "suspects": suspects}
-    policy |= {"gate": gate_said, "search": searched}
+    policy |= {"gate": gate_said, "search": searched, "lineage": lineage.as_json(origin_of(starts))}
     write("photos.json", {i: {name: round(v, 4) for name, v in found[i].items()} for i in row_of})
     write_whole(out / "moves.jsonl", "".join(json.dumps(move) + "\n" for move in moves))
     pictures = {"gains": report.gains(table), "faces": preview(data, faces, policy, args.seed)}

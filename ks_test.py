@@ -392,7 +392,7 @@ def main(args):
     write_whole(out / "ks_report.md", report.markdown(figures, pictures))
     passed = ops and figures["status"] == "PASS"
     if passed:
-        runs.write_json(out, "policy.json", policy)
+        runs.write_json(out, "policy.json", policy | {"lineage": lineage.as_json(origin)})
     runs.write_json(out, "ks_report.json", figures)  # last: with it, all is there
     print(*notes, f"{figures['status']}: {figures['verdict']}", sep="\n")
     print(f"wrote:   {out}/ks_report.md, ks_report.json, {', '.join(pictures)} as PNG")

@@ -36,7 +36,7 @@ from datasets.images import read_square, to_float
 from datasets.pairs import write_samples
 from datasets.policies import load_policy
 from models import restore
-from utils import checkpoint, cli, dist, draw, files, jsonl, metrics
+from utils import checkpoint, cli, dist, draw, files, jsonl, lineage, metrics
 from utils.engine import runs
 from utils.errors import UserError
 from utils.operate import decisions, record, store
@@ -187,8 +187,6 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
     champion, state = champion_of(ops)
     digest, rival = files.sha256(candidate), checkpoint.load(candidate)
     checkpoint.refuse_unlike("CHECKPOINT", [champion["path"], candidate], [state, rival])
-    if "lineage" not in rival:
-        raise UserError(f"{candidate}: does not say which photos it has seen, so none can judge it")
     classes = state["data"]["classes"]
     guard = guard_of(config, classes)
     for judges in (guard, audit):
@@ -208,7 +206,7 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
     found = decisions.verdict(kept, won, k, config["alpha"], config["delta"])
     row = {
         "time": now(),
-        "candidate": os.path.relpath(os.path.realpath(candidate), os.path.realpath(ops)),
+        "candidate": record.inside(candidate, ops),
         "sha256": digest,
         "champion": champion["sha256"],
         "verdict": "better" if found["better"] else "refused",
@@ -219,7 +217,7 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
         **facts,
     }
     jsonl.append(ops / "decisions.jsonl", row)
-    print(f"{candidate}: {row['verdict']}; {row['why']}")
+    print(f"{candidate}: {row['why']}")
     return row
 
 
@@ -260,16 +258,17 @@ def init(args, ops):
     photos = incoming.without_test(splits.open_any(args.reference))
     if len({s.group for s in photos}) < 2:
         raise UserError(f"--reference {args.reference}: {counted(len(photos), 'photo')}; a test needs more")
-    labelled = taught(state)["args"]
-    if labelled["data"] == "synthetic":
-        raise UserError(f"{args.champion}: trained on synthetic faces alone; students need labelled photos")
+    labelled = record.taught(state)["args"]
+    if not os.path.isdir(data := labelled["data"]):  # synthetic faces, too
+        raise UserError(f"{args.champion}: trained on {data}, no folder here; students need its photos")
     kept = ("features", "n", "alpha", "delta", "search", "student", "scores", "seeds", "seed")
     config = {key: getattr(args, key) for key in kept}
     config |= {"guard": os.path.abspath(args.guard), "guard_digests": incoming.digests(guard)}
     config["scorer"] = os.path.abspath(args.scorer) if args.scorer else None
     config["scorer_code"] = code_of([args.scorer]) if args.scorer else None
-    config |= {"data": os.path.abspath(labelled["data"]), "ids": incoming.ids_of(labelled)}
-    config |= {"allow_empty": labelled.get("allow_empty"), "size": state["args"]["size"]}
+    config |= {"data": os.path.abspath(data), "ids": incoming.ids_of(labelled)}
+    config |= {"allow_empty": labelled.get("allow_empty"), "augment": record.policy_of(state)}
+    config["size"] = state["args"]["size"]
     scorer_of(config, classes, ops)
     runs.write_json(ops, "operate.json", config)
     shutil.rmtree(ops / "reference", ignore_errors=True)  # of an `init` that was killed
@@ -278,13 +277,6 @@ def init(args, ops):
     store.promote(ops, args.champion, "the first one", smoke_test(ops, device))
     print(f"{ops}: {args.champion} is champion; {len(photos)} reference photos, {len(people)} guard people")
     return 0
-
-
-def taught(state):
-    """The checkpoint in which a model learned from masks, where scores have tuned it since."""
-    while state["script"] == "train_scores.py":
-        state = checkpoint.load(state["args"]["init"])
-    return state
 
 
 def meaning(state):
@@ -350,7 +342,7 @@ def improve(args, ops):
     common = ["--seed", config["seed"], "--device", device.type]
 
     # ---- search
-    arms = {"old": taught(state)["args"].get("augment") or "cutmix"}
+    arms = {"old": record.recipe(ops, config, planned["champion"])}
     if config["search"] != "none":
         if not (folder / "search/policy.json").is_file():
             print("search:  augment.py")
@@ -365,7 +357,7 @@ def improve(args, ops):
                 f"--search: {policy['kind']} won, which changes more than augmentation; leave it out"
             )
         if policy["kind"] != arms["old"]:
-            arms["new"] = folder / "search/policy.json"
+            arms["new"] = str(folder / "search/policy.json")
         print(f"search:  {policy['kind']}")
 
     # ---- train
@@ -410,10 +402,11 @@ def improve(args, ops):
         return WAITS
     judged = [row for row in record.decided(ops) if row.get("improve") == begun["improving"]]
     facts = {"improve": begun["improving"], "batches": planned["batches"]}
-    for candidate in candidates.values():
+    for name, candidate in candidates.items():
         if any(row["verdict"] == "better" for row in judged):
             break
         if files.sha256(candidate) not in [row["sha256"] for row in judged]:
+            facts["augment"] = record.inside(arms[name.split("/")[1]], ops)
             judged.append(judge(ops, config, candidate, audit, scorer, device, facts))
     compare(ops, judged[-1], folder / "photos", device)
     decided = max(begun["decided"], *planned["batches"])
@@ -442,8 +435,9 @@ def plan(ops, config, args):
         samples += [s._replace(id=s.id.replace("unlabelled", str(batch), 1)) for s in found]
     digests = incoming.short_digests(samples)
     guard = {*incoming.short_digests(guard_of(config, classes)[1]).values()}
+    seen = lineage.seen(state)
     samples = [s for s in samples if digests[s.image] not in guard]
-    judging = incoming.to_label(samples)
+    judging = incoming.to_label([s for s in samples if digests[s.image] not in seen])
     if args.audit:
         _, audit = incoming.labelled_photos(args.audit, classes)
         known = {*incoming.short_digests(audit).values()}
@@ -451,7 +445,9 @@ def plan(ops, config, args):
     train = [s for s in samples if s not in judging]
     if not train:
         raise UserError(f"batches {batches}: every photo judges, and none is left to train on")
-    load_policy(taught(state)["args"].get("augment") or "cutmix")  # a file may be gone
+    if not judging and not args.audit:
+        raise UserError(f"batches {batches}: the champion has seen every photo; --audit LABELLED judges")
+    load_policy(record.recipe(ops, config, champion["sha256"]))  # a file may be gone
     before = record.state_of(ops)
     number = before["improvements"] + 1
     folder = ops / f"improve/{number:03d}"
@@ -507,7 +503,8 @@ def promote(args, ops):
             raise UserError(f"{args.candidate}: needs --audit FOLDER, labelled photos that judge it")
         config = files.read_json(ops / "operate.json")
         audit = incoming.labelled_photos(args.audit, state["data"]["classes"])
-        row = judge(ops, config, args.candidate, audit, None, device, {"batches": []})
+        facts = {"batches": [], "augment": record.policy_of(checkpoint.load(args.candidate))}
+        row = judge(ops, config, args.candidate, audit, None, device, facts)
         compare(ops, row, ops / "reference", device)
         return serve(ops, row, device) if row["verdict"] == "better" else 1
     cli.refuse_without_effect(args, {"audit": "without a CHECKPOINT to judge"})
@@ -518,7 +515,7 @@ def promote(args, ops):
 
 def serve(ops, row, device):
     """Promote the candidate of a row of decisions.jsonl."""
-    candidate = pathlib.Path(os.path.relpath(os.path.realpath(ops / row["candidate"])))
+    candidate = (ops / row["candidate"]).resolve()
     if not candidate.is_file() or files.sha256(candidate) != row["sha256"]:
         raise UserError(f"{candidate}: is not the file that was judged better")
     version = store.promote(ops, candidate, row["why"], smoke_test(ops, device))

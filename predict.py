@@ -187,9 +187,10 @@ def classify(args, state, device):
         raise UserError("name photos or folders to classify")
     out = pathlib.Path(args.out)
     photos, notes = find_all(args.photos, out, args.recursive)
+    files.check_folder(out)
+    files.lock(out)
     if (out / "guesses.json").exists() and not args.overwrite:
         raise UserError(f"{out}: holds guesses.json already; --overwrite replaces it")
-    files.check_folder(out)
     names = {"class": state["data"]["classes"], "domain": state["data"]["domains"]}
     size = state["args"]["size"]
     model = restore(state, device, args.init)
@@ -263,6 +264,8 @@ def main(args):
     out = pathlib.Path(args.out)
     photos, notes = find_all(args.photos, out, args.recursive)
     boxes = boxes_of(args, photos)
+    files.check_folder(out)
+    files.lock(out)
     ends = (*RESULTS, FACES) if apart else RESULTS
     targets = {name: [out / f"{os.path.splitext(name)[0]}{end}.png" for end in ends] for name in photos}
     written = [path for paths in targets.values() for path in paths]

@@ -10,9 +10,9 @@ Needs:  run folders: lineage.json and metrics.jsonl (older ones: args.json and m
 Writes: Markdown on stdout; the page; MLflow's store
 Expect: exit status 0; of --check 1 where something is changed or missing
 
-Runs of one script whose flags differ in nothing but the seed are a row, also where the seed chose the files
-that they began from. A difference is paired by seed, with its 95 % t interval. Runs that did not end well
-count in no mean, and are named.
+Runs of one script whose flags and photos differ in nothing but the seed are a row, also where the seed chose
+the files that they began from. A difference is paired by seed, with its 95 % t interval. Runs that did not
+end well count in no mean, and are named.
 """
 
 import collections
@@ -32,8 +32,8 @@ from utils.errors import UserError
 from utils.tracking.chart import ancestry
 from utils.tracking.check import check_files, lying_in
 from utils.tracking.export import to_mlflow
-from utils.tracking.folders import chosen_by, find, trouble
-from utils.tracking.groups import add_settings, as_key, differing
+from utils.tracking.folders import chosen_by, find, seen_from, trouble
+from utils.tracking.groups import add_settings, as_key, differing, drawn
 from utils.tracking.render import common, markdown, page, shown
 
 
@@ -67,8 +67,15 @@ def rows_of(runs, by, name):
         own = run["settings"]
         key = {flag: own.get(flag, run["args"].get(flag)) for flag in by} if by else own
         rows[as_key([run["script"], key])].append(run)
-    height = lambda row: statistics.fmean(by_seed(row, name).values() or [-math.inf])
+    sign = -1 if is_better_low(name) else 1
+    height = lambda row: statistics.fmean([sign * x for x in by_seed(row, name).values()] or [-math.inf])
     return sorted(rows.values(), key=height, reverse=True)
+
+
+def is_better_low(name):
+    """Whether less of a figure is better: of a loss, an error of calibration, a divergence, a wait."""
+    parts = (name or "").split("/")
+    return any(part.endswith("_loss") or part in ("loss", "ece", "kl", "data_wait") for part in parts)
 
 
 def by_seed(runs, name):
@@ -107,49 +114,129 @@ def change(values, others):
 
 
 def cost(runs):
-    """CPU minutes of a run, all its starts together, in the mean; ≥ where some start did not tell."""
-    starts = [start.get("cpu_seconds") for run in runs for start in (run, *run["earlier"])]
-    if not any(starts):
+    """CPU minutes of a run, all its starts together, in the mean; ≥ where some start, or a process of it, did
+    not tell."""
+    starts = [start for run in runs for start in (run, *run["earlier"])]
+    told = [start["cpu_seconds"] for start in starts if start.get("cpu_seconds")]
+    if not told:
         return "–"
-    return "≥ " * (None in starts) + f"{sum(filter(None, starts)) / 60 / len(runs):.1f}"
+    minutes = f"{sum(told) / 60 / len(runs):.1f}"
+    several = any((start.get("processes") or 1) > 1 for start in starts)  # of which one tells
+    return f"≥ {minutes}" if several or len(told) < len(starts) else minutes
 
 
 def tabulate(name, runs, by, baseline):
     """A table for `utils.tracking.render`. name: of the figure, None without. baseline: a run folder."""
     rows = rows_of(runs, by, name)
-    held = [row for row in rows if any(is_in(run, baseline) for run in row)] if baseline else rows
-    base = held[0] if held and len(rows) > 1 and by_seed(held[0], name) else None
+    base = base_of(rows, name, baseline)
     flags = by or differing([row[0] for row in rows])
-    scripts = len({run["script"] for run in runs}) > 1
-    tests = sorted({test for run in runs for test in run["shown"] if test.endswith(".json")} - {name})
-    header = ["row", "runs", *["script"] * scripts, *flags, "seeds", *[name] * bool(name)]
-    header += [f"against row {rows.index(base) + 1}"] if base else []
+    scripts = sorted({run["script"] for run in runs})
+    tests = sorted({test for run in runs for test in run["tests"]} - {name})
+
+    # ---- columns
+    header = ["row", "runs"]
+    if len(scripts) > 1:
+        header.append("script")
+    header += [*flags, "seeds"]
+    if name:
+        header.append(name)
+    if base:
+        header.append(f"against row {rows.index(base) + 1}")
+    header += [*tests, "CPU min"]
+
+    # ---- rows
     lines, notes = [], []
     for i, row in enumerate(rows, 1):
         good = [run for run in row if not trouble(run)]
         bad = [run for run in row if trouble(run)]
         values = by_seed(row, name)
-        seeds = {run["args"].get("seed") for run in good} - {None}
-        cells = [str(i), common(str(run["folder"]) for run in row), *[row[0]["script"]] * scripts]
+        seeds = sorted({run["args"].get("seed") for run in good} - {None})
+        cells = [str(i), common(run["name"] for run in row)]
+        if len(scripts) > 1:
+            cells.append(row[0]["script"])
         cells += [common(shown(run["args"].get(flag)) for run in row) for flag in flags]
-        cells += [shown(sorted(seeds)).replace(" ", ", ") + f" ({len(bad)} not counted)" * bool(bad)]
-        cells += [spread(values)] if name else []
-        cells += ["" if row is base else change(values, by_seed(base, name))] if base else []
+        counted = ", ".join(map(str, seeds)) or "–"
+        cells.append(f"{counted} ({len(bad)} not counted)" if bad else counted)
+        if name:
+            cells.append(spread(values))
+        if base:
+            cells.append("" if row is base else change(values, by_seed(base, name)))
         lines.append([*cells, *(spread(by_seed(row, test)) for test in tests), cost(good)])
         notes += [f"row {i}: not counted: {run['folder']} {trouble(run)}" for run in bad]
+        notes += [f"left out: {fault}" for run in row for fault in run["faults"]]
         if 0 < len(seeds) < len(good):
             notes.append(f"row {i}: several runs have one seed, which counts once, with their mean")
         if pooled := [flag for flag in differing(row) if flag not in by]:
             notes.append(f"row {i}: its runs differ in {', '.join(pooled)}, too")
+        if others := drawn_otherwise(row):
+            notes.append(f"row {i}: each seed drew its own {others}, so a change of the data would not show")
+    if not by:
+        notes += same_names(rows)
     counted = [run for run in runs if not trouble(run)]
-    if len({run["data"].get("val", {}).get("sha256") for run in counted} - {None}) > 1:
-        notes.append("not all were validated on the same photos and masks")
+    notes += other_data(counted, [test for test in (*tests, name) if test])
     if len(commits := {shown(run.get("commit"))[:10] for run in counted}) > 1:
         notes.append(f"made by {len(commits)} versions of the code: {', '.join(sorted(commits))}")
+
     curves = [{str(run["folder"]): curve(run, name) for run in row} for row in rows]
-    header += [*tests, "CPU min"]
-    title = f"{name}: mean ± standard deviation over seeds" if name else "Without a figure"
+    title = "no figure"
+    if name:
+        order = "lowest first, " if is_better_low(name) else ""
+        title = f"{name}: {order}mean ± standard deviation over seeds"
+    if len(scripts) == 1:
+        title = f"{scripts[0]}, {title}"
     return {"title": title, "header": header, "rows": lines, "notes": notes, "curves": curves}
+
+
+def base_of(rows, name, baseline):
+    """The row that the others are compared with: that of the run folder `baseline`, else the first; None
+    where there is no other, or it has no figure."""
+    held = rows
+    if baseline:
+        held = [row for row in rows if any(is_in(run, baseline) for run in row)]
+    return held[0] if held and len(rows) > 1 and by_seed(held[0], name) else None
+
+
+# ---- what the table does not show
+
+
+def drawn_otherwise(row):
+    """The splits, in words, of which the seed drew other photos for the runs of a row."""
+    held = collections.defaultdict(set)
+    for run in row:
+        for split, facts in run["data"].items():
+            if drawn(run, split):
+                held[split].add(facts["sha256"])
+    return ", ".join(split for split, digests in held.items() if len(digests) > 1)
+
+
+def same_names(rows):
+    """Lines about flags of which rows differ, though what they name is called the same."""
+    notes = []
+    for flag in sorted({flag for row in rows for flag in row[0]["settings"]}):
+        alike = collections.defaultdict(dict)  # {(script, name): {what it holds: rows}}
+        for i, row in enumerate(rows, 1):
+            run = row[0]
+            name, holds = shown(run["args"].get(flag)), as_key(run["settings"].get(flag))
+            alike[run["script"], name].setdefault(holds, []).append(i)
+        for (_, text), held in alike.items():
+            if len(held) > 1:
+                which = " and ".join(", ".join(map(str, each)) for each in held.values())
+                what = f"{flag} is {text} by name; what it holds is not the same, or not known of all"
+                notes.append(f"rows {which}: {what}")
+    return notes
+
+
+def other_data(runs, columns):
+    """Lines about figures of runs that are not of the same photos and masks. columns: names of figures."""
+    notes = []
+    if len({run["data"].get("val", {}).get("sha256") for run in runs} - {None}) > 1:
+        notes.append("not all were validated on the same photos and masks")
+    for column in columns:
+        scored = [run["tests"][column] for run in runs if column in run["tests"]]
+        splits = sorted({split for split, _ in scored})
+        if len(splits) > 1 or len({digest for _, digest in scored} - {None}) > 1:
+            notes.append(f"{column}: not all are of the same photos and masks ({', '.join(splits)})")
+    return notes
 
 
 def curve(run, name):
@@ -165,15 +252,18 @@ def refuse_unknown(flag, words, known):
     for word in words:
         if word not in known:
             near = difflib.get_close_matches(word, known, 1, cutoff=0)
-            raise UserError(f"--{flag} {word}: none of these runs has that; did you mean {near[0]}?")
+            hint = f"that; did you mean {near[0]}?" if near else f"any {flag}"
+            raise UserError(f"--{flag} {word}: none of these runs has {hint}")
 
 
 # ---- every digest again
 
 
 def check_data(run):
-    """[(whether it is wrong, line)] of the photos and masks that a training run was given."""
-    flags, found = run["args"], []
+    """([(whether it is wrong, line)], how many splits were read) of the photos and masks that a training run
+    was given."""
+    flags, found, read = run["args"], [], 0
+    flags = flags | {k: seen_from(run, flags[k]) for k in ("data", "unlabelled", "ids") if flags.get(k)}
     for split, then in run["data"].items():
         of = f"{then['path']} ({split}) of {run['folder']}"
         if not then["sha256"]:  # rendered
@@ -189,13 +279,14 @@ def check_data(run):
                 instances = has_instances(flags["model"])
             now = identify_again(flags, split, classes, instances)
         except UserError as error:
-            found.append((True, f"data: {of}: {error}"))
+            found.append((True, f"data: {of}: {'; '.join(str(error).splitlines())}"))
             continue
+        read += 1
         if now["sha256"] != then["sha256"]:
             counts = [f"{each['photos']} photos of {each['people']} people" for each in (then, now)]
             what = f"{counts[0]} then, {counts[1]} now; a photo, a mask, a class or a name is another"
             found.append((True, f"changed: {of}: {what}"))
-    return found
+    return found, read
 
 
 def main(args):
@@ -223,10 +314,16 @@ def main(args):
     if args.check:
         cache.read_again()
         elsewhere = functools.cache(lambda: lying_in(args.folders))
-        found = [line for run in runs for line in check_files(run, elsewhere) + check_data(run)]
-        wrong = sum(is_wrong for is_wrong, _ in found)
-        ended = f"{len(runs)} runs: " + (f"{wrong} changed or missing" if wrong else "all as it was")
-        print(*(line for _, line in found), ended, sep="\n")
+        wrong = num_files = num_splits = 0
+        for run in runs:
+            of_files, num = check_files(run, elsewhere)
+            of_data, read = check_data(run)
+            num_files, num_splits = num_files + num, num_splits + read
+            for is_wrong, line in of_files + of_data:
+                wrong += is_wrong
+                print(line)
+        result = f"{wrong} changed or missing" if wrong else "all as it was"
+        print(f"{len(runs)} runs, {num_files} files and {num_splits} sets of photos checked: {result}")
         return 1 if wrong else 0
 
     # ---- finish ----
@@ -238,12 +335,17 @@ def main(args):
     if args.baseline and not any(is_in(run, args.baseline) for run in runs):
         raise UserError(f"--baseline {args.baseline}: is none of these runs")
     add_settings(runs)
+    root = os.path.commonpath(map(os.path.abspath, args.folders))
     groups = collections.defaultdict(list)
     for run in runs:
-        has = not args.figure or args.figure in run["shown"] or trouble(run)
-        groups[(args.figure or chosen_by(run)) if has else None].append(run)
-    names = sorted(groups, key=lambda name: (name is None, name))
-    tables = [tabulate(name, groups[name], by, args.baseline) for name in names]
+        name = os.path.relpath(run["folder"], root)
+        run["name"] = os.path.basename(root) if name == "." else name
+        figure = args.figure or chosen_by(run)
+        if args.figure and args.figure not in run["shown"] and not trouble(run):
+            figure = None
+        groups[figure, "" if by or args.baseline else run["script"]].append(run)
+    order = sorted(groups, key=lambda group: (group[0] is None, group))
+    tables = [tabulate(figure, groups[figure, script], by, args.baseline) for figure, script in order]
     if args.html:
         files.write_whole(args.html, page(f"Runs in {' '.join(args.folders)}", tables))
         print(f"wrote:   {args.html}")

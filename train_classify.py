@@ -21,7 +21,7 @@ from datasets import batches, labelled, splits, summary
 from datasets.augmentation import augment
 from datasets.faces import some
 from datasets.images import to_float
-from datasets.policies import POLICIES, at_step, load_policy, scaled
+from datasets.policies import POLICIES, at_step, chosen_by, load_policy, scaled
 from models import freeze, keep_frozen_eval, load_weights
 from models.classifier import build_classifier, carry_over, check_size
 from utils import checkpoint, class_metrics, cli, dist, draw, lineage
@@ -289,7 +289,7 @@ def main(args):
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
     named = cli.files_of(args, inputs)
-    starts = {args.init: init}
+    starts = {args.init: init} | chosen_by(args.augment, policy)
     origin = lineage.origin(
         "train_classify.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
     )

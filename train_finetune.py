@@ -22,7 +22,7 @@ from datasets import batches, splits, summary
 from datasets.augmentation import augment
 from datasets.faces import label_info
 from datasets.images import to_float
-from datasets.policies import POLICIES, at_step, load_policy
+from datasets.policies import POLICIES, at_step, chosen_by, load_policy
 from models import (
     build_model,
     carry_over,
@@ -215,7 +215,7 @@ def main(args):
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
     named = cli.files_of(args, inputs)
-    starts = {args.init: init, args.styles: bank}
+    starts = {args.init: init, args.styles: bank} | chosen_by(args.augment, policy)
     origin = lineage.origin(
         "train_finetune.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
     )

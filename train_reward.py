@@ -25,7 +25,7 @@ from datasets import batches, splits, summary
 from datasets.augmentation import augment
 from datasets.faces import label_info
 from datasets.images import to_float
-from datasets.policies import at_step, load_policy, without_regularisers
+from datasets.policies import at_step, chosen_by, load_policy, without_regularisers
 from models import restore
 from utils import checkpoint, cli, dist, draw, lineage, losses, metrics, rng
 from utils.errors import UserError
@@ -238,7 +238,7 @@ def main(args):
     net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
     net = torch.compile(net) if args.compile else net
     named = cli.files_of(args, inputs)
-    starts = {args.init: init}
+    starts = {args.init: init} | chosen_by(args.augment, policy)
     origin = lineage.origin(
         "train_reward.py", args.out, found, dict.fromkeys(found, args.data), named, starts, last
     )

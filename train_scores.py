@@ -26,7 +26,7 @@ from tqdm import tqdm
 from datasets import batches, splits, summary
 from datasets.augmentation import augment
 from datasets.images import to_float
-from datasets.policies import at_step, load_policy
+from datasets.policies import at_step, chosen_by, load_policy
 from models import restore
 from utils import checkpoint, cli, dist, draw, lineage, rng
 from utils.errors import UserError
@@ -319,7 +319,7 @@ def main(args):
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
     named = cli.files_of(args, inputs)
-    starts = {args.init: init}
+    starts = {args.init: init} | chosen_by(args.augment, policy)
     origin = lineage.origin(
         "train_scores.py", args.out, found, dict.fromkeys(found, args.unlabelled), named, starts, last
     )

@@ -27,7 +27,7 @@ from datasets import batches, labelled, splits, summary
 from datasets.augmentation import augment, mirror
 from datasets.faces import label_info
 from datasets.images import to_float
-from datasets.policies import POLICIES, at_step, load_policy
+from datasets.policies import POLICIES, at_step, chosen_by, load_policy
 from datasets.synthetic import scheme_of
 from models import build_like, freeze, keep_frozen_eval, load_weights, restore
 from models.classifier import check_size, without_domains
@@ -410,7 +410,7 @@ def main(args):
         teachers = [average]
     named = cli.files_of(args, inputs)
     paths = {"train": args.data, "val": args.data, "unlabelled": args.unlabelled}
-    starts = dict(zip(args.teacher, states, strict=True))
+    starts = dict(zip(args.teacher, states, strict=True)) | chosen_by(args.augment, policy)
     origin = lineage.origin("train_student.py", args.out, found, paths, named, starts, last)
     log = RunLog(out, vars(args), first if last else None, rank == 0)
     log.json("data.json", found)

@@ -48,9 +48,14 @@ def labelled_photos(folder, classes):
 
 
 def refuse_seen(samples, state, file):
-    """A UserError where a photo trained or validated the checkpoint `state` of `file`, or what it came
-    from."""
+    """A UserError where a photo trained or validated the checkpoint `state` of `file`, or what it came from,
+    or where that is not known."""
     seen = lineage.seen(state)
+    if seen is None:
+        raise UserError(
+            f"{file}: which photos it has seen is not known, since it, or what it came from, is older than "
+            "lineage.json; train it again"
+        )
     digests = short_digests(samples)
     if known := [s.image for s in samples if digests[s.image] in seen]:
         raise UserError(
@@ -62,6 +67,8 @@ def refuse_seen(samples, state, file):
 def to_label(samples):
     """The samples that are kept from training to be labelled: spread over people and yaw, `TO_LABEL` of a
     person."""
+    if not samples:
+        return []
     people = min(len({s.group for s in samples}), PEOPLE)
     return limit(samples, max(1, min(TO_LABEL * people, int(SHARE * len(samples)))), 0)
 
@@ -69,7 +76,6 @@ def to_label(samples):
 def ids_of(flags):
     """{"train": ids, "val": ids} of a run with these flags {name: value} where --ids or --limit says which
     photos train; None where all do."""
-    open_any(flags["data"])  # a UserError where it is gone
     if not flags.get("limit") and not flags.get("ids"):
         return None
     train = training_photos(flags["data"], flags | {"unlabelled": None})

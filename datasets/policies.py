@@ -21,6 +21,7 @@ import math
 import os
 
 from datasets.operations import OPERATIONS, RANGES, REGULARISERS, UNITS
+from utils import lineage
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -144,6 +145,12 @@ def load_policy(name, target="semantic"):
 NOTES = {"schema", "kind", "seed", "suspects", "gate", "search"}  # of ks_test.py and augment.py, for people
 
 
+def chosen_by(path, policy):
+    """{path: policy} of one that says what chose it, see `utils.lineage`; {} of one that is written by hand,
+    or older, or published."""
+    return {path: policy} if "lineage" in policy else {}
+
+
 def fault_of(found):
     """What is wrong with a policy as a file has it, in words; None if it can be applied."""
     is_policy = isinstance(found, dict) and {"flip", "ops", "always"} & found.keys()
@@ -151,7 +158,9 @@ def fault_of(found):
         return 'not a policy, which has at least {"ops": [...]} or {"flip": 0.5}; docs/finetune.md shows one'
     if "allocation" in found:
         return "holds an allocation, which is read no more; a file of ids says who trains"
-    if unknown := found.keys() - FLIP.keys() - {"always", "schedule"} - NOTES:
+    if "lineage" in found and (fault := lineage.fault_of(found["lineage"])):
+        return fault
+    if unknown := found.keys() - FLIP.keys() - {"always", "schedule", "lineage"} - NOTES:
         return f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(FLIP)}, always, schedule"
     always = found.get("always", [])
     if not isinstance(always, list) or len(always) > MOST_OPS:

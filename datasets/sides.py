@@ -29,27 +29,27 @@ class Side(typing.NamedTuple):
     ids: list
     classes: list  # what the labels mean
     groups: list  # the people as their data set names them
-    digests: list  # of what each photo and its mask hold; "" of synthetic ones
-
-    @property
-    def contents(self):
-        """None of synthetic faces; see `summary.identify`."""
-        return self.digests if any(self.digests) else None
+    digests: list  # of what each photo and its mask hold; None of synthetic ones
+    contents: list  # of what the photo's file holds; None of synthetic ones
 
     def keep(self, rows):
-        lists = (self.people, self.ids, self.groups, self.digests)
-        people, ids, groups, digests = ([x[i] for i in rows] for x in lists)
-        return Side(self.images[rows], self.labels[rows], people, ids, self.classes, groups, digests)
+        lists = (self.people, self.ids, self.groups, self.digests, self.contents)
+        people, ids, groups, digests, contents = (x and [x[i] for i in rows] for x in lists)
+        images, labels = self.images[rows], self.labels[rows]
+        return Side(images, labels, people, ids, self.classes, groups, digests, contents)
 
     def join(self, other):
-        """One side after the other. Masks that mean something else are left out."""
+        """One side after the other. Masks that mean something else are left out; what files hold is None
+        where either side is synthetic."""
         labels = (
             other.labels if other.classes == self.classes else torch.full_like(other.labels, IGNORE_INDEX)
         )
         images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, labels])
         people, ids = self.people + other.people, self.ids + other.ids
-        groups, digests = self.groups + other.groups, self.digests + other.digests
-        return Side(images, labels, people, ids, self.classes, groups, digests)
+        groups = self.groups + other.groups
+        files = (self.digests, other.digests), (self.contents, other.contents)
+        digests, contents = (one and two and one + two for one, two in files)
+        return Side(images, labels, people, ids, self.classes, groups, digests, contents)
 
     def digest(self):
         """sha256 of the names and pixels, in order."""
@@ -94,7 +94,8 @@ def open_side(path, splits, yaw, n, size, seed, classes=None, seen=()):
     # without named people every photo is somebody else, and equal file names of two folders mean nothing
     names = [s.group if s.group != s.id else f"{folder}/{s.id}" for s in chosen]
     images, labels = batch["image"], batch[faces.target]
-    return Side(images, labels, names, data.ids, faces.classes, data.groups, data.digests), notes
+    known = data.groups, data.digests, data.contents
+    return Side(images, labels, names, data.ids, faces.classes, *known), notes
 
 
 def _synthetic_side(low, high, count, size, seed, classes):
@@ -112,7 +113,7 @@ def _synthetic_side(low, high, count, size, seed, classes):
     ids = [f"synthetic/{seed}/{i}" for i in index.tolist()]
     # as they are used, and twice as large: halving them again gives every pixel back
     image, label = (x.repeat_interleave(2, -1).repeat_interleave(2, -2) for x in (image, label))
-    return Side(image, label, ids, ids, synthetic.SCHEMES[data.scheme].classes, ids, [""] * len(ids))
+    return Side(image, label, ids, ids, synthetic.SCHEMES[data.scheme].classes, ids, None, None)
 
 
 def trained_on(path):

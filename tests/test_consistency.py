@@ -207,10 +207,24 @@ def test_the_flags_that_operate_hands_on_parse():
         SCRIPTS[script].get_parser().parse_args(shlex.split(words))
 
 
+def test_no_file_that_a_run_reads_is_left_out_of_its_lineage():
+    from utils import cli
+
+    others = {"json", "onnx", "html", "lineage", "policy", "champion"}  # which are written, or of no run
+    for name in SCRIPTS:
+        files = {k.strip("-") for k, v in flags(name).items() if v["metavar"] in ("FILE", "POLICY", "BANK")}
+        assert files <= {*cli.FILES} | others, name
+        if "augment" in files and name != "ks_test.py":
+            assert "chosen_by(args.augment, policy)" in (ROOT / name).read_text(), name
+
+
 def test_choices_of_flags_are_those_of_the_data_sets():
-    """utils/cli.py may not import datasets, so it repeats their names."""
+    """utils/cli.py may not import datasets or scripts, so it repeats their names."""
     from datasets.celebamask import PART_ORDERS
+    from datasets.policies import POLICIES
     from datasets.synthetic import SCHEMES
     from utils import cli
 
+    assert {*cli.NAMES["augment"]} == {*POLICIES}
+    assert {*cli.NAMES["arms"]} >= {*SCRIPTS["augment.py"].ARMS, "synthetic"}
     assert set(SCHEMES) == set(cli.CLASS_LISTS) and set(PART_ORDERS) == set(cli.PART_ORDERS)

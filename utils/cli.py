@@ -24,8 +24,13 @@ SCENES = "scenes of one to N faces instead of photos as they are; 0: as they are
 IDS = 'JSON {"train": [ids], "val": [ids]}, in place of --limit and --val-fraction'
 # flags that may change when a run is resumed; of data that has moved, contents are compared (but scores are
 # kept by the path of a photo, so photos to ask about stay where they are)
-WRITTEN = ("json", "onnx", "photos")  # flags of files that are written, or that are digested as data
 RESUMABLE = ("resume", "out", "device", "workers", "data", "ids")
+# flags of files that are read; what others say is none, whatever is called cpu, but for FILE.py:FUNCTION
+FILES = ("init", "teacher", "weights", "augment", "styles", "ids", "targets", "photo", "boxes", "arms")
+POLICIES = ("none", "flip", "crop", "randaugment", "trivial", "cutmix")
+LIMITED = ("full", "geometric", "standardise", "half", "quarter", "photometric", "grey-world", "synthetic")
+# what some of them take for a name, before they look for a file
+NAMES = {"augment": POLICIES, "arms": POLICIES + LIMITED, "weights": ("none", "imagenet", "coco")}
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -212,6 +217,7 @@ def run(main, args):
         status = _status(main, args)
     finally:
         lineage.finish(status)
+        files.release()
     sys.exit(status)
 
 
@@ -231,7 +237,6 @@ def _status(main, args):
     except KeyboardInterrupt:  # where a script does not stop by itself: see `dist.Stop`
         print("stopped by Ctrl-C; the same command goes on where it can", file=sys.stderr)
         return 130
-    files.release()
     print(f"error: {message}", file=sys.stderr)
     return 2
 
@@ -299,9 +304,7 @@ def refuse_replaced(args, last, out):
 def input_files(args, last=None, but=()):
     """{path: sha256} of the files that flags name, so that a resumed run can tell that one was replaced; with
     those that its checkpoint `last` knows and that are gone by now. but: names of flags that are left out."""
-    values = [value for name, value in vars(args).items() if name not in but]
-    words = [word for value in values for word in (value if isinstance(value, list) else [value])]
-    paths = {files.file_of(word) or word for word in words if isinstance(word, str)}
+    paths = {path for path, flag in _named(args).items() if flag not in but}
     found = {path: files.sha256(path) for path in sorted(paths) if os.path.isfile(path)}
     return (last or {}).get("inputs", {}) | found
 
@@ -309,14 +312,22 @@ def input_files(args, last=None, but=()):
 def files_of(args, known=()):
     """{path: {"flag", "sha256"}} of the files that flags name, for `utils.lineage`. known: {path: sha256},
     what `input_files` has found."""
+    return {
+        path: {"flag": flag, "sha256": known[path] if path in known else files.sha256(path)}
+        for path, flag in _named(args).items()
+        if path in known or os.path.isfile(path)
+    }
+
+
+def _named(args):
+    """{path: flag} of what flags name as a file, whether it is there or not."""
     found = {}
     for flag, value in vars(args).items():
-        if flag in WRITTEN:
-            continue
         for word in value if isinstance(value, list) else [value]:
-            path = isinstance(word, str) and (files.file_of(word) or word)
-            if path and (path in known or os.path.isfile(path)):
-                found[path] = {"flag": flag, "sha256": known[path] if path in known else files.sha256(path)}
+            if isinstance(word, str) and (path := files.file_of(word)):
+                found[path] = flag
+            elif isinstance(word, str) and flag in FILES and word not in NAMES.get(flag, ()):
+                found[word] = flag
     return found
 
 

@@ -41,6 +41,11 @@ def is_first():
     return os.environ.get("RANK", "0") == "0"
 
 
+def world():
+    """How many processes this run has, whether they have met or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def default_amp(device):
     """The precision of the forward pass where none is asked for."""
     return "bf16" if device.type == "cuda" else "off"

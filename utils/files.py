@@ -162,11 +162,12 @@ def lock(folder):
 
 
 def release():
-    """Take back what `lock` made where nothing was written into it."""
+    """Let go of the folders that `lock` holds, and take back those that it made where nothing was written."""
     while held:
         folder, file, made = held.pop()
         with contextlib.suppress(OSError):  # somebody removed the folder
-            if made and [path.name for path in folder.iterdir()] == [".lock"]:
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock")):
                 (folder / ".lock").unlink()
-                folder.rmdir()
+            if made:
+                folder.rmdir()  # an OSError where it is not empty
         file.close()

@@ -3,7 +3,9 @@
 import datetime
 import hashlib
 import json
+import os
 import pathlib
+import re
 import resource
 import sys
 
@@ -17,21 +19,21 @@ from utils.log import git_commit
 NAME = "lineage.json"
 FREE = ("out", "resume", "device", "workers")  # flags that do not change what a run computes
 OWN = ("script", "out", "commit", "data", "parents")  # of a checkpoint, that its descendants keep
-# no outputs: this record, logs, what is temporary, and what `data` says in short
-NO_OUTPUTS = (NAME, "data.json", "metrics.jsonl", ".lock", "*.tmp", "events.out.tfevents.*")
+# no outputs: this record, events, what is temporary, and what `data` says in short
+NO_OUTPUTS = (NAME, "data.json", ".lock", "*.tmp", "events.out.tfevents.*")
 begun = []  # (lineage.json, its record, files of the run or None) of the run of this process
 
 
 def origin(script, out, found, paths, files, starts, last=None):
     """What the checkpoints of a run keep, plain data and a tensor: `script`, `out`, `commit`; `data` {split:
-    {"path", "sha256", "photos", "people"}}; `parents`, the sha256 of each file that the run begins from or
-    is taught by; `ancestors` {sha256: the same of it, and its "step"} of all that are known, of any age;
-    `seen` (N, 8) uint8, the first bytes of the sha256 of each photo's file that was used by any of them.
+    {"path", "sha256", "photos", "people"}}; `parents`, the sha256 of each file that the run begins from, is
+    taught by or augments by; `ancestors` {sha256: the same of it, and its "step"} of all that are known, of
+    any age; `seen` (N, 8) uint8, the first bytes of the sha256 of each photo's file that any of them used.
 
     found: {split: what `summary.identify` of datasets/ says}. paths: {split: path}. files: {path:
-    {"sha256"}}, see `cli.files_of`. starts: {path: checkpoint} that the run begins from; a path that is None
-    is left out, and a checkpoint is None where it was not read. last: the one that the run goes on from: what
-    it keeps, stays.
+    {"sha256"}}, see `cli.files_of`. starts: {path: checkpoint, or policy that says what chose it}; a
+    path that is None is left out, and a checkpoint is None where it was not read. last: the one that the run
+    goes on from: what it keeps, stays.
     """
     if last and "lineage" in last:
         return last["lineage"]
@@ -43,7 +45,7 @@ def origin(script, out, found, paths, files, starts, last=None):
             own = state.get("lineage", {"script": state.get("script"), "parents": []})
             ancestors |= own.get("ancestors", {})
             ancestors[files[path]["sha256"]] = {k: own.get(k) for k in OWN} | {"step": state.get("step")}
-            photos |= seen(state)
+            photos |= digits(own)
     rows = [list(bytes.fromhex(digest)) for digest in sorted(photos)]
     facts = {split: {k: of[k] for k in ("sha256", "photos", "people")} for split, of in found.items()}
     return {
@@ -58,10 +60,24 @@ def origin(script, out, found, paths, files, starts, last=None):
 
 
 def seen(state):
-    """The photos that a checkpoint or any ancestor of it has used, as 16 hex digits each, the first of the
-    sha256 of the photo's file. Empty where the checkpoint is older than this."""
-    rows = state.get("lineage", {}).get("seen", torch.empty(0, 8))
-    return {row.tobytes().hex() for row in rows.numpy()}
+    """The photos that a checkpoint or any ancestor of it has used, a set of 16 hex digits each, the first of
+    the sha256 of the photo's file. None where that is not known, since one of them is older than this."""
+    own = state.get("lineage")
+    family = [own, *own["ancestors"].values()] if own else [{"data": None}]
+    if any(each["data"] is None or not own["ancestors"].keys() >= {*each["parents"]} for each in family):
+        return None
+    return digits(own)
+
+
+def digits(own):
+    """The same of what a lineage lists, whatever else there may be."""
+    rows = own.get("seen", [])
+    return {row.tobytes().hex() for row in rows.numpy()} if torch.is_tensor(rows) else {*rows}
+
+
+def as_json(origin):
+    """A lineage as a JSON file holds it, with `seen` as a list of 16 hex digits each."""
+    return origin | {"seen": sorted(digits(origin))}
 
 
 def record(origin, flags, files):
@@ -72,6 +88,8 @@ def record(origin, flags, files):
         "script": origin["script"],
         "out": flags.get("out", origin["out"]),
         "commit": git_commit(),
+        "cwd": os.getcwd(),
+        "processes": dist.world(),
         "args": flags,
         "args_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
         "data": origin["data"],
@@ -89,7 +107,8 @@ def record(origin, flags, files):
 
 def begin(folder, origin, flags, files, outputs=None):
     """Write lineage.json, which keeps the one that was there as `earlier`; see `record`. outputs: the files
-    that this run may write; None: all that the folder will hold."""
+    that this run may write; None: all that the folder will hold. Raises UserError where another script has
+    written there."""
     if not dist.is_first():
         return
     path = pathlib.Path(folder) / NAME
@@ -98,6 +117,8 @@ def begin(folder, origin, flags, files, outputs=None):
         before = read_json(path)
         if not isinstance(before, dict) or not isinstance(before.get("earlier"), list):
             raise UserError(f"{path}: was not written by these scripts; move it, or name another folder")
+        if before.get("script") != made["script"]:
+            raise UserError(f"{folder}: holds a run of {before.get('script')}; name another --out")
         made["earlier"] = [*before.pop("earlier"), before]
     begun[:] = [(path, made, outputs)]
     _write(path, made)
@@ -111,10 +132,12 @@ def finish(status):
     path, made, outputs = begun.pop()
     try:
         folder = path.parent
-        if outputs is None:
-            outputs = [each for each in folder.iterdir() if not any(map(each.match, NO_OUTPUTS))]
-        files = sorted(each for each in outputs if each.is_file())
+        every = folder.iterdir() if outputs is None else outputs
+        files = sorted(each for each in every if each.is_file() and not any(map(each.match, NO_OUTPUTS)))
         made["outputs"] = {str(each.relative_to(folder)): sha256(each) for each in files}
+        for before in made["earlier"] if outputs else []:  # so that calls without end name each file once
+            kept = before["outputs"].keys() - made["outputs"].keys()
+            before["outputs"] = {name: before["outputs"][name] for name in sorted(kept)}
         made["figures"] = figures(folder)
         _write(path, ended(made, status))
     except Exception as error:  # of a full disk, or of a damaged file, which raises errors of any kind
@@ -146,12 +169,18 @@ def figures(folder):
 
 
 def fault_of(own):
-    """What a checkpoint's lineage lacks, in words; None if it lacks nothing."""
+    """What the lineage of a checkpoint or a policy lacks, in words; None if it lacks nothing."""
     kinds = {"script": str, "data": dict, "parents": list, "ancestors": dict}
     if not isinstance(own, dict) or not all(isinstance(own.get(k), kind) for k, kind in kinds.items()):
         return "its lineage is no list of ancestors"
+    if not all(isinstance(each, dict) and {*OWN} <= each.keys() for each in own["ancestors"].values()):
+        return "its lineage does not say enough of its ancestors"
     rows = own.get("seen")
-    if not torch.is_tensor(rows) or rows.dtype != torch.uint8 or rows.shape[1:] != (8,):
+    if torch.is_tensor(rows):
+        known = rows.dtype == torch.uint8 and rows.shape[1:] == (8,)
+    else:  # of JSON
+        known = isinstance(rows, list) and all(re.fullmatch("[0-9a-f]{16}", str(row)) for row in rows)
+    if not known:
         return "its lineage does not say which photos it has seen"
     return None
 

@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from conftest import refusal, write
 from PIL import Image
 
 from datasets import incoming, splits
 from datasets.faces import Faces, Sample, limit
 from datasets.pairs import write_samples
+from utils import lineage
 
 
 @pytest.fixture
@@ -66,7 +66,6 @@ def test_ids_are_those_that_a_run_trained_on(folder, split_of, tmp_path):
     assert incoming.ids_of(flags | {"ids": str(path)}) == {"train": some["train"]}, "nobody validates"
     path.unlink()
     assert str(path) in refusal(incoming.ids_of, flags | {"ids": str(path)})
-    assert "nowhere" in refusal(incoming.ids_of, flags | {"data": "nowhere"})
 
 
 def test_people_who_test_are_left_out_and_a_changed_pixel_is_noticed(folder, tmp_path):
@@ -98,7 +97,7 @@ def test_who_is_labelled_is_spread_over_people_and_leaves_most_to_train_on():
     def people(count, each):
         return [Sample(f"{p}/{i}", "", None, str(p), None) for p in range(count) for i in range(each)]
 
-    for count, each, wanted in [(7, 8, 14), (3, 2, 1), (40, 8, 32), (1, 1, 1)]:
+    for count, each, wanted in [(7, 8, 14), (3, 2, 1), (40, 8, 32), (1, 1, 1), (0, 0, 0)]:
         chosen = incoming.to_label(people(count, each))
         assert len(chosen) == wanted == len({s.id for s in chosen})
         assert len({s.group for s in chosen}) == min(count, wanted)
@@ -107,10 +106,12 @@ def test_who_is_labelled_is_spread_over_people_and_leaves_most_to_train_on():
 def test_photos_that_a_checkpoint_has_seen_are_refused_under_any_name(folder, photo, tmp_path):
     samples = splits.open_data(folder).splits["train"][:3]
     known = incoming.short_digests(samples)
-    seen = torch.tensor([list(bytes.fromhex(known[samples[1].image]))], dtype=torch.uint8)
-    state = {"lineage": {"seen": seen}}
+    facts = {"photos": 1, "people": 1, "sha256": "0" * 64, "contents": [known[samples[1].image]]}
+    state = {"lineage": lineage.origin("x.py", "out", {"train": facts}, {"train": "here"}, {}, {})}
     other = str(shutil.copy(samples[1].image, tmp_path / "other.png"))
     renamed = [Sample("a", other, None, "a", None)]
     said = refusal(incoming.refuse_seen, renamed, state, "run/last.pt")
     assert "1 of 1 photos trained or validated run/last.pt" in said and "other.png" in said
     incoming.refuse_seen([samples[0], samples[2]], state, "run/last.pt")
+    said = refusal(incoming.refuse_seen, samples, {"script": "train_finetune.py"}, "old.pt")
+    assert said.startswith("old.pt: which photos it has seen is not known") and "train it again" in said

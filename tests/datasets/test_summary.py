@@ -10,6 +10,7 @@ from PIL import Image
 
 from datasets import batches, labelled, open_faces, splits, summary
 from datasets.cache import CachedFaces
+from datasets.sides import open_side
 from utils.files import sha256
 
 CLASSES = ["background", "skin", "nose"]
@@ -161,6 +162,17 @@ def test_rows_of_data_and_photos_alone(folder):
     photos = summary.identify_photos({"a": str(folder / "images/1.png"), "gone": "nowhere.png"})
     assert photos["photos"] == photos["people"] == 2
     assert photos["contents"] == [sha256(folder / "images/1.png")[:16]]
+
+
+def test_sides_of_a_test_know_their_photos_apart_from_the_masks(folder):
+    side, _ = open_side(str(folder), None, None, 2, 8, 0)
+    of_photos = {sha256(path)[:16] for path in (folder / "images").iterdir()}
+    assert len(side.ids) > 4 and {*summary.identify(side, [])["contents"]} < of_photos
+    assert summary.identify(side.keep([2]), [])["contents"] == [side.contents[2]]
+    assert side.join(side).contents == side.contents * 2
+    rendered, _ = open_side("synthetic", None, None, 1, 8, 0)
+    for each in (rendered, rendered.keep([0, 1]), side.join(rendered)):
+        assert summary.identify(each, [])["sha256"] is None
 
 
 def test_what_is_rendered_has_no_digest():

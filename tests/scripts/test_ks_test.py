@@ -7,10 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import FASSEG, lineage_of, needs_fasseg
+from conftest import FASSEG, lineage_of, needs_fasseg, weights
 from PIL import Image
 
 import ks_test
+from utils import lineage
+from utils.files import sha256
 
 QUICK = ["--features", "pixel", "--size", "32", "--permutations", "199", "--splits", "5", "--device", "cpu"]
 QUICKER = [*QUICK, "--permutations", 99, "--splits", 2]  # for all operations
@@ -152,6 +154,11 @@ def test_every_operation_and_a_policy_that_the_next_script_takes(call, operation
         assert Image.open(out / f"{name}.png").width > 400
     flags = ["--data", "synthetic", "--augment", out / "policy.json", "--steps", 2, "--size", 32]
     call("train_finetune.py", *flags, "--device", "cpu", "--out", tmp_path / "run")
+    seen = lineage.seen(weights(tmp_path / "run/last.pt"))
+    assert len(seen) == lineage_of(out)["data"]["real"]["photos"], (
+        "what chose the policy, of all that trained"
+    )
+    assert seen <= {sha256(path)[:16] for path in photos.iterdir()}
     flags = ["--real", photos, "--augment", out / "policy.json", *QUICKER]
     call("ks_test.py", *flags, "--out", tmp_path / "again", status=PASS)
 

@@ -6,16 +6,18 @@ import pathlib
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, weights, write
+from conftest import TINY, refusal, weights, write
 from PIL import Image
 
 import operate
 import predict
 from datasets import incoming, splits, synthetic
+from datasets.faces import Sample
 from utils import checkpoint, cli, files
 from utils.operate import record, store
 
@@ -218,7 +220,12 @@ def test_masks_let_it_judge_what_was_trained(call, complaint, waiting, photos, t
     assert [row["audit"]["k"] for row in judged] == [1, 2][: len(judged)]
     assert all(row["verdict"] == "refused" for row in judged[:-1])
     for row in judged:
-        assert row["batches"] == [3, 4] and files.sha256(ops / row["candidate"]) == row["sha256"]
+        new = "improve/001/search/policy.json" if "/new/" in row["candidate"] else "cutmix"
+        assert (
+            row["augment"] == new
+            and row["batches"] == [3, 4]
+            and files.sha256(ops / row["candidate"]) == row["sha256"]
+        )
         assert row["audit"]["differences"].keys() == {f"person {i}" for i in range(118, 128)}
         assert row["guard"]["differences"].keys() == {f"person {i}" for i in range(12, 20)}
     page = (ops / "page.html").read_text()
@@ -367,7 +374,7 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
     jobs = rows(ops / "improve/001/runs.jsonl")
     assert [row["run"] for row in jobs] == ["student/old/0", "scores/old/0"]
     state = weights(ops / "improve/001/runs/scores/old/0/last.pt")
-    assert state["script"] == "train_scores.py" and operate.taught(state)["args"]["limit"] is None
+    assert state["script"] == "train_scores.py" and record.taught(state)["args"]["limit"] is None
     code = scorer.read_text()
     scorer.write_text(code + "# edited\n")
     before = contents(ops)
@@ -376,8 +383,6 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
     scorer.write_text(code)
 
     shutil.copytree(ops, tmp_path / "elsewhere/moved")
-    shutil.move(asked, tmp_path / "kept")
-    shutil.copy(tmp_path / "kept", asked)
     assert run(operate, "improve", ops, "--promote") == 0
     assert store.champion(ops)["version"] == 2 and rows(ops / "improve/001/runs.jsonl") == jobs
     assert record.state_of(ops)["decided"] == 4, "a decision on an older batch opens no younger one"
@@ -393,11 +398,36 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
         run(operate, "improve", "moved") == 0 and rows(pathlib.Path("moved/improve/001/runs.jsonl")) == jobs
     )
     monkeypatch.chdir(tmp_path)
-    assert run(operate, "promote", "elsewhere/moved") == 0
-    moved = store.champion(tmp_path / "elsewhere/moved")
-    assert moved["version"] == 2 and moved["sha256"] == files.sha256(
-        tmp_path / "elsewhere/moved/improve/001/runs/scores/old/0/last.pt"
-    )
+    shutil.move("elsewhere/moved", "again")
+    assert run(operate, "promote", "again") == 0 and store.champion("again")["version"] == 2
+    tuned = pathlib.Path("again/improve/001/runs/scores/old/0/last.pt")
+    assert store.champion("again")["sha256"] == files.sha256(tuned)
+
+    again = pathlib.Path("again")
+    flags = SimpleNamespace(batches=[3, 4], audit=None)
+    operate.plan(again, files.read_json(again / "operate.json"), flags)
+    trained = splits.open_any(again / "improve/002/photos").splits["unlabelled"]
+    assert refusal(incoming.refuse_seen, trained, checkpoint.load(tuned), tuned), "they train once more"
+
+
+def test_photos_that_the_champion_has_seen_judge_nobody(
+    begin, watched, champion, photos, complaint, tmp_path
+):
+    state = checkpoint.load(champion)
+    known = [Sample("", str(path), None, "", None) for path in (photos / "dark_a").iterdir()]
+    rows = [list(bytes.fromhex(digest)) for digest in incoming.short_digests(known).values()]
+    state["lineage"]["seen"] = torch.cat([state["lineage"]["seen"], torch.tensor(rows, dtype=torch.uint8)])
+    checkpoint.save(tmp_path / "knows.pt", **state)
+    ops = begin(tmp_path / "ops", tmp_path / "knows.pt")
+    shutil.copy(watched / "watch.jsonl", ops)
+    shutil.copytree(watched / "batches", ops / "batches")
+    said = complaint(operate, "improve", ops, "--batches", 3)
+    assert "batches [3]: the champion has seen every photo; --audit LABELLED judges" in said
+    assert not (ops / "improve").exists()
+    flags = SimpleNamespace(batches=[3, 4], audit=None)
+    operate.plan(ops, files.read_json(ops / "operate.json"), flags)
+    judging = splits.open_any(ops / "improve/001/label").splits["unlabelled"]
+    assert len(judging) == 3 and all(s.id.startswith("unlabelled/4__") for s in judging)
 
 
 # ---- what is refused
@@ -444,7 +474,7 @@ MISTAKES = [
     ([*INIT, *REFERENCE, "--guard", "{photos}/day"], "day: no labelled photos"),
     ([*INIT, *GUARD, "--reference", "{photos}/one"], "2 photos; a test needs more"),
     ([*INIT[:-1], "{classifier}", *REFERENCE, *GUARD], "holds a classifier of images, and a face parser"),
-    ([*INIT[:-1], "{synthetic}", *REFERENCE, *GUARD], "students need labelled photos"),
+    ([*INIT[:-1], "{synthetic}", *REFERENCE, *GUARD], "trained on synthetic, no folder here"),
     ([*INIT, *REFERENCE, *GUARD, "--out", "{home}/new"], "holds an operator already"),
     ([*INIT, *GUARD, "--reference", "{home}/mine/reference", "--out", "{home}/mine"], "holds other files"),
     ([*INIT, *REFERENCE, *GUARD, "--scores", "--steps 3"], "has no effect without --scorer"),
@@ -459,7 +489,7 @@ MISTAKES = [
     (["rollback", "{home}/new", "3"], "no version 3; there are 1"),
     (["promote", "{home}/new", "--audit", "{photos}/audit"], "has no effect without a CHECKPOINT"),
     (["promote", "{home}/new", "{named}", "--audit", "{photos}/audit"], "CHECKPOINT: classes of"),
-    (["promote", "{home}/new", "{plain}", "--audit", "{photos}/audit"], "does not say which photos it has"),
+    (["promote", "{home}/new", "{plain}", "--audit", "{photos}/audit"], "{plain}: which photos it has seen"),
     (["promote", "{home}/new", "{student}", "--audit", "{photos}/spent"], "1 of 2 photos trained or"),
     (["promote", "{home}/new", "{tuned}", "--audit", "{photos}/spent"], "1 of 2 photos trained or"),
 ]
@@ -499,7 +529,18 @@ def test_a_candidate_that_changed_since_it_was_judged_is_not_promoted(complaint,
     shutil.copytree(waiting, ops)
     candidate = "improve/001/runs/student/old/0/last.pt"
     row = {"candidate": candidate, "sha256": files.sha256(ops / candidate), "verdict": "better", "why": "so"}
+    row["augment"] = "none"
     (ops / "decisions.jsonl").write_text(json.dumps({**row, "champion": files.sha256(champion)}) + "\n")
     shutil.copy(champion, ops / candidate)
     assert "is not the file that was judged better" in complaint(operate, "promote", ops)
     assert store.champion(ops)["version"] == 1
+
+
+def test_what_an_operator_writes_meanwhile_stays_as_it_is(watched, tmp_path, capsys):
+    ops = tmp_path / "ops"
+    shutil.copytree(watched, ops)
+    with open(ops / "watch.jsonl", "a") as file:
+        file.write('{"batch": 5, "sta')
+    before = contents(ops)
+    assert run(operate, "status", ops) == 0 and contents(ops) == before
+    assert "drift: batches in a row" in capsys.readouterr().out

@@ -3,20 +3,21 @@
 import json
 import os
 import resource
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import weights, write
+from conftest import ROOT, weights, write
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 import predict
 from datasets import crops
 from models import build_model
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.instances import targets
 
 BLUE, RED = (30, 60, 200), (230, 20, 20)
@@ -72,6 +73,7 @@ def trained(finetuned, tmp_path_factory):
 
 def run(*flags):
     predict.main(predict.get_parser().parse_args([str(flag) for flag in flags]))
+    files.release()
 
 
 def photo(path, width=200, height=150, circle=(100, 75, 30), **how):
@@ -255,6 +257,18 @@ def test_one_bad_photo_does_not_stop_the_others(red, complaint, trained, tmp_pat
     assert "e.jpg: box 200 0 5 5 lies outside of the photo, 200x150" in said
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["a_mask.png", "a_overlay.png", "c_mask.png", "c_overlay.png", "lineage.json"]
+
+
+def test_two_at_once_do_not_write_into_one_folder(red, complaint, trained, tmp_path):
+    photo(tmp_path / "a.jpg")
+    hold = "import sys; from utils import files; files.lock(sys.argv[1]); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path / "out"], cwd=ROOT, **pipes) as other:
+        other.stdout.readline()
+        said = complaint(predict, "--init", trained(None), tmp_path / "a.jpg", "--out", tmp_path / "out")
+        other.stdin.close()
+    assert f"process {other.pid} on " in said and "is writing there" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_a_full_disk_is_one_line(red, complaint, trained, tmp_path):

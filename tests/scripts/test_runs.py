@@ -16,6 +16,7 @@ from datasets import cache
 from utils import checkpoint
 
 REWARD = "train_reward.py"
+ALL_WELL = "4 runs, 29 files and 9 sets of photos checked: all as it was\n"
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def chains(tmp_path):
 
 
 def test_seeds_are_grouped_along_a_chain_and_compared_in_pairs(said, chains):
-    text = said(chains)
+    text = said(chains, "--baseline", chains / "x_of")
     assert cut(text, "script", "augment", "seeds", "val/mean_f1", "CPU min") == [
         ["train_student.py", "cutmix", "0, 1, 2", "0.8500 ± 0.0265", "1.0"],
         ["train_finetune.py", "flip", "0, 1, 2", "0.8200 ± 0.0200", "1.0"],
@@ -94,7 +95,7 @@ def test_another_start_is_another_row(said, chains):
     made(chains / "w/0", 0.7, flags={"seed": 0, "augment": "trivial"}, outputs={"best.pt": sha("w")})
     flags = {"seed": 0, "teacher": ["elsewhere"], "augment": "cutmix"}
     made(chains / "w/of", 0.9, "train_student.py", flags, files={"elsewhere": file})
-    rows = cut(said(chains), "val/mean_f1", "seeds", "teacher")
+    rows = cut(said(chains, "--baseline", chains / "w/0"), "val/mean_f1", "seeds", "teacher")
     assert len(rows) == 4 and rows[0] == ["0.9000", "0", "elsewhere"]
     assert rows[1] == ["0.8500 ± 0.0265", "0, 1, 2", "was/…/best.pt"]
 
@@ -134,7 +135,9 @@ def test_runs_that_did_not_end_well_are_named_and_count_nowhere(said, tmp_path):
 def test_what_earlier_starts_cost_is_counted(said, tmp_path):
     made(tmp_path / "a", 0.5, cpu_seconds=30, earlier=[{"cpu_seconds": 60}, {"cpu_seconds": 90}])
     made(tmp_path / "b", 0.4, flags={"augment": "none"}, earlier=[{"cpu_seconds": None}])  # which was killed
-    assert cut(said(tmp_path), "CPU min") == [["3.0"], ["≥ 1.0"]]
+    made(tmp_path / "c", 0.3, flags={"augment": "cutmix"}, processes=1)
+    made(tmp_path / "d", 0.2, flags={"augment": "trivial"}, processes=4)  # of which one counted itself
+    assert cut(said(tmp_path), "CPU min") == [["3.0"], ["≥ 1.0"], ["1.0"], ["≥ 1.0"]]
 
 
 def test_by_a_flag_rows_are_its_values_and_tell_what_else_differs(said, tmp_path):
@@ -185,7 +188,7 @@ def test_where_the_start_was_best_its_figure_counts(said, tmp_path):
     assert cut(said(tmp_path), "val/reward") == [["0.6250"]]
     made(tmp_path / "b", script=REWARD, rows=rows, flags={"seed": 1})
     # of the start nobody logged it, and that of step 4 is of another network
-    text = said(tmp_path, "--figure", "val/mean_f1").partition("### Without")[0]
+    text = said(tmp_path, "--figure", "val/mean_f1").partition("### train_reward.py, no figure")[0]
     assert cut(text, "seeds", "val/mean_f1") == [["1", "0.4000"]]
 
 
@@ -215,6 +218,113 @@ def test_nothing_is_mended_in_a_folder(said, tmp_path):
     before = (run / "metrics.jsonl").read_bytes()
     assert cut(said(tmp_path), "val/mean_f1") == [["0.5000"]]
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def faces(path="faces", **digests):
+    """What lineage.json says of photos. digests: {split: content}."""
+    return {split: {"path": path, "sha256": sha(x), "photos": 4, "people": 2} for split, x in digests.items()}
+
+
+def test_other_training_data_is_another_row_whatever_it_is_called(said, tmp_path):
+    for seed, (name, content) in enumerate([("faces", "a"), ("./faces/", "a"), ("/x/faces", "b")]):
+        given = faces(name, train=content, val="v")
+        made(tmp_path / str(seed), 0.5 + seed, flags={"seed": seed, "data": name}, data=given)
+    given = faces(train="c", val="v")
+    made(tmp_path / "3", 3.5, flags={"seed": 3, "data": "faces"}, data=given)
+    text = said(tmp_path)
+    assert cut(text, "data", "seeds") == [["faces", "3"], ["/x/faces", "2"], ["…", "0, 1"]]
+    assert "rows 1 and 3: data is faces by name; what it holds is not the same" in text
+    assert "rows 2" not in text
+
+
+def test_of_photos_that_the_seed_drew_a_note_tells(said, tmp_path):
+    for seed in (0, 1):
+        given = faces(train=str(seed), val="v")
+        made(tmp_path / str(seed), 0.5, flags={"seed": seed, "data": "faces", "limit": 4}, data=given)
+    text = said(tmp_path)
+    assert cut(text, "seeds") == [["0, 1"]] and "row 1: each seed drew its own train" in text
+
+
+def test_a_start_is_known_by_what_it_holds(said, tmp_path):
+    def began(name, seed, start, content):
+        files = {start: {"flag": "init", "sha256": sha(content)}}
+        made(tmp_path / name, 0.5, flags={"seed": seed, "init": start}, files=files)
+
+    began("a", 0, "here/best.pt", "one")
+    began("b", 1, "there/best.pt", "one")
+    assert cut(said(tmp_path), "seeds") == [["0, 1"]], "two paths of one file"
+    for seed in (0, 1):
+        began(f"each{seed}", seed, f"p/{seed}/best.pt", f"{seed} old")
+    assert sorted(cut(said(tmp_path), "seeds")) == [["0, 1"], ["0, 1"]]
+    began("again", 0, "p/0/best.pt", "0 retrained")
+    assert sorted(cut(said(tmp_path), "seeds")) == [["0"], ["0"], ["0, 1"], ["1"]]
+
+
+def test_a_start_whose_maker_has_written_another_since_is_not_pooled(said, tmp_path):
+    for name, content in (("old", "old"), ("new", "new")):
+        files = {f"{tmp_path}/p/best.pt": {"flag": "init", "sha256": sha(content)}}
+        made(tmp_path / name, 0.5, REWARD, {"init": f"{tmp_path}/p/best.pt"}, files=files)
+    made(tmp_path / "p", 0.5, outputs={"best.pt": sha("new")})
+    text = said(tmp_path).partition("### train_reward.py")[2]
+    assert sorted(cut(text, "runs", "seeds")) == [["new", "0"], ["old", "0"]]
+
+
+def test_figures_of_other_test_data_are_told(said, tmp_path):
+    tests = [("test", "a"), ("test", "a"), ("test", "b"), ("val", "a")]
+    for seed, (split, content) in enumerate(tests):
+        if seed == 2:
+            assert "masks" not in said(tmp_path)
+        run = made(tmp_path / str(seed), 0.5, flags={"seed": seed})
+        own = {"parents": [], "data": faces(**{split: content})}
+        write(run / "test.json", {"init": "a", "split": split, "mean_f1": 0.6, "lineage": own})
+        if seed == 2:
+            assert "test.json: not all are of the same photos and masks (test)" in said(tmp_path)
+    assert "same photos and masks (test, val)" in said(tmp_path, "--figure", "test.json")
+
+
+def test_a_damaged_result_is_named_and_stops_nothing(said, tmp_path):
+    run = made(tmp_path / "a", 0.5)
+    (run / "data.json").write_text("{")  # which is not read
+    assert "left out" not in said(tmp_path)
+    (run / "torn.json").write_text("{")
+    write(run / "odd.json", {"init": "a", "split": "test", "mean_f1": 0.5, "lineage": []})
+    text = said(tmp_path)
+    assert cut(text, "val/mean_f1") == [["0.5000"]]
+    assert f"left out: {run}/odd.json: not what" in text and f"left out: {run}/torn.json: not JSON" in text
+
+
+FIRST = {"train/loss": 0.5, "loss/labelled": 0.5, "policy_loss": 0.5, "val/ece": 0.5, "val/f1/gloss": 0.75}
+
+
+@pytest.mark.parametrize("name, first", FIRST.items())
+def test_the_best_is_the_lowest_where_less_is_better(said, tmp_path, name, first):
+    for augment, value in (("flip", 0.5), ("none", 0.75)):
+        made(tmp_path / augment, flags={"augment": augment}, rows=[{"step": 1, name: value}])
+    text = said(tmp_path, "--figure", name)
+    assert cut(text, name)[0] == [f"{first:.4f}"] and ("lowest first" in text) == (first == 0.5)
+
+
+def test_runs_of_a_search_are_no_rows_unless_it_is_named(said, tmp_path):
+    made(tmp_path / "engine", script="augment.py")
+    (tmp_path / "engine/arms.jsonl").touch()
+    made(tmp_path / "engine/runs/search/none/0", 0.5, outputs={"best.pt": sha("deleted")})
+    assert "val/mean_f1" not in said(tmp_path)
+    assert "1 runs, 0 files" in said(tmp_path, "--check", status=0)
+    for named in (tmp_path / "engine", tmp_path / "engine/runs"):
+        assert cut(said(named).partition("### augment.py")[0], "val/mean_f1") == [["0.5000"]]
+        assert "deleted by augment.py: " in said(named, "--check", status=0)
+
+
+def test_what_a_check_could_not_check_is_said(said, tmp_path):
+    made(tmp_path / "killed", 0.5, exit=None)
+    older = made(tmp_path / "older", 0.5)
+    (older / "lineage.json").unlink()
+    write(older / "args.json", {"args": {}, "command": ["train_finetune.py"], "git": "abc"})
+    assert said(tmp_path, "--check", status=0).splitlines() == [
+        f"not checked: {tmp_path}/killed: did not end",
+        f"not checked: {tmp_path}/older: is older than lineage.json",
+        "2 runs, 0 files and 0 sets of photos checked: all as it was",
+    ]
 
 
 # ---- real runs
@@ -247,8 +357,15 @@ def copied(real, tmp_path):
 
 def test_a_table_of_real_runs(said, real):
     text = said(real)
-    assert re.findall("### (.*):", text) == ["val/accuracy", "val/mean_f1", "val/reward"]
-    rows = table(said(real, "--figure", "val/mean_f1").partition("### Without a figure")[0])
+    assert re.findall("### (.*):", text) == [
+        "train_classify.py, val/accuracy",
+        "train_finetune.py, val/mean_f1",
+        "train_student.py, val/mean_f1",
+        "train_scores.py, val/reward",
+    ]
+    assert "teacher" not in text, "no column of one script's only run"
+    text = said(real, "--figure", "val/mean_f1", "--baseline", real / "runs/parser")
+    rows = table(text.partition("### no figure")[0])
     assert {row["script"] for row in rows} == {"train_finetune.py", "train_student.py"}
     student = next(row for row in rows if row["script"] == "train_student.py")
     scored = json.loads((real / "runs/student/val.json").read_text())["mean_f1"]
@@ -308,8 +425,29 @@ def test_a_checkpoint_from_before_lineage_says_so(said, real, tmp_path):
     assert not arrows and "nothing is known" in says["n0"] and "train_finetune.py" in says["n0"]
 
 
+def test_a_chart_of_what_has_no_lineage_of_its_own(said, copied, tmp_path):
+    import torch
+
+    record = json.loads((copied / "parser/lineage.json").read_text())
+    state = weights(copied / "parser/best.pt")
+    own = state.pop("lineage")
+    torch.save(state, copied / "parser/best.pt")  # as an older one: only the folder tells
+    digest = hashlib.sha256((copied / "parser/best.pt").read_bytes()).hexdigest()
+    npz = {"path": "faces.npz", "sha256": sha("npz"), "photos": 4, "people": 2}
+    files = {"faces.npz": {"flag": "data", "sha256": sha("file")}}
+    made_of = {"outputs": {"best.pt": digest}, "files": files, "data": {"train": npz}}
+    write(copied / "parser/lineage.json", record | made_of)
+    says, arrows = nodes(said("--lineage", copied / "parser/best.pt", copied))
+    assert arrows == {("faces.npz", "train", "train_finetune.py")} and "nothing is known" not in says["n0"]
+    own = own | {"parents": [digest], "ancestors": {digest: dict.fromkeys(own, None)}}
+    torch.save(state | {"lineage": own}, tmp_path / "child.pt")
+    says, arrows = nodes(said("--lineage", tmp_path / "child.pt", copied))
+    assert ("faces.npz", "train", "train_finetune.py") in arrows
+    nodes(said("--lineage", tmp_path / "child.pt"))  # nor do folders tell
+
+
 def test_all_is_as_it_was(said, real):
-    assert said(real, "--check", status=0) == "4 runs: all as it was\n"
+    assert said(real, "--check", status=0) == ALL_WELL
 
 
 def test_outputs_that_are_changed_missing_or_moved_are_found(said, real, copied):
@@ -326,7 +464,7 @@ def test_outputs_that_are_changed_missing_or_moved_are_found(said, real, copied)
         f"missing: {copied}/student/val.png",
         f"moved: {copied}/parser/last.pt; what it was lies in {copied}/parser/kept.pt",
     ]
-    assert lines[-1] == "4 runs: 2 changed or missing"
+    assert lines[-1] == "4 runs, 29 files and 9 sets of photos checked: 2 changed or missing"
 
 
 def test_what_is_only_moved_is_not_wrong(said, copied):
@@ -341,6 +479,20 @@ def test_a_teacher_that_was_replaced_is_found(said, real, copied):
     record["files"][path]["sha256"] = sha("another")
     write(copied / "student/lineage.json", record)
     assert f"changed: {path} (--teacher) of {copied}/student\n" in said(copied, "--check", status=1)
+
+
+def test_paths_are_seen_from_where_the_command_ran(said, copied, real):
+    path = copied / "student/lineage.json"
+    record = json.loads(path.read_text())
+    start, photos = "runs/parser/best.pt", "faces"
+    files = {start: record["files"][str(real / start)]}
+    data = {split: facts | {"path": photos} for split, facts in record["data"].items()}
+    flags = record["args"] | {"data": photos, "unlabelled": photos, "teacher": [start]}
+    write(path, record | {"cwd": str(real), "files": files, "data": data, "args": flags})
+    assert said(copied, "--check", status=0) == ALL_WELL
+    write(path, record | {"files": files, "data": data, "args": flags})
+    lines = said(copied, "--check", status=1).splitlines()
+    assert len(lines) == 5 and "3 changed or missing" in lines[-1], lines
 
 
 @pytest.mark.parametrize("change", ["pixel", "person", "class", "gone"])
@@ -377,10 +529,12 @@ def test_a_page_holds_the_table_and_nothing_from_elsewhere(said, chains, tmp_pat
     made(chains / "<b>", 0.5, flags={"augment": "a & b"}, exit=3)
     rows = [{"step": 2, "val/mean_f1": 0.2}, {"step": 4, "val/mean_f1": 0.4}]
     made(chains / "curve", rows=rows, flags={"augment": "c"})
-    assert said(chains, "--html", tmp_path / "runs.html") == f"wrote:   {tmp_path}/runs.html\n"
+    one_table = "--baseline", chains / "x"
+    assert said(chains, *one_table, "--html", tmp_path / "runs.html") == f"wrote:   {tmp_path}/runs.html\n"
     page = (tmp_path / "runs.html").read_text()
     found = [re.findall(r"<td>(.*?)</td>", row) for row in page.split("<tr")[2:]]
-    plain = [line.strip("| ").split(" | ") for line in said(chains).splitlines() if line.startswith("|")]
+    lines = [line for line in said(chains, *one_table).splitlines() if line.startswith("|")]
+    plain = [line.strip("| ").split(" | ") for line in lines]
     assert [row[5:] for row in found] == [row[5:] for row in plain[2:]]
     assert page.count("<polyline") == 8 and "not counted: " in page and "a &amp; b" in page
     assert "<b>" not in page and not re.search(r"https?:|src=|href=|url\(|@import|<script", page)
@@ -405,6 +559,8 @@ def test_mistakes(complaint, chains, tmp_path, monkeypatch):
     write(chains / "x/lineage.json", {"script": 1})
     said = complaint(runs, chains)
     assert "x/lineage.json: not what these scripts write" in said and said.count("\n") == 1
+    made(tmp_path / "none/run", script="predict.py")
+    assert "none of these runs has any figure" in complaint(runs, tmp_path / "none", "--figure", "val/miou")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     assert "pip install mlflow" in complaint(runs, chains / "y", "--mlflow", "sqlite:///no.db")
 

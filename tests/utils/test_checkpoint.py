@@ -160,6 +160,7 @@ FAULTS = {
 NOBODY = {"script": "x.py", "data": {}, "parents": [], "ancestors": {}, "seen": torch.zeros(0, 8).byte()}
 FAULTS |= {
     "its lineage is no list of ancestors": {"lineage": {**NOBODY, "parents": None}},
+    "its lineage does not say enough": {"lineage": {**NOBODY, "ancestors": {"ab": {"parents": []}}}},
     "its lineage does not say which photos": {"lineage": {**NOBODY, "seen": torch.zeros(8).byte()}},
     "which of its classes are things": {"data": {**DATA, "target": "panoptic"}},
     "it does not say which": {"data": {**DATA, "things": {"face": [1, 2]}}},

@@ -64,6 +64,19 @@ def test_a_run_needs_what_it_begins_from(tmp_path):
     assert out.is_dir() and args.init == "a" and last is None
 
 
+def test_words_are_no_files_whatever_files_are_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cpu", "flip", "half", "mine", "own.py", "none"):
+        (tmp_path / name).write_text(name)
+    flags = {"device": "cpu", "augment": "flip", "arms": ["half", "mine"], "weights": "none", "json": "mine"}
+    flags |= {"init": "half", "teacher": ["flip", "gone"], "reward": ["f1", "own.py:score=2"], "loss": None}
+    args = argparse.Namespace(**flags)
+    named = {"half": "init", "flip": "teacher", "mine": "arms", "own.py": "reward"}
+    assert {path: file["flag"] for path, file in cli.files_of(args).items()} == named
+    assert cli.input_files(args, but=["reward"]).keys() == named.keys() - {"own.py"}
+    assert cli.files_of(args, {"gone": "kept"})["gone"] == {"flag": "teacher", "sha256": "kept"}
+
+
 def test_inherit():
     args = argparse.Namespace(data=None, size=64, model=None, lr=None)
     init = {"args": {"data": "faces", "size": 128, "model": "unet"}}

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, lineage_of, weights
+from conftest import TINY, lineage_of, refusal, weights, write
 from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -18,7 +18,8 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 import predict
 import train_finetune
-from utils import checkpoint, cli, lineage
+from datasets.policies import chosen_by, load_policy
+from utils import checkpoint, cli, files, lineage
 from utils.files import sha256
 from utils.log import RunLog
 
@@ -88,7 +89,9 @@ def test_the_run_folder_names_files_and_what_came_out(family, finetuned):
     assert said["exit"] == 0 and said["started"] <= said["ended"] and said["cpu_seconds"] > 0
     assert said["outputs"]["best.pt"] == sha256(family["student"]) and "data.json" not in said["outputs"]
     said = lineage_of(finetuned)
-    assert said["outputs"].keys() == {"best.pt", "last.pt", "args.json", "val.png", "train_batch.png"}
+    pictures = {"val.png", "train_batch.png"}
+    assert said["outputs"].keys() == {"best.pt", "last.pt", "args.json", "metrics.jsonl"} | pictures
+    assert said["processes"] == 1
     rows = [json.loads(line) for line in (finetuned / "metrics.jsonl").read_text().splitlines()]
     scored = {row["step"]: row["val/mean_f1"] for row in rows if "val/mean_f1" in row}
     assert (said["figures"]["step"], said["figures"]["mean_f1"]) == (12, scored[12])
@@ -109,21 +112,51 @@ FACTS = {"photos": 1, "people": 1, "sha256": "5" * 64, "contents": ["00" * 8, "f
 
 
 def test_a_start_that_is_older_than_this_is_a_parent_and_no_more():
-    files = {"old.pt": {"flag": "init", "sha256": "ab" * 32}}
+    named = {"old.pt": {"flag": "init", "sha256": "ab" * 32}}
     starts = {"old.pt": {"script": "train_finetune.py", "step": 3}, None: None}
-    made = lineage.origin("x.py", "out", {"train": FACTS}, {"train": "here"}, files, starts)
+    made = lineage.origin("x.py", "out", {"train": FACTS}, {"train": "here"}, named, starts)
     assert made["parents"] == ["ab" * 32]
     nothing = {"out": None, "commit": None, "data": None}
     known = {"script": "train_finetune.py", "step": 3, "parents": []}
     assert made["ancestors"] == {"ab" * 32: known | nothing}
     assert made["seen"].tolist() == [[0] * 8, [255] * 8], "sorted, each once"
-    assert lineage.seen({"lineage": made}) == {"00" * 8, "ff" * 8} and lineage.seen({}) == set()
+    assert lineage.digits(made) == {"00" * 8, "ff" * 8}, "and more, which nobody knows"
+    assert lineage.seen({"lineage": made}) is None and lineage.seen({}) is None
+    child = lineage.origin(
+        "x.py", "out", {}, {}, {"a.pt": {"sha256": "cd" * 32}}, {"a.pt": {"lineage": made}}
+    )
+    assert lineage.seen({"lineage": child}) is None, "nor do its descendants"
+    unread = lineage.origin("x.py", "out", {"train": FACTS}, {"train": "here"}, named, {"old.pt": None})
+    assert lineage.seen({"lineage": unread}) is None
+    rendered = {"train": FACTS | {"sha256": None, "contents": []}}
+    rendered = lineage.origin("x.py", "out", rendered, {"train": "synthetic"}, {}, {})
+    assert lineage.seen({"lineage": rendered}) == set(), "synthetic faces are no photos"
     assert lineage.origin("y.py", "there", {}, {}, {}, {}, {"lineage": made}) is made, "resumed"
 
 
-def test_flags_that_change_nothing_are_not_in_the_digest():
+def test_photos_that_chose_a_policy_are_seen_by_what_it_augments(tmp_path):
+    policy, by_hand = tmp_path / "policy.json", tmp_path / "hand.json"
+    chosen = lineage.origin("ks_test.py", "ks", {"real": FACTS}, {"real": "here"}, {}, {})
+    write(policy, {"flip": 0.5, "lineage": lineage.as_json(chosen)})
+    write(by_hand, {"flip": 0.5})
+    for path, seen in ((policy, {"00" * 8, "ff" * 8}), (by_hand, set())):
+        named = {str(path): {"flag": "augment", "sha256": sha256(path)}}
+        starts = chosen_by(str(path), load_policy(str(path)))
+        made = lineage.origin("x.py", "out", {}, {}, named, starts)
+        assert lineage.seen({"lineage": made}) == seen
+        assert made["parents"] == ([sha256(path)] if seen else [])
+    assert made["ancestors"] == {} and chosen_by("flip", load_policy("flip")) == {}
+    write(policy, {"flip": 0.5, "lineage": lineage.as_json(chosen) | {"seen": ["xx"]}})
+    assert "does not say which photos it has seen" in refusal(load_policy, str(policy))
+
+
+def test_flags_that_change_nothing_are_not_in_the_digest(monkeypatch, tmp_path):
     made = lineage.origin("x.py", "out", {}, {}, {}, {})
     digest = lambda **flags: lineage.record(made, {"lr": 1, "out": "a", **flags}, {})["args_sha256"]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.chdir(tmp_path)
+    record = lineage.record(made, {}, {})
+    assert record["processes"] == 4 and record["cwd"] == str(tmp_path)
     assert digest() == digest(out="b") == digest(resume=True, device="cuda", workers=3)[:64] != digest(lr=2)
 
 
@@ -156,6 +189,29 @@ def test_each_call_into_a_folder_of_masks_is_kept(finetuned, folder, tmp_path):
     assert run(predict, *flags, "--overwrite", photo) == 2, "what somebody else wrote is not replaced"
 
 
+def test_calls_without_end_name_each_file_once(tmp_path):
+    made = lineage.origin("predict.py", "out", {}, {}, {}, {})
+    names = {"a": ["1.png", "2.png"], "b": ["2.png"], "c": ["2.png", "3.png"]}
+    for call, written in names.items():
+        paths = [tmp_path / name for name in written]
+        lineage.begin(tmp_path, made, {}, {}, paths)
+        for path in paths:
+            path.write_text(call)
+        lineage.finish(0)
+    said = lineage_of(tmp_path)
+    assert [[*each["outputs"]] for each in (*said["earlier"], said)] == [["1.png"], [], ["2.png", "3.png"]]
+
+
+def test_a_folder_of_another_script_is_left_alone(complaint, finetuned, folder, tmp_path):
+    lineage.begin(tmp_path, lineage.origin("train_finetune.py", "out", {}, {}, {}, {}), {}, {})
+    lineage.finish(0)
+    before = lineage_of(tmp_path)
+    flags = ["--init", finetuned / "best.pt", "--device", "cpu", "--out", tmp_path]
+    said = complaint(predict, *flags, folder / "images/1.png")
+    assert f"{tmp_path}: holds a run of train_finetune.py; name another --out" in said
+    assert lineage_of(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == ["lineage.json"]
+
+
 @pytest.mark.parametrize("fault", ["gone", "damaged"])
 def test_no_run_fails_by_the_end_of_its_lineage(fault, tmp_path, capsys):
     (tmp_path / "run").mkdir()
@@ -174,8 +230,14 @@ def test_no_run_fails_by_the_end_of_its_lineage(fault, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("raised", "status"), [(SystemExit(143), 143), (KeyError("x"), 1), (None, 3)])
-def test_the_status_is_that_of_the_process(raised, status, tmp_path):
+def test_the_status_is_that_of_the_process(raised, status, tmp_path, monkeypatch):
+    finish, held = lineage.finish, []
+    monkeypatch.setattr(
+        lineage, "finish", lambda status: [finish(status), held.extend(tmp_path.glob(".lock"))]
+    )
+
     def main(args):
+        files.lock(tmp_path)
         lineage.begin(tmp_path, lineage.origin("x.py", "out", {}, {}, {}, {}), {}, {})
         if raised:
             raise raised
@@ -184,6 +246,7 @@ def test_the_status_is_that_of_the_process(raised, status, tmp_path):
     with pytest.raises((SystemExit, KeyError)):
         cli.run(main, None)
     assert lineage_of(tmp_path)["exit"] == status
+    assert held and not (tmp_path / ".lock").exists(), "held to the last word"
 
 
 # ---- TensorBoard's table of runs

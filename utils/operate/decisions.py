@@ -44,12 +44,15 @@ def lower_bound(differences, level):
     """One-sided paired t bound: the mean of `differences`, one for each of G people, is above it but with a
     probability of `level`: mean - t_{1 - level, G - 1} s / sqrt(G).
 
-    -inf below two people; the mean where s = 0. Exact where differences are normal, cautious where their
-    tails are heavy; a rare great loss that none of these people shows is not seen.
+    -inf below two people; at most 0 where s = 0, which says that scores are coarse and not that they are
+    sure. Exact where differences are normal, cautious where their tails are heavy; a rare great loss that
+    none of these people shows is not seen.
     """
     values = np.asarray(differences, np.float64)
     if len(values) < 2:
         return -math.inf
+    if values.min() == values.max():
+        return float(min(values[0], 0.0))
     half = -scipy.special.stdtrit(len(values) - 1, level) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half)
 
@@ -58,18 +61,18 @@ def verdict(guard, audit, k, alpha, delta):
     """Whether a candidate takes the champion's place: not worse on people of the old domain, and better on
     those of the new one.
 
-    guard, audit: {person: the candidate's score - the champion's}; k: the how many-th candidate it is on
-    these audit people. It is better if the lower bound of the guard people is above -delta at .05 (not spent
-    over candidates: who does harm needs luck on the audit people, too), and that of the audit people above 0
-    at `level(alpha, k)`. Returns {"better": bool, "why": a sentence, "guard": {"mean", "bound", "level",
-    "people"}, "audit": the same and "k"}; the mean of nobody is nan.
+    guard, audit: {person: the candidate's score - the champion's}; k: its number among the candidates that
+    these audit people have judged, from 1. It is better if the lower bound of the guard people is above
+    -delta at .05 (not spent over candidates: who does harm needs luck on the audit people, too), and that of
+    the audit people above 0 at `level(alpha, k)`. Returns {"better": bool, "why": a sentence, "guard":
+    {"mean", "bound", "level", "people"}, "audit": the same and "k"}; the mean of nobody is nan.
     """
     kept = _summary(guard, GUARD_LEVEL)
     won = _summary(audit, level(alpha, k)) | {"k": k}
     harmless, gains = kept["bound"] > -delta, won["bound"] > 0
     sides = [
-        f"guard: {_told(kept)}, {'above' if harmless else 'not above'} {-delta:+.4f}",
-        f"audit: {_told(won)}, {'above' if gains else 'not above'} 0, as candidate {k} on these people",
+        f"guard: {_in_words(kept)}, {'above' if harmless else 'not above'} {-delta:+.4f}",
+        f"audit: {_in_words(won)}, {'above' if gains else 'not above'} 0, as candidate {k} on these people",
     ]
     why = f"{'better' if harmless and gains else 'not shown to be better'}: {'; '.join(sides)}"
     return {"better": harmless and gains, "why": why, "guard": kept, "audit": won}
@@ -79,8 +82,9 @@ def candidates_before(rows, photos):
     """How many earlier candidates were judged on an audit set that shares a photo with this one.
 
     rows: earlier decisions, dicts with a list "audit_photos"; photos: digests of this audit set. All who were
-    judged by any one photo then have different k, so that their levels sum to alpha; a set of other photos
-    begins anew, at an alpha of its own. A photo stands for its person: names among `photos` count as well.
+    judged by any one photo then have a k of at least 1, 2, 3, ..., so that their levels sum to no more than
+    alpha; a set of other photos begins anew, at an alpha of its own. Names of people among `photos` count,
+    too.
     """
     photos = set(photos)
     return sum(not photos.isdisjoint(row.get("audit_photos", [])) for row in rows)
@@ -92,7 +96,7 @@ def _summary(differences, level):
     return {"mean": mean, "bound": lower_bound(values, level), "level": level, "people": len(values)}
 
 
-def _told(found):
+def _in_words(found):
     if found["people"] < 2:
         return f"people: {found['people']}, too few for a bound"
     return (

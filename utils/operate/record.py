@@ -1,6 +1,7 @@
 """What an operator has on disk, and the facts of its page."""
 
 import json
+import os
 import shlex
 
 import numpy as np
@@ -26,7 +27,7 @@ def watched(ops):
 
 def decided(ops):
     """The candidates that were judged: rows of decisions.jsonl."""
-    needs = {"candidate": str, "sha256": str, "verdict": str}
+    needs = {"candidate": str, "sha256": str, "verdict": str, "augment": str}
     return jsonl.read(ops / "decisions.jsonl", needs, mend=False)
 
 
@@ -52,6 +53,31 @@ def drift_of(ops):
     if not any(row["batch"] > done for row in rows):
         return "not asked", []
     return decisions.drift(rows, done)
+
+
+def taught(state):
+    """The checkpoint in which a model learned from masks, where scores have tuned it since."""
+    while state["script"] == "train_scores.py":
+        state = checkpoint.load(state["args"]["init"])
+    return state
+
+
+def policy_of(state):
+    """The augmentation that the masks of a checkpoint were trained with: a name, or the path of a file."""
+    policy = taught(state)["args"].get("augment") or "cutmix"
+    return os.path.abspath(policy) if os.path.isfile(policy) else policy
+
+
+def recipe(ops, config, digest):
+    """As `policy_of`, of the champion with this sha256; wherever the folder is by now."""
+    known = [row["augment"] for row in decided(ops) if row["sha256"] == digest]
+    policy = known[-1] if known else config["augment"]
+    return os.path.abspath(ops / policy) if (ops / policy).is_file() else policy
+
+
+def inside(path, ops):
+    """The path of a file as seen from `ops`, which may be moved; any other word as it is."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(ops)) if os.path.isfile(path) else path
 
 
 def next_command(ops):

@@ -35,7 +35,11 @@ def promote(ops, checkpoint_path, decision, check):
     if not source.is_file():
         raise UserError(f"{source}: no such checkpoint; the training scripts write them")
     digest = sha256(source)
-    row = {"version": 1 + max((r["version"] for r in history(ops)), default=0), "sha256": digest}
+    versions = [r["version"] for r in history(ops)]
+    kept = len(
+        list(ops.glob("store/*.pt"))
+    )  # no number is given twice, though a row of the history be damaged
+    row = {"version": 1 + max([kept, *versions]), "sha256": digest}
     copy = _file(ops, row)
     if _fault(ops, row):
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -24,22 +24,24 @@ def ancestry(path, runs):
         if child in nodes:
             continue
         run, name = made.get(child, (None, None))
-        facts = known.get(child) or run or {}
+        facts = (run or {}) | {key: value for key, value in known.get(child, {}).items() if value is not None}
+        data = facts.get("data") or {}
         today = f"{run['folder']}/{name}" if run and child != digest else None
         nodes[child] = _about(child, facts, today, named.get(child))
         given = dict.fromkeys(facts.get("parents") or [], "")
         for given_path, file in (run or {}).get("files", {}).items():
-            if file["flag"] not in facts["data"]:  # of photos it is said below
+            photos = [held["path"] for held in data.values()]
+            if file["flag"] not in data and given_path not in photos:  # of photos it is said below
                 named[file["sha256"]] = given_path
                 given[file["sha256"]] = file["flag"]
         edges |= {(parent, child): flag for parent, flag in given.items()}
         waiting += given
-        for texts, split in _data(facts):
+        for texts, split in _data(data):
             nodes[texts] = texts
             edges[texts, child] = ", ".join(filter(None, [edges.get((texts, child)), split]))
     if "seen" in own:
         nodes[digest].append(f"has seen {len(own['seen'])} photos")
-    elif "lineage" not in state:
+    elif "lineage" not in state and digest not in made:
         nodes[digest].append("older than lineage: nothing is known of what it came from")
     number = {key: f"n{i}" for i, key in enumerate(nodes)}
     lines = ["```mermaid", "flowchart TD"]
@@ -60,12 +62,12 @@ def _about(digest, facts, today, named):
     return list(filter(None, [facts.get("script"), place, step, commit, digest[:12]]))
 
 
-def _data(facts):
+def _data(data):
     """[(what a node says, split)] of the photos that a run was given."""
-    for split, data in (facts.get("data") or {}).items():
-        digest = [data["sha256"][:12]] if data["sha256"] else []  # none where they are rendered
-        people = f"{data['photos']} photos of {data['people']} people"
-        yield (str(data["path"]), people, *digest), split
+    for split, held in data.items():
+        digest = [held["sha256"][:12]] if held["sha256"] else []  # none where they are rendered
+        people = f"{held['photos']} photos of {held['people']} people"
+        yield (str(held["path"]), people, *digest), split
 
 
 def _escaped(text):

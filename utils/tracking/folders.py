@@ -11,10 +11,13 @@ BY_LABELS = ("train_finetune.py", "train_student.py", "train_classify.py")
 VERDICTS = {"ks_test.py": (0, 1, 3)}  # exit statuses that are a result
 KINDS = {"script": str, "args": dict, "files": dict, "data": dict, "parents": list, "outputs": dict}
 KINDS |= {"earlier": list, "figures": dict, "exit": int | None}
+NO_RESULTS = ("lineage.json", "args.json", "data.json")  # JSON of run folders that evaluate.py did not write
 
 
 def find(folders):
-    """The runs in and below folders, each once. Raises UserError: no such folder, no run."""
+    """The runs in and below folders, each once. Below a run of augment.py, which trains on parts of the data
+    and deletes what it trained, only where that folder is named itself. Raises UserError: no such folder, no
+    run."""
     found = {}
     for folder in folders:
         if not os.path.isdir(folder):
@@ -22,10 +25,13 @@ def find(folders):
         for path, below, names in os.walk(folder):
             below.sort()
             if "lineage.json" in names or {"args.json", "metrics.jsonl"} <= {*names}:
-                found.setdefault(os.path.realpath(path), pathlib.Path(path))
+                run = opened(pathlib.Path(path))
+                found.setdefault(os.path.realpath(path), run)
+                if run["script"] == "augment.py" and path != folder:
+                    below.clear()
     if folders and not found:
         raise UserError(f"{' '.join(folders)}: no run folder there; the scripts write them (--out)")
-    return [opened(folder) for folder in found.values()]
+    return [*found.values()]
 
 
 def opened(folder):
@@ -33,11 +39,13 @@ def opened(folder):
 
     folder: its path. rows: {step: {name: value}} of metrics.jsonl. shown: {name: value} at the best step, of
     what is no figure of validation and was not logged then the last, and {FILE.json: value} of what
-    evaluate.py wrote there. Raises UserError where a file is damaged.
+    evaluate.py wrote there. tests: {FILE.json: [split, digest of what was scored, None of older ones]}.
+    faults: lines about such files that are damaged. Raises UserError where another is.
     """
     rows = {}
     for row in jsonl.read(folder / "metrics.jsonl", {"step": int}, mend=False):
-        rows.setdefault(row["step"], {}).update(row)
+        figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        rows.setdefault(row["step"], {}).update(figures)
     name = "lineage.json" if (folder / "lineage.json").is_file() else "args.json"
     run = files.read_json(folder / name)
     try:
@@ -50,9 +58,10 @@ def opened(folder):
         last = {name: value for step in sorted(rows) for name, value in rows[step].items()}
         if best:
             last = {name: value for name, value in last.items() if not name.startswith("val/")}
-        return run | {"shown": last | at_best | best | _scored(run)}
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{folder / name}: not what these scripts write") from None
+    scored, tests, faults = _scored(run)
+    return run | {"shown": last | at_best | best | scored, "tests": tests, "faults": faults}
 
 
 def _older(facts, rows):
@@ -82,17 +91,35 @@ def _best(run):
 
 
 def _scored(run):
-    """{FILE.json: mean F1 or accuracy} of what evaluate.py wrote there, of checkpoints of this run."""
-    found = {}
+    """`shown`, of what evaluate.py wrote there of checkpoints of this run: {FILE.json: mean F1 or accuracy};
+    `tests` and `faults`, see `opened`."""
+    found, tests, faults = {}, {}, []
     for path in sorted(run["folder"].glob("*.json")):
-        result = files.read_json(path)
-        if not isinstance(result, dict) or not {"init", "split"} <= result.keys():
+        if path.name in NO_RESULTS:
             continue
-        parents = {*result.get("lineage", {}).get("parents", [])}
-        value = result.get("mean_f1", result.get("accuracy"))
-        if value is not None and (parents <= {*run["outputs"].values()} or not run["outputs"]):
-            found[path.name] = value
-    return found
+        try:
+            result = files.read_json(path)
+            if not isinstance(result, dict) or not {"init", "split"} <= result.keys():
+                continue
+            own = result.get("lineage", {})
+            value = result.get("mean_f1", result.get("accuracy"))
+            digest = own.get("data", {}).get(result["split"], {}).get("sha256")
+            is_own = {*own.get("parents", [])} <= {*run["outputs"].values()} or not run["outputs"]
+            if value is not None and is_own:
+                found[path.name] = float(value)
+                tests[path.name] = [result["split"], digest]
+        except UserError as error:
+            faults.append(str(error))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            faults.append(f"{path}: not what evaluate.py writes")
+    return found, tests, faults
+
+
+def seen_from(run, path):
+    """A path that a flag of a run named, from the folder where its command ran; as it is where that is not
+    known, or nothing is there."""
+    there = os.path.join(run.get("cwd") or "", path)
+    return there if os.path.exists(there) else path
 
 
 def trouble(run):

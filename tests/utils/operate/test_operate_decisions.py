@@ -99,7 +99,19 @@ def test_the_bound_is_that_of_a_paired_t_test():
         assert bound == pytest.approx(expected, abs=1e-12)
         assert stats.ttest_1samp(x, bound, alternative="greater").pvalue == pytest.approx(level)
     assert decisions.lower_bound([0.5], 0.05) == decisions.lower_bound([], 0.05) == -math.inf
-    assert decisions.lower_bound([0.25, 0.25, 0.25], 0.05) == 0.25
+    assert decisions.lower_bound([0.25, 0.25, 0.25], 0.05) == 0.0, "coarse, not sure"
+    assert decisions.lower_bound([-0.25, -0.25], 0.05) == -0.25
+
+
+@pytest.mark.parametrize("people", [2, 3, 4, 6])
+def test_coarse_scores_promote_equal_candidates_rarely(people):
+    rng = np.random.default_rng(people)
+    histories = rng.choice([-1.0, 0.0, 0.0, 1.0], (400, 20, people))  # better by a vote, equal, or worse
+    levels = [decisions.level(ALPHA, k) for k in range(1, 21)]
+    promoted = [
+        any(decisions.lower_bound(*each) > 0 for each in zip(rows, levels, strict=True)) for rows in histories
+    ]
+    assert np.mean(promoted) <= 0.05
 
 
 # ---- the verdict

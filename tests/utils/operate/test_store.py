@@ -69,6 +69,14 @@ def test_the_same_file_again_is_a_new_version_of_one_copy(ops):
     assert store.champion(ops)["version"] == 4 and serves(ops) == (11, None)
 
 
+def test_no_version_is_given_twice(ops):
+    store.rollback(ops, 1)
+    lines = (ops / "history.jsonl").read_text().splitlines()
+    (ops / "history.jsonl").write_text("\n".join([*lines[:2], lines[2][:20], lines[3]]) + "\n")
+    promote(ops, 14)
+    assert store.champion(ops)["version"] == 4
+
+
 def test_each_rollback_goes_further_back(ops):
     kept = {path.name: path.read_bytes() for path in (ops / "store").iterdir()}
     assert store.rollback(ops) == 2 and serves(ops) == (12, None)
