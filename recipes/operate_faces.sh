@@ -35,8 +35,8 @@ python recipes/operate_faces.py photos "$faces" "$photos"
 python train_finetune.py --data "$photos/train" --size 96 --steps 600 --batch-size 8 --synthetic 0.25 --amp bf16 \
   --seed "$seed" --out "$runs/champion"
 expect 0 python operate.py init --champion "$runs/champion/last.pt" --reference "$photos/reference" \
-  --guard "$photos/guard" --student "--synthetic 0.25 --steps 400 --amp bf16" \
-  --search "--arms randaugment cutmix --folds 2 --steps 100 --batch-size 8 --no-gate --no-allocation --amp bf16" \
+  --guard "$photos/guard" --student "--synthetic 0.25 --steps 250 --lr 1e-3 --amp bf16" \
+  --search "--arms randaugment cutmix --folds 2 --steps 60 --batch-size 8 --no-gate --no-allocation --amp bf16" \
   --seed "$seed" --out "$ops"
 
 expect 0 python operate.py watch "$ops" "$photos/day"
@@ -64,7 +64,7 @@ expect 1 python operate.py promote "$runs/refuses" "$runs/sabotaged/last.pt" "${
 
 for seconds in 1 2 2.5 3 3.5; do
   killed "$ops/none" timeout -s KILL "$seconds" python operate.py promote "$ops"
-  python operate.py status "$ops" | head -1
+  expect 0 python operate.py status "$ops"
 done
 python operate.py promote "$ops" || true # unless one of those had the time
 python evaluate.py --init "$ops" --data "$faces/V3" --split test --json "$runs/second.json"

@@ -195,7 +195,8 @@ def test_improve_trains_on_what_drifted_and_on_the_photos_of_the_champion(waitin
     first = weights(champion)
     kept = {row.tobytes().hex() for row in first["lineage"]["seen"].numpy()}
     jobs = rows(folder / "runs.jsonl")
-    assert [row["run"] for row in jobs] == ["student/old/0", "student/new/0"][: len(jobs)] and jobs
+    ran = {row["run"] for row in jobs}
+    assert ran in ({"student/old/0"}, {"student/old/0", "student/new/0"}) and len(jobs) == len(ran)
     for row in jobs:
         state = weights(folder / "runs" / row["run"] / "last.pt")
         assert state["lineage"]["data"]["train"]["photos"] == first["lineage"]["data"]["train"]["photos"] == 8
@@ -357,7 +358,7 @@ def test_a_scorer_judges_and_tunes_and_the_folder_may_move(
         "    time.sleep(0.03)\n"
         "    with open(path, 'a+') as file:\n"
         "        file.seek(0)\n"
-        "        value = 0.01 * len(file.readlines())\n"
+        "        value = 0.01 * len(file.readlines()) ** 1.5\n"
         "        file.write(json.dumps([photos[0], value]) + chr(10))\n"
         "    return [value]\n"
     )
