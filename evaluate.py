@@ -212,6 +212,7 @@ def save_errors(folder, data, measured, classes):
 def main(args):
     # ---- setup ----
     rank, world, device = dist.init(args.device)
+    given = args.init[0]
     args.init = [store.file_of(file) for file in args.init]  # the champion of a folder of operate.py
     states = [checkpoint.load(file, target=None) for file in args.init]
     checkpoint.refuse_unlike("--init", args.init, states)
@@ -318,8 +319,9 @@ def main(args):
     if args.save_errors:
         print(save_errors(folder, data, measured["class"], classes))
     if parses and single:
-        out = os.path.relpath(f"{pathlib.Path(args.init[0]).resolve().parent}_predict")
-        command = ["python", "predict.py", "--init", args.init[0], "PHOTO_OR_FOLDER", "--out", out]
+        folder = pathlib.Path(given).resolve()
+        out = os.path.relpath(f"{folder if folder.is_dir() else folder.parent}_predict")
+        command = ["python", "predict.py", "--init", given, "PHOTO_OR_FOLDER", "--out", out]
         print("next:   ", shlex.join(command))
 
 

@@ -43,10 +43,13 @@ from utils.operate import decisions, record, store
 from utils.operate.page import page
 from utils.rewards.scorer import Scorer, code_of
 
-EXIT = {"no": 0, "suspected": 0, "yes": 1, "cannot tell": 3}  # of `watch`
+EXIT = {"not asked": 0, "no": 0, "suspected": 0, "yes": 1, "cannot tell": 3}  # of `watch` and `status`
+FEW = 20  # people
 WAITS = 4  # exit status of `improve` where somebody has to label photos first
 SEARCH = "--arms randaugment cutmix --folds 2 --steps 300 --no-gate --no-allocation"
 SCORES = "--score-budget 1000 --limit 16 --steps 300 --eval-every 300"
+SCRIPTS = {"search": "augment.py", "student": "train_student.py", "scores": "train_scores.py"}
+OWN = "--data --ids --teacher --init --unlabelled --augment --reward --policy --seed --out --resume".split()
 SMOKE = 8  # photos that a checkpoint has to parse before it is promoted
 STRANGEST, DIFFERENCES = 12, 8  # photos on the page
 LOOKS = 64  # photos of which `DIFFERENCES` are shown
@@ -96,6 +99,7 @@ def get_parser():
     batches = "improve on these, whether they have drifted or not"
     g.add_argument("--batches", type=cli.positive, nargs="+", metavar="BATCH", help=batches)
     g.add_argument("--promote", action="store_true", help="promote at once what is judged better")
+    g.add_argument("--abandon", action="store_true", help="give up an improvement that is not at its end")
     g.add_argument("--device", help="cpu or cuda; a GPU where there is one")
     g = command("promote", "make what was judged better the champion")
     g.add_argument("candidate", metavar="CHECKPOINT", nargs="?", help="judge this one first, by --audit")
@@ -193,6 +197,14 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
         incoming.refuse_seen(judges[1], state, champion["path"])
         incoming.refuse_seen(judges[1], rival, candidate)
 
+    judging, guarding = ({*incoming.short_digests(judges[1]).values()} for judges in (audit, guard))
+    reference = splits.open_any(ops / "reference").splits["unlabelled"]
+    if old := judging & (guarding | {*incoming.short_digests(reference).values()}):
+        raise UserError(
+            f"{len(old)} of {len(judging)} audit photos are of the guard or the reference, the old kind; an "
+            "audit has photos of the new one"
+        )
+
     def differences(judges, score):
         data = CachedFaces(*judges, state["args"]["size"])
         before, after = (score(parse(each, data, device), data) for each in (state, rival))
@@ -200,7 +212,7 @@ def judge(ops, config, candidate, audit, scorer, device, facts):
 
     f1 = functools.partial(f1_of_people, num_classes=len(classes))
     score = functools.partial(scores_of_people, scorer=scorer) if scorer else f1
-    photos = sorted({*incoming.short_digests(audit[1]).values(), *(s.group for s in audit[1])})
+    photos = sorted(judging | {s.group for s in audit[1]})
     k = 1 + decisions.candidates_before(record.decided(ops), photos)
     kept, won = differences(guard, f1), differences(audit, score)
     found = decisions.verdict(kept, won, k, config["alpha"], config["delta"])
@@ -270,12 +282,19 @@ def init(args, ops):
     config |= {"allow_empty": labelled.get("allow_empty"), "augment": record.policy_of(state)}
     config["size"] = state["args"]["size"]
     scorer_of(config, classes, ops)
+    for name, script in SCRIPTS.items():
+        if getattr(args, name) not in ("", "none", SEARCH, SCORES):
+            check_flags(name, script, getattr(args, name))
     runs.write_json(ops, "operate.json", config)
     shutil.rmtree(ops / "reference", ignore_errors=True)  # of an `init` that was killed
     write_samples(ops / "reference", photos, meaning(state))
     device = dist.init(None)[2]
     store.promote(ops, args.champion, "the first one", smoke_test(ops, device))
-    print(f"{ops}: {args.champion} is champion; {len(photos)} reference photos, {len(people)} guard people")
+    count = len({s.group for s in photos})
+    print(f"{ops}: {args.champion} is champion; {len(photos)} reference photos of {count} people")
+    print(f"guard: {counted(len(guard), 'photo')} of {len(people)} people")
+    if count < FEW:
+        print(f"note: with fewer than {FEW} reference people the test sees great changes alone (docs/ks.md)")
     return 0
 
 
@@ -283,6 +302,17 @@ def meaning(state):
     """What a checkpoint says that labels mean, for `write_samples`."""
     known = state["data"]
     return Faces("folder", known["classes"], [], known["flip_pairs"], {}, None)
+
+
+def check_flags(name, script, words):
+    """A UserError where a script does not know flags that `init` was given for it, or the operator gives
+    them."""
+    given = [word.partition("=")[0] for word in shlex.split(words)]
+    if own := [flag for flag in given if flag in OWN]:
+        raise UserError(f"--{name}: {own[0]} is the operator's to give; leave it out")
+    _, error = runs.call(script, shlex.split(words))  # it begins nothing, since it lacks what it needs
+    if "needed" not in (said := last_line(error)):
+        raise UserError(f"--{name}: {script}: {said}")
 
 
 def watch(args, ops):
@@ -320,22 +350,31 @@ def watch(args, ops):
     left_out = f", {len(photos) - len(new)} seen before left out" if len(new) < len(photos) else ""
     print(f"batch {number}: {counted(len(new), 'photo')} of {people} people{left_out}: {row['status']}")
     print(row["verdict"])
-    return EXIT[record.drift_of(ops)[0]]
+    drift = record.drift_of(ops)[0]
+    print(record.DRIFT[drift])
+    return EXIT[drift]
 
 
 def improve(args, ops):
     config = files.read_json(ops / "operate.json")
     device = dist.init(args.device)[2]
     scorer = scorer_of(config, champion_of(ops)[1]["data"]["classes"], ops)
+    if args.abandon:
+        return abandon(ops)
     if not record.state_of(ops)["improving"]:
         plan(ops, config, args)
-    elif args.batches:
-        raise UserError("--batches: an improvement is not at its end, and has its batches; leave it out")
     begun = record.state_of(ops)
     folder = (ops / f"improve/{begun['improving']:03d}").absolute()
     planned = files.read_json(folder / "plan.json")
+    if args.batches and sorted(set(args.batches)) != planned["batches"]:
+        named = " ".join(map(str, planned["batches"]))
+        raise UserError(f"--batches: an improvement on {named} is not at its end; --abandon gives it up")
     teacher = ops.absolute() / f"store/{planned['champion']}.pt"
     state = checkpoint.load(teacher)
+    if args.audit:  # before the work: a mask may be faulty
+        audit = incoming.labelled_photos(args.audit, state["data"]["classes"])
+        CachedFaces(*audit, config["size"])
+        scorer = None
     flags = ["--data", config["data"]]
     flags += ["--ids", folder / "ids.json"] if config["ids"] else []
     flags += ["--allow-empty", *config["allow_empty"]] if config["allow_empty"] else []
@@ -358,7 +397,7 @@ def improve(args, ops):
             )
         if policy["kind"] != arms["old"]:
             arms["new"] = str(folder / "search/policy.json")
-        print(f"search:  {policy['kind']}")
+        print(f"search:  the policy {policy['kind']} won")
 
     # ---- train
     ledger = runs.Ledger(folder / "runs.jsonl")
@@ -390,16 +429,19 @@ def improve(args, ops):
         candidates = train("train_scores.py", jobs)
 
     # ---- judge
-    if args.audit:
-        audit = incoming.labelled_photos(args.audit, state["data"]["classes"])
-        scorer = None
-    elif scorer:
+    if scorer:
         faces = splits.open_any(folder / "label")
         audit = faces, faces.splits["unlabelled"]
-    else:
-        print(f"waits:   {counted(len(candidates), 'candidate')}; label some of {folder}/label/unlabelled,")
-        print("         which trained nothing, or photos like them, and name the folder: --audit LABELLED")
+    elif not args.audit:
+        print(
+            f"waits:   {counted(len(candidates), 'candidate')}; label photos of {folder}/label, which trained"
+        )
+        print("         nothing, or others like them: photos in images/, masks of the same names in labels/;")
+        print("         then --audit LABELLED")
         return WAITS
+    came = {digest for row in record.watched(ops) for digest in row["photos"]}
+    if not came & {*incoming.short_digests(audit[1]).values()}:
+        print("note:    no audit photo has come in with a batch; are they of the new kind?")
     judged = [row for row in record.decided(ops) if row.get("improve") == begun["improving"]]
     facts = {"improve": begun["improving"], "batches": planned["batches"]}
     for name, candidate in candidates.items():
@@ -416,6 +458,17 @@ def improve(args, ops):
         print(f"none of {counted(len(candidates), 'candidate')} is shown to be better: the champion stays")
         return 1
     return serve(ops, judged[-1], device) if args.promote else 0
+
+
+def abandon(ops):
+    """Give up the improvement that is not at its end; its batches wait for another one."""
+    begun = record.state_of(ops)
+    if not begun["improving"]:
+        raise UserError("--abandon: no improvement is under way")
+    closed = {"improving": None, "improvements": begun["improving"], "decided": begun["decided"]}
+    runs.write_json(ops, "state.json", closed)
+    print(f"improvement {begun['improving']} is given up; what it made stays in {ops}/improve")
+    return 0
 
 
 def plan(ops, config, args):
@@ -534,8 +587,11 @@ def status(args, ops):
     if "fallback" in champion:
         print(champion["fallback"])
     print(f"{ops}: version {champion['version']} is champion, {champion['path']}, of {champion['run']}")
-    print(record.DRIFT[record.drift_of(ops)[0]])
-    return 0
+    if number := record.state_of(ops)["improving"]:
+        print(f"improvement {number} is not at its end: {ops}/improve/{number:03d}")
+    drift = record.drift_of(ops)[0]
+    print(record.DRIFT[drift])
+    return EXIT[drift]
 
 
 COMMANDS = {"init": init, "watch": watch, "improve": improve, "promote": promote, "rollback": rollback}

@@ -30,7 +30,7 @@ from models import has_instances
 from utils import checkpoint, cli, files
 from utils.errors import UserError
 from utils.tracking.chart import ancestry
-from utils.tracking.check import check_files, lying_in
+from utils.tracking.check import check_champions, check_files, lying_in
 from utils.tracking.export import to_mlflow
 from utils.tracking.folders import chosen_by, find, seen_from, trouble
 from utils.tracking.groups import add_settings, as_key, differing, drawn
@@ -314,14 +314,15 @@ def main(args):
     if args.check:
         cache.read_again()
         elsewhere = functools.cache(lambda: lying_in(args.folders))
-        wrong = num_files = num_splits = 0
+        found, num_files = check_champions(args.folders)
+        num_splits = 0
         for run in runs:
             of_files, num = check_files(run, elsewhere)
             of_data, read = check_data(run)
             num_files, num_splits = num_files + num, num_splits + read
-            for is_wrong, line in of_files + of_data:
-                wrong += is_wrong
-                print(line)
+            found += of_files + of_data
+        wrong = sum(is_wrong for is_wrong, _ in found)
+        print(*(line for _, line in found), sep="\n", end="\n" if found else "")
         result = f"{wrong} changed or missing" if wrong else "all as it was"
         print(f"{len(runs)} runs, {num_files} files and {num_splits} sets of photos checked: {result}")
         return 1 if wrong else 0

@@ -159,7 +159,7 @@ def waiting(call, watched, tmp_path_factory):
     shutil.copytree(watched, ops)
     said = call("operate.py", "improve", ops, status=operate.WAITS).stdout
     assert (
-        "label/unlabelled" in said and f"next:    python operate.py improve '{ops}' --audit LABELLED" in said
+        "improve/001/label" in said and f"next:    python operate.py improve '{ops}' --audit LABELLED" in said
     )
     return ops
 
@@ -211,7 +211,7 @@ def test_masks_let_it_judge_what_was_trained(call, complaint, waiting, photos, t
     ops = tmp_path / "ops"
     shutil.copytree(waiting, ops)
     before = contents(ops / "improve")
-    assert "--batches: an improvement is not at its end" in complaint(operate, "improve", ops, "--batches", 1)
+    assert "--batches: an improvement on 3 4 is not at" in complaint(operate, "improve", ops, "--batches", 1)
     flags = ["improve", ops, "--audit", photos / "audit"]
     status = run(operate, *flags)
     assert contents(ops / "improve") == before, "nothing is trained or searched again"
@@ -285,6 +285,18 @@ def test_killed_anywhere_it_ends_as_it_would_have(call, start, complaint, watche
     keys = ("verdict", "why", "guard", "audit", "audit_photos", "candidate", "batches")
     one, two = ([{key: row[key] for key in keys} for row in record.decided(each)] for each in (straight, ops))
     assert one == two and record.state_of(straight) == record.state_of(ops)
+
+
+def test_an_improvement_goes_on_with_its_batches_or_is_given_up(complaint, waiting, tmp_path, capsys):
+    ops = tmp_path / "ops"
+    shutil.copytree(waiting, ops)
+    assert run(operate, "improve", ops, "--batches", 4, 3) == operate.WAITS
+    assert "an improvement on 3 4 is not at its end" in complaint(operate, "improve", ops, "--batches", 3)
+    assert run(operate, "status", ops) == 1
+    assert "improvement 1 is not at its end" in capsys.readouterr().out
+    assert run(operate, "improve", ops, "--abandon") == 0
+    assert record.state_of(ops) == {"improving": None, "improvements": 1, "decided": 0}
+    assert record.drift_of(ops) == ("yes", [3, 4]) and (ops / "improve/001/runs.jsonl").is_file()
 
 
 # ---- promotion and the way back
@@ -481,6 +493,13 @@ MISTAKES = [
     ([*INIT, *REFERENCE, *GUARD, "--scores", "--steps 3"], "has no effect without --scorer"),
     ([*INIT, *REFERENCE, *GUARD, "--scorer", "nowhere.py:f"], "nowhere.py"),
     ([*INIT, *REFERENCE, *GUARD, "--alpha", "1"], "need a level between 0 and 1"),
+    ([*INIT, *REFERENCE, *GUARD, "--student", "--stepz 6"], "--student: train_student.py: "),
+    ([*INIT, *REFERENCE, *GUARD, "--student", "--out x"], "--student: --out is the operator's to give"),
+    (["improve", "{home}/new", "--abandon"], "no improvement is under way"),
+    (
+        ["promote", "{home}/new", "{student}", "--audit", "{photos}/guard"],
+        "are of the guard or the reference",
+    ),
     (["watch", "{home}/begun", "{photos}/day"], "no operator there"),
     (["watch", "{home}/watched", "{photos}/dark_a"], "all of its 12 photos were in a batch before"),
     (["improve", "{home}/new"], "no batch was watched since the last decision"),
@@ -543,5 +562,5 @@ def test_what_an_operator_writes_meanwhile_stays_as_it_is(watched, tmp_path, cap
     with open(ops / "watch.jsonl", "a") as file:
         file.write('{"batch": 5, "sta')
     before = contents(ops)
-    assert run(operate, "status", ops) == 0 and contents(ops) == before
+    assert run(operate, "status", ops) == 1 and contents(ops) == before
     assert "drift: batches in a row" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from PIL import Image
 import runs
 from datasets import cache
 from utils import checkpoint
+from utils.tracking.check import check_champions
 
 REWARD = "train_reward.py"
 ALL_WELL = "4 runs, 29 files and 9 sets of photos checked: all as it was\n"
@@ -465,6 +466,16 @@ def test_outputs_that_are_changed_missing_or_moved_are_found(said, real, copied)
         f"moved: {copied}/parser/last.pt; what it was lies in {copied}/parser/kept.pt",
     ]
     assert lines[-1] == "4 runs, 29 files and 9 sets of photos checked: 2 changed or missing"
+
+
+def test_champions_of_operators_are_checked(tmp_path):
+    kept = tmp_path / "ops/store" / f"{hashlib.sha256(b'weights').hexdigest()}.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"weights")
+    (tmp_path / "ops/history.jsonl").touch()
+    assert check_champions([tmp_path]) == ([], 1)
+    kept.write_bytes(b"weighty")
+    assert check_champions([tmp_path]) == ([(True, f"changed: {kept}")], 1)
 
 
 def test_what_is_only_moved_is_not_wrong(said, copied):

@@ -85,7 +85,9 @@ def next_command(ops):
     if state_of(ops)["improving"] or drift_of(ops)[0] == "yes":
         scored = files.read_json(ops / "operate.json")["scorer"]
         return command("improve", ops) + ("" if scored else " --audit LABELLED")
-    return command("promote", ops) if better(ops) else command("watch", ops) + " NEW_PHOTOS"
+    if row := better(ops):
+        return f"{command('promote', ops)}    # {row['candidate']}"
+    return command("watch", ops) + " NEW_PHOTOS"
 
 
 def command(name, ops):

@@ -1,6 +1,7 @@
 """Whether what runs wrote, and what they were given, is what it was."""
 
 import os
+import pathlib
 
 from utils.files import sha256
 from utils.tracking.folders import seen_from, trouble
@@ -28,6 +29,15 @@ def check_files(run, elsewhere):
         where = f"; what it was lies in {place}" if place else ""
         found.append((what in ("changed", "missing"), f"{what}: {of}{where}"))
     return found, len(listed)
+
+
+def check_champions(folders):
+    """As `check_files`, of the champions that operators below some folders keep, whose names are digests."""
+    stores = [store for folder in folders for store in pathlib.Path(folder).rglob("store")]
+    kept = [
+        path for store in stores if (store.parent / "history.jsonl").is_file() for path in store.glob("*.pt")
+    ]
+    return [(True, f"changed: {path}") for path in sorted(kept) if sha256(path) != path.stem], len(kept)
 
 
 def is_of_a_search(run):
