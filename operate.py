@@ -289,7 +289,7 @@ def init(args, ops):
     shutil.rmtree(ops / "reference", ignore_errors=True)  # of an `init` that was killed
     write_samples(ops / "reference", photos, meaning(state))
     device = dist.init(None)[2]
-    store.promote(ops, args.champion, "the first one", smoke_test(ops, device))
+    store.promote(ops, args.champion, "the champion of `init`", smoke_test(ops, device))
     count = len({s.group for s in photos})
     print(f"{ops}: {args.champion} is champion; {len(photos)} reference photos of {count} people")
     print(f"guard: {counted(len(guard), 'photo')} of {len(people)} people")

@@ -126,6 +126,9 @@ def facts(ops, time):
     judged = decided(ops)
     for row in [*rows, *judged, *history]:
         row["time"] = in_words(row["time"])
+    for row in history:
+        if row.get("event") == "rollback":
+            row["decision"] = "rolled back to"
     for row in judged:
         if row["verdict"] == "better" and row["sha256"] in promoted:
             row["verdict"] = "promoted"
