@@ -42,7 +42,7 @@ expect 0 python operate.py init --champion "$runs/champion/last.pt" --reference 
 expect 0 python operate.py watch "$ops" "$photos/day"
 expect 0 python operate.py watch "$ops" "$photos/dark_a"
 expect 1 python operate.py watch "$ops" "$photos/dark_b"
-expect "0 1" python operate.py improve "$ops" --audit "$photos/audit_dark" # 1 where the champion copes, as in seed 0
+expect "0 1" python operate.py improve "$ops" --audit "$photos/audit_dark" # 1 where none is better, as with seed 0
 
 expect 0 python operate.py watch "$ops" "$photos/poses_a"
 expect 1 python operate.py watch "$ops" "$photos/poses_b"
