@@ -118,13 +118,13 @@ def good(call, photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def begin(photos):
+def begin(call, photos):
     """begin(ops, champion, *flags, status=0): operate.py init."""
 
     def begin(ops, champion, *flags):
         flags = ["--features", "pixel", "--seeds", 1, "--search", SEARCH, "--student", STUDENT, *flags]
         given = ["--reference", photos / "reference", "--guard", photos / "guard", "--out", ops]
-        assert run(operate, "init", "--champion", champion, *given, *flags) == 0
+        call("operate.py", "init", "--champion", champion, *given, *flags)
         return ops
 
     return begin
