@@ -36,6 +36,12 @@ LITE = "--model unet_efficientnet_lite0 --weights imagenet --backbone-lr-scale 0
 ROWS = {  # each a list of commands; {data}, {ids}, {seed} and {out} are filled in
     "first": ["train_finetune.py --data {data} --ids {ids} --seed {seed} --out {out}/run"],
     "bf16": ["train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --out {out}/run"],
+    "grows": [
+        "train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --size 64 --steps 600 "
+        "--eval-every 600 --out {out}/small",
+        "train_finetune.py --init {out}/small/last.pt --data {data} --ids {ids} --seed {seed} --amp bf16 "
+        "--size 128 --steps 400 --eval-every 400 --out {out}/run",
+    ],
     "pretrained": [
         "train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --steps 600 "
         f"{LITE} --out {{out}}/run"

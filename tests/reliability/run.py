@@ -194,6 +194,11 @@ EXPERIMENTS = {
         "one line that names what to do, no traceback",
         [SCRIPTS + "test_mistakes.py"],
     ),
+    "R31": (
+        "SIGKILL at moments all over a promotion and a rollback of `operate.py`",
+        "the champion is the old or the new one, whole, and its history says which",
+        [UTILS + "operate/test_store.py::test_killed_at_any_moment_the_champion_is_the_old_or_the_new_one"],
+    ),
     "torchvision": (
         "R1 with the save of torchvision's reference scripts: in place",
         "",

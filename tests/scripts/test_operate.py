@@ -100,21 +100,27 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def champion(call, photos, tmp_path_factory):
-    """Hardly trained, on eight of its photos."""
-    out = tmp_path_factory.mktemp("champion")
-    flags = ["--data", photos / "train", "--limit", 8, "--steps", 2, "--eval-every", 2, "--seed", 1]
-    call("train_finetune.py", *flags, *TINY, "--out", out)
-    return out / "best.pt"
+def parsers(calls, photos, tmp_path_factory):
+    """A hardly trained one, on eight of its photos, and a plainly better one."""
+    home = tmp_path_factory.mktemp("parsers")
+    flags = ["--data", photos / "train", *TINY]
+    few = ["--limit", 8, "--steps", 2, "--eval-every", 2, "--seed", 1]
+    many = ["--steps", 60, "--eval-every", 60, "--lr", "3e-3"]
+    calls(
+        ["train_finetune.py", *flags, *many, "--out", home / "good"],
+        ["train_finetune.py", *flags, *few, "--out", home / "champion"],
+    )
+    return home
 
 
 @pytest.fixture(scope="module")
-def good(call, photos, tmp_path_factory):
-    """A plainly better parser."""
-    out = tmp_path_factory.mktemp("good")
-    flags = ["--data", photos / "train", "--steps", 60, "--eval-every", 60, "--lr", "3e-3"]
-    call("train_finetune.py", *flags, *TINY, "--out", out)
-    return out / "best.pt"
+def champion(parsers):
+    return parsers / "champion/best.pt"
+
+
+@pytest.fixture(scope="module")
+def good(parsers):
+    return parsers / "good/best.pt"
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +261,8 @@ def end_search(folder):
 def test_killed_anywhere_it_ends_as_it_would_have(call, start, complaint, watched, waiting, photos, tmp_path):
     straight, ops = tmp_path / "straight", tmp_path / "killed"
     shutil.copytree(waiting, straight)
+    flags = ["--audit", photos / "audit"]
+    never_killed = start("operate.py", "improve", straight, *flags)
     shutil.copytree(watched, ops)
     folder = ops / "improve/001"
     search, runs = folder / "search/arms.jsonl", folder / "runs"
@@ -271,11 +279,9 @@ def test_killed_anywhere_it_ends_as_it_would_have(call, start, complaint, watche
     killed(process, lambda: True)
     assert rows(search)[: len(searched)] == searched and not (folder / "runs.jsonl").exists()
     call("operate.py", "improve", ops, status=operate.WAITS)
-    flags = ["--audit", photos / "audit"]
     killed(start("operate.py", "improve", ops, *flags), (ops / "decisions.jsonl").is_file)
     assert record.state_of(ops)["improving"] == 1
-    status = [run(operate, "improve", each, *flags) for each in (straight, ops)]
-    assert status[0] == status[1]
+    assert run(operate, "improve", ops, *flags) == never_killed.wait()
     for name in ("runs.jsonl", "search/arms.jsonl"):
         done = [[row["run"] for row in rows(each / "improve/001" / name)] for each in (straight, ops)]
         assert sorted(done[0]) == sorted(done[1]) and len(set(done[1])) == len(done[1])

@@ -190,13 +190,13 @@ def promotions(seed, gains, shared=True, spent=True):
 def test_equal_candidates_are_promoted_in_few_histories(shared):
     """Of 20 candidates each; without spending, a third of the histories or more promote one."""
     equal = [0.0] * 20
-    assert np.mean([bool(promotions(seed, equal, shared)) for seed in range(1000)]) <= 0.05
+    assert np.mean([bool(promotions(seed, equal, shared)) for seed in range(400)]) <= 0.05
     assert np.mean([bool(promotions(seed, equal, shared, spent=False)) for seed in range(100)]) >= 0.25
 
 
 def test_a_promotion_in_between_costs_no_level():
     """The fourth candidate is better, and the others after it are as good as it."""
-    histories = [promotions(seed, [0.0] * 3 + [0.06] * 17) for seed in range(400)]
+    histories = [promotions(seed, [0.0] * 3 + [0.06] * 17) for seed in range(200)]
     assert np.mean([any(gain > 0 for gain in found) for found in histories]) > 0.9
     assert np.mean([any(gain <= 0 for gain in found) for found in histories]) <= 0.05
 

@@ -12,7 +12,6 @@ from utils.errors import UserError
 from utils.operate import store
 
 HERE = pathlib.Path(__file__).parent
-KILLS = 200
 
 
 def weights_of(folder, number, size=2000):
@@ -128,8 +127,8 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(ops, tmp_path, monkey
 # ---- killed
 
 
-def test_killed_at_any_moment_the_champion_is_the_old_or_the_new_one(start, record_property, tmp_path):
-    """SIGKILL at 200 of the lines that a promotion and a rollback run through, those that copy and hash among
+def test_killed_at_any_moment_the_champion_is_the_old_or_the_new_one(start, times, record_property, tmp_path):
+    """SIGKILL at 40 of the lines (200 by tests/reliability/run.py) that a promotion and a rollback run through, those that copy and hash among
     them."""
     promote(tmp_path / "begun", 1, size=2**20)
     new = weights_of(tmp_path, 2, 2**20)
@@ -143,9 +142,10 @@ def test_killed_at_any_moment_the_champion_is_the_old_or_the_new_one(start, reco
         return ops
 
     run(0)
+    kills = times(few=40, many=200)
     lines = int(said.read_text().split()[-1])
-    for kill in range(KILLS):
-        ops = run(1 + kill * lines // KILLS)
+    for kill in range(kills):
+        ops = run(1 + kill * lines // kills)
         done = [1, 2, 1][: 1 + len(said.read_text().splitlines())]
         may_be = [done, [1, 2, 1][: len(done) + 1]]
         number, fallback = serves(ops)
