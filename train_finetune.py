@@ -38,6 +38,7 @@ from utils import checkpoint, cli, dist, draw, instances, lineage, metrics, pano
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.losses import LOSSES
+from utils.muon import Muon
 
 WARMUP = 0.05  # share of the steps
 WEIGHT_DECAY = 0.01
@@ -97,7 +98,9 @@ def get_parser():
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=losses)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
-    g.add_argument("--lr", type=cli.above_zero, default=3e-3, help="peak rate of AdamW")
+    muon = "muon: half of the steps, from scratch (docs/record.md)"
+    g.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help=muon)
+    g.add_argument("--lr", type=cli.above_zero, default=3e-3, help="peak rate")
     average = "validate and keep an average of the weights, say 0.99; 0: off"
     g.add_argument("--ema", type=cli.below_one, default=0.0, metavar="DECAY", help=average)
     g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
@@ -198,7 +201,8 @@ def main(args):
     for inside, scale in ((False, 1.0), (True, args.backbone_lr_scale)):
         params = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
         groups += [{"params": params, "scale": scale}] if params else []
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
+    kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
+    optimizer = kind(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
     # ---- resume ----

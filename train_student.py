@@ -35,6 +35,7 @@ from utils import checkpoint, class_metrics, cli, dist, draw, lineage, metrics, 
 from utils.errors import UserError
 from utils.log import RunLog
 from utils.losses import LOSSES
+from utils.muon import Muon
 from utils.teaching import (
     described,
     distillation,
@@ -129,7 +130,9 @@ def get_parser():
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
-    g.add_argument("--lr", type=cli.above_zero, help="peak rate of AdamW")
+    muon = "muon: fewer steps for a student from scratch (docs/record.md)"
+    g.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help=muon)
+    g.add_argument("--lr", type=cli.above_zero, help="peak rate")
     g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
     cli.add_runtime_flags(p)
     cli.add_output_flags(p, out="runs/student", eval_every=100)
@@ -377,7 +380,8 @@ def main(args):
         for inside, scale in ((False, 1.0), (True, args.backbone_lr_scale)):
             params = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
             groups += [{"params": params, "scale": scale}] if params else []
-        optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
+        kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
         net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
         net = torch.compile(net) if args.compile else net
         return model, average, still, optimizer, net

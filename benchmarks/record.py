@@ -7,8 +7,9 @@ Writes: a line of JSON for each run into --out, and the table of a row on the sc
 Expect: docs/record.md
 
 A run begins from nothing but the photos: imports, the scan, the cache and pretrained weights count. 16
-labelled photos, drawn five times; the F1 is that of the last weights on persons 08 to 11, and does not count.
-With --tune, to choose by: labels of persons 01, 02, 03 and 05, F1 on 04, 06 and 07.
+labelled photos, drawn five times, and for the row `student` the other 140 without their masks. The F1 is
+that of the last weights on persons 08 to 11; to measure it does not count. With --tune, to choose by: photos
+of persons 01, 02, 03 and 05, F1 on 04, 06 and 07.
 """
 
 import json
@@ -16,6 +17,7 @@ import os
 import pathlib
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,19 +34,22 @@ from utils import cli, jsonl  # noqa: E402
 
 LABELS = 16
 TUNE_ON = ("01", "02", "03", "05")
+START = "train_finetune.py --data {data} --ids {ids} --seed {seed}"
+MUON = "--amp bf16 --optimizer muon"
 LITE = "--model unet_efficientnet_lite0 --weights imagenet --backbone-lr-scale 0.2"
-ROWS = {  # each a list of commands; {data}, {ids}, {seed} and {out} are filled in
-    "first": ["train_finetune.py --data {data} --ids {ids} --seed {seed} --out {out}/run"],
-    "bf16": ["train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --out {out}/run"],
+ROWS = {  # each a list of commands; {data}, {ids}, {photos}, {seed} and {out} are filled in
+    "first": [f"{START} --out {{out}}/run"],
+    "bf16": [f"{START} --amp bf16 --out {{out}}/run"],
+    "muon": [f"{START} {MUON} --steps 500 --out {{out}}/run"],
     "grows": [
-        "train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --size 64 --steps 600 "
-        "--eval-every 600 --out {out}/small",
-        "train_finetune.py --init {out}/small/last.pt --data {data} --ids {ids} --seed {seed} --amp bf16 "
-        "--size 128 --steps 400 --eval-every 400 --out {out}/run",
+        f"{START} {MUON} --size 64 --steps 300 --out {{out}}/small",
+        f"{START} {MUON} --init {{out}}/small/last.pt --size 128 --steps 350 --out {{out}}/run",
     ],
-    "pretrained": [
-        "train_finetune.py --data {data} --ids {ids} --seed {seed} --amp bf16 --steps 600 "
-        f"{LITE} --out {{out}}/run"
+    "pretrained": [f"{START} --amp bf16 --steps 600 {LITE} --out {{out}}/run"],
+    "student": [
+        f"{START} {MUON} --steps 500 --out {{out}}/start",
+        "train_student.py --teacher {out}/start/last.pt --data {data} --ids {ids} --seed {seed} --amp bf16 "
+        "--unlabelled {photos} --bn batch --steps 300 --lr 1e-3 --out {out}/run",
     ],
 }
 
@@ -53,7 +58,7 @@ def get_parser():
     p = cli.parser(__doc__)
     p.add_argument("data", metavar="FOLDER", help="FASSEG V3")
     p.add_argument("--row", choices=ROWS, default="pretrained", help="what is run")
-    p.add_argument("--flags", default="", metavar="FLAGS", help="more of its last command, as one word")
+    p.add_argument("--flags", metavar="FLAGS", help="more of its last command, as one word")
     p.add_argument("--draws", type=cli.positive, default=5, help="of 16 labelled photos")
     p.add_argument("--seeds", type=cli.positive, default=2, help="of each draw")
     p.add_argument("--tune", action="store_true", help="on other people than those who test")
@@ -75,12 +80,18 @@ def run(args, draw, seed, folder):
     taught = [s for s in train if s.group in TUNE_ON or not args.tune]
     others = [s.id for s in train if s.group not in TUNE_ON]
     ids = folder / "ids.json"
-    ids.write_text(json.dumps({"train": [s.id for s in limit(taught, LABELS, draw)]}))
+    labelled = [s.id for s in limit(taught, LABELS, draw)]
+    ids.write_text(json.dumps({"train": labelled}))
+    photos = folder / "photos"
+    photos.mkdir()
+    for sample in taught:
+        if sample.id not in labelled:
+            shutil.copy(sample.image, photos)
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    filled = {"data": os.path.abspath(args.data), "ids": ids, "seed": seed, "out": folder}
+    filled = {"data": os.path.abspath(args.data), "ids": ids, "photos": photos, "seed": seed, "out": folder}
     spent = 0.0
     commands = [shlex.split(command.format(**filled)) for command in ROWS[args.row]]
-    commands[-1] += shlex.split(args.flags)
+    commands[-1] += shlex.split(args.flags or "")
     for command in commands:
         spent += seconds([sys.executable, *command], environment)
     figures = folder / "figures.json"
@@ -109,7 +120,7 @@ def main(args):
     spread = statistics.stdev(f1) if len(f1) > 1 else float("nan")
     bound = statistics.mean(f1) - stats.t.isf(0.05, max(1, len(f1) - 1)) * spread / len(f1) ** 0.5
     took = f"{statistics.mean(spent):.0f} CPU seconds ({min(spent):.0f} to {max(spent):.0f})"
-    print(f"{args.row} {args.flags}: {took}")
+    print(f"{args.row} {args.flags or ''}: {took}")
     print(f"F1 {statistics.mean(f1):.4f} ± {spread:.4f}, lower 95 % bound {bound:.4f}, {len(f1)} runs")
 
 

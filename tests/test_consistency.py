@@ -20,7 +20,7 @@ TREES = {name: ast.parse((ROOT / name).read_text()) for name in SCRIPTS}
 OWN = set(
     "--steps --lr --augment --out --eval-every --init --data --model --size --split --reward --estimator "
     "--samples --temperature --limit --val-fraction --synthetic --unlabelled --ema --weights "
-    "--batch-size --loss --features".split()
+    "--batch-size --loss --features --optimizer".split()
 )
 SECTIONS = "setup data model target optimizer resume train mine test gate search allocate finish".split()
 

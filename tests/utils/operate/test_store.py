@@ -128,8 +128,8 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(ops, tmp_path, monkey
 
 
 def test_killed_at_any_moment_the_champion_is_the_old_or_the_new_one(start, times, record_property, tmp_path):
-    """SIGKILL at 40 of the lines (200 by tests/reliability/run.py) that a promotion and a rollback run through, those that copy and hash among
-    them."""
+    """SIGKILL at 40 of the lines that a promotion and a rollback run through, those that copy and hash among
+    them; at 200 in the reliability runs."""
     promote(tmp_path / "begun", 1, size=2**20)
     new = weights_of(tmp_path, 2, 2**20)
     said, found = tmp_path / "said", {"half-written": 0, "without a row": 0}
