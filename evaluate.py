@@ -312,6 +312,7 @@ def main(args):
     print(
         f"{' '.join(args.init)} on {found.name} {split}: {len(data)} {what}",
         *checkpoint.trained_apart(args.init, states),
+        *checkpoint.unfinished(args.init, states),
         *found.notes,
         sep="\n  ",
     )

@@ -426,7 +426,7 @@ def main(args):
         others = f"; {len(unlabelled)} unlabelled ({args.unlabelled})" if unlabelled else ""
         print(f"{faces.name} ({args.data}): {len(train)} labelled, {len(val) if val else 0} val{others}")
         notes = [f"{args.unlabelled}: {note}" for note in opened.notes] if unlabelled else []
-        notes += checkpoint.trained_apart(args.teacher, states)
+        notes += checkpoint.trained_apart(args.teacher, states) + checkpoint.unfinished(args.teacher, states)
         print((labelled if classifies else summary).table(found), *faces.notes, *notes, sep="\n  ")
         print(cli.describe(args, first, world, device))
         follows = ", which follows the student" if args.ema else ""

@@ -147,6 +147,17 @@ def trained_apart(paths, states):
     return [line + ", ".join(map(str, apart))] if apart else []
 
 
+def unfinished(paths, states):
+    """A line for each checkpoint of a run that was not at its end when it was saved. best.pt is of an earlier
+    step by choice; it has no optimizer."""
+    lines = []
+    for path, state in zip(paths, states, strict=True):
+        steps = state["args"].get("steps")
+        if "optimizer" in state and steps and state["step"] < steps:
+            lines.append(f"{path}: of step {state['step']} of {steps}, before the end of its run")
+    return lines
+
+
 def fault_of(state, resumed=False):
     """What scripts rely on and a checkpoint lacks, in words; None if it lacks nothing. resumed: whether a run
     goes on from it."""

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, weights
 from PIL import Image
 
 import evaluate
@@ -36,6 +36,20 @@ def test_without_a_test_split_val_is_scored(finetuned, tmp_path, capsys):
         assert ("no split test: these are figures of val" in capsys.readouterr().out) == (split == "test")
     assert figures["test"] == figures["val"] and figures["val"]["split"] == "val"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
+
+
+def test_a_run_that_was_not_at_its_end_is_named(finetuned, tmp_path, capsys):
+    """best.pt is of an earlier step by choice."""
+    last = weights(finetuned / "last.pt")
+    stopped = {**last, "step": 6}
+    checkpoint.save(tmp_path / "stopped.pt", **stopped)
+    best = {key: value for key, value in stopped.items() if key != "optimizer"}
+    checkpoint.save(tmp_path / "best.pt", **best)
+    said = {}
+    for path in (tmp_path / "stopped.pt", tmp_path / "best.pt", finetuned / "last.pt"):
+        run("--init", path, "--device", "cpu")
+        said[path.name] = "before the end of its run" in capsys.readouterr().out
+    assert said == {"stopped.pt": True, "best.pt": False, "last.pt": False}
 
 
 def test_where_figures_cannot_be_written_nothing_is_scored(complaint, finetuned, tmp_path, monkeypatch):
