@@ -201,8 +201,10 @@ def main(args):
     for inside, scale in ((False, 1.0), (True, args.backbone_lr_scale)):
         params = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
         groups += [{"params": params, "scale": scale}] if params else []
-    kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
-    optimizer = kind(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
+    if args.optimizer == "muon":
+        optimizer = Muon(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
     # ---- resume ----

@@ -159,7 +159,7 @@ def test_killed_at_any_moment_the_champion_is_the_old_or_the_new_one(start, time
             promote(ops, 3)
             assert serves(ops) == (3, None) and store.rollback(ops) == number
         shutil.rmtree(ops)
-    record_property("figure", found)
+    record_property("figure", ", ".join(f"{count} {what}" for what, count in found.items()))
     assert all(found.values()), "kills that could do harm"
 
 
