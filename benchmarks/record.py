@@ -35,21 +35,19 @@ from utils import cli, jsonl  # noqa: E402
 LABELS = 16
 TUNE_ON = ("01", "02", "03", "05")
 START = "train_finetune.py --data {data} --ids {ids} --seed {seed}"
+FOLLOW = "train_student.py --data {data} --ids {ids} --seed {seed} --unlabelled {photos}"
 MUON = "--amp bf16 --optimizer muon"
 LITE = "--model unet_efficientnet_lite0 --weights imagenet --backbone-lr-scale 0.2"
+FAST = f"{LITE} {MUON} --freeze 2 --batch-size 8 --lr 6e-3"
 ROWS = {  # each a list of commands; {data}, {ids}, {photos}, {seed} and {out} are filled in
     "first": [f"{START} --out {{out}}/run"],
     "bf16": [f"{START} --amp bf16 --out {{out}}/run"],
     "muon": [f"{START} {MUON} --steps 500 --out {{out}}/run"],
-    "grows": [
-        f"{START} {MUON} --size 64 --steps 300 --out {{out}}/small",
-        f"{START} {MUON} --init {{out}}/small/last.pt --size 128 --steps 350 --out {{out}}/run",
-    ],
-    "pretrained": [f"{START} --amp bf16 --steps 600 {LITE} --out {{out}}/run"],
+    "pretrained": [f"{START} {FAST} --steps 300 --out {{out}}/run"],
     "student": [
-        f"{START} {MUON} --steps 500 --out {{out}}/start",
-        "train_student.py --teacher {out}/start/last.pt --data {data} --ids {ids} --seed {seed} --amp bf16 "
-        "--unlabelled {photos} --bn batch --steps 300 --lr 1e-3 --out {out}/run",
+        f"{START} {FAST} --steps 300 --out {{out}}/start",
+        f"{FOLLOW} --teacher {{out}}/start/last.pt {MUON} --freeze 2 --backbone-lr-scale 0.2 --batch-size 8 "
+        "--bn batch --lr 2e-3 --steps 150 --out {out}/run",
     ],
 }
 
