@@ -44,7 +44,7 @@ def test_a_run_stopped_while_its_scorer_hangs_is_the_run_never_stopped(start, ca
         (tmp_path / name / "mine.py").write_text(SCORER)
     straight, stopped = (tmp_path / name / "mine.py" for name in ("straight", "stopped"))
     runs = [tmp_path / name / "run" for name in ("straight", "stopped")]
-    call("train_scores.py", *flags, "--reward", f"{straight}:score", "--out", runs[0])
+    never_stopped = start("train_scores.py", *flags, "--reward", f"{straight}:score", "--out", runs[0])
     goes_on = {3: "the same command", 12: "--resume"}
     more = []
     for hang, how in goes_on.items():
@@ -60,6 +60,7 @@ def test_a_run_stopped_while_its_scorer_hangs_is_the_run_never_stopped(start, ca
         assert last.startswith("stopped by signal 15 while") and last.endswith(f"{how} goes on")
         more = ["--resume"] if (runs[1] / "last.pt").is_file() else []
     call("train_scores.py", *out, "--resume")
+    assert never_stopped.wait() == 0
     assert asked(stopped) == asked(straight) + len(goes_on)
     scores = [[json.loads(line)["score"] for line in open(run / "scores.jsonl")] for run in runs]
     assert scores[0] == scores[1] and len(scores[0]) == asked(straight)
