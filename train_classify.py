@@ -276,7 +276,7 @@ def main(args):
     if args.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, args.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
     # ---- resume ----

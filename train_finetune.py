@@ -98,7 +98,7 @@ def get_parser():
     g.add_argument("--loss", nargs="+", metavar="NAME=WEIGHT", help=losses)
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
-    muon = "muon: half of the steps, from scratch (docs/record.md)"
+    muon = "muon: needs about half of the steps (docs/record.md)"
     g.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help=muon)
     g.add_argument("--lr", type=cli.above_zero, default=3e-3, help="peak rate")
     average = "validate and keep an average of the weights, say 0.99; 0: off"
@@ -201,10 +201,8 @@ def main(args):
     for inside, scale in ((False, 1.0), (True, args.backbone_lr_scale)):
         params = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
         groups += [{"params": params, "scale": scale}] if params else []
-    if args.optimizer == "muon":
-        optimizer = Muon(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
+    optimizer = kind(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
     # ---- resume ----

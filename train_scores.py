@@ -311,7 +311,7 @@ def main(args):
     model = evaluated = restore(last or init, device, out / "last.pt" if last else args.init)
 
     # ---- optimizer ----
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
     # ---- resume ----

@@ -130,7 +130,7 @@ def get_parser():
     g = p.add_argument_group("optimisation", f"where a flag is not given: {defaults}")
     g.add_argument("--steps", type=cli.positive, help="optimiser steps")
     g.add_argument("--batch-size", type=cli.images, default=16, help="images per process")
-    muon = "muon: fewer steps for a student from scratch (docs/record.md)"
+    muon = "muon: needs about half of the steps (docs/record.md)"
     g.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help=muon)
     g.add_argument("--lr", type=cli.above_zero, help="peak rate")
     g.add_argument("--grad-clip", type=cli.above_zero, default=1.0, help="largest gradient norm")
@@ -380,10 +380,8 @@ def main(args):
         for inside, scale in ((False, 1.0), (True, args.backbone_lr_scale)):
             params = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
             groups += [{"params": params, "scale": scale}] if params else []
-        if args.optimizer == "muon":
-            optimizer = Muon(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=WEIGHT_DECAY, fused=True)
+        kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(groups, lr=args.lr, weight_decay=WEIGHT_DECAY)
         net = DistributedDataParallel(model) if world > 1 else model  # `model` stays the raw module
         net = torch.compile(net) if args.compile else net
         return model, average, still, optimizer, net

