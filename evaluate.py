@@ -295,6 +295,7 @@ def main(args):
     result |= {
         "init": args.init[0] if single else args.init,
         "step": state["step"] if single else [each["step"] for each in states],
+        "unfinished": checkpoint.unfinished(args.init, states),
         "vote": args.vote,
         "data": path,
         "split": split,
@@ -312,7 +313,7 @@ def main(args):
     print(
         f"{' '.join(args.init)} on {found.name} {split}: {len(data)} {what}",
         *checkpoint.trained_apart(args.init, states),
-        *checkpoint.unfinished(args.init, states),
+        *result["unfinished"],
         *found.notes,
         sep="\n  ",
     )

@@ -298,7 +298,8 @@ def main(args):
     best = last["best"] if last else {"step": 0, "reward": before["reward"]}
     if rank == 0:
         print(f"{faces.name} ({args.data}): {len(train)} train, {len(val)} val")
-        print(summary.table(found), *faces.notes, sep="\n  ")
+        notes = [*faces.notes, *checkpoint.unfinished([args.init], [init])]
+        print(summary.table(found), *notes, sep="\n  ")
         rewards = describe(args.reward, faces.classes)
         print(f"{cli.describe(args, first, world, device)}; {args.estimator} on {rewards}")
         if not validates:

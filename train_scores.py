@@ -357,7 +357,8 @@ def main(args):
     best = last["best"] if last else {"step": 0, "score": before}
     counts = f"{len(train)} photos to ask about, {num_val} to judge by"
     print(f"{faces.name} ({args.unlabelled}): {counts}")
-    print(summary.table(found), *faces.notes, sep="\n  ")
+    notes = [*faces.notes, *checkpoint.unfinished([args.init], [init])]
+    print(summary.table(found), *notes, sep="\n  ")
     masks = f"{args.estimator}, {args.samples} masks a photo{'' if use_field else ' and step'}"
     print(f"{cli.describe(args, first, world, device)}; {masks}")
     print(f"judged by {describe(args.reward, label_info['classes'])}")

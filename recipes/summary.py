@@ -13,6 +13,8 @@ from scipy import stats
 files = sys.argv[1:]
 cut = files.index("--") if "--" in files else len(files)
 results, others = ([json.load(open(path)) for path in part] for part in (files[:cut], files[cut + 1 :]))
+for line in (line for each in [*results, *others] for line in each.get("unfinished", [])):
+    print(line)
 if others and len(others) != len(results):
     sys.exit(f"error: {len(results)} results against {len(others)}; give one of each seed, in one order")
 

@@ -148,13 +148,14 @@ def trained_apart(paths, states):
 
 
 def unfinished(paths, states):
-    """A line for each checkpoint of a run that was not at its end when it was saved. best.pt is of an earlier
-    step by choice; it has no optimizer."""
+    """A line for each checkpoint whose run had not come to its end. That best.pt is of an earlier step, the
+    best one that was validated, is no reason for a line."""
     lines = []
     for path, state in zip(paths, states, strict=True):
         steps = state["args"].get("steps")
-        if "optimizer" in state and steps and state["step"] < steps:
-            lines.append(f"{path}: of step {state['step']} of {steps}, before the end of its run")
+        chosen = "optimizer" not in state and state["step"] == state.get("best", {}).get("step")
+        if isinstance(steps, int) and state["step"] < steps and not chosen:
+            lines.append(f"{path}: of step {state['step']} of {steps}: its run had not come to its end")
     return lines
 
 

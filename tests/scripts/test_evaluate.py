@@ -39,17 +39,24 @@ def test_without_a_test_split_val_is_scored(finetuned, tmp_path, capsys):
 
 
 def test_a_run_that_was_not_at_its_end_is_named(finetuned, tmp_path, capsys):
-    """best.pt is of an earlier step by choice."""
+    """best.pt is of an earlier step by choice, but where nobody validates."""
     last = weights(finetuned / "last.pt")
-    stopped = {**last, "step": 6}
-    checkpoint.save(tmp_path / "stopped.pt", **stopped)
+    stopped = {**last, "step": 6, "best": {"step": 6, "mean_f1": 0.1}}
     best = {key: value for key, value in stopped.items() if key != "optimizer"}
-    checkpoint.save(tmp_path / "best.pt", **best)
+    states = {
+        "stopped": stopped,
+        "best": best,
+        "unvalidated": {**best, "best": {"step": 0, "mean_f1": -1.0}},
+        "last": last,
+    }
     said = {}
-    for path in (tmp_path / "stopped.pt", tmp_path / "best.pt", finetuned / "last.pt"):
-        run("--init", path, "--device", "cpu")
-        said[path.name] = "before the end of its run" in capsys.readouterr().out
-    assert said == {"stopped.pt": True, "best.pt": False, "last.pt": False}
+    for name, state in states.items():
+        checkpoint.save(tmp_path / f"{name}.pt", **state)
+        run("--init", tmp_path / f"{name}.pt", "--device", "cpu", "--json", tmp_path / "scored.json")
+        lines = json.loads((tmp_path / "scored.json").read_text())["unfinished"]
+        said[name] = "had not come to its end" in capsys.readouterr().out
+        assert len(lines) == said[name]
+    assert said == {"stopped": True, "best": False, "unvalidated": True, "last": False}
 
 
 def test_where_figures_cannot_be_written_nothing_is_scored(complaint, finetuned, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_a_killed_and_resumed_run_is_the_run_never_killed(
     if scenes:
         flags += [*scenes, "--model", "panoptic_unet", "--augment", "cutmix", "--size", 32]
         flags += ["--val-fraction", 0]  # to score 128 scenes each time takes longer than all else
-        flags += ["--optimizer", "muon"]
+        flags += ["--optimizer", "muon"]  # its momentum must come back, too
     elif script == "train_finetune.py":  # BatchNorm here: its statistics must come back too
         flags += ["--augment", "cutmix", "--size", 32, "--ema", 0.9, "--synthetic", 0.25]
     elif script == "train_classify.py":

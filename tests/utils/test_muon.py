@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.muon import Muon, orthogonal
+from utils.muon import Muon, newton_schulz
 
 LR, DECAY = 1e-2, 0.1
 
@@ -35,10 +35,10 @@ def backward(net, seed):
 def test_singular_vectors_stay_and_values_become_one(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    turned = u.T @ orthogonal(1e-3 * matrix).float() @ v.T
+    turned = u.T @ newton_schulz(1e-3 * matrix).float() @ v.T
     assert turned.diagonal().min() > 0.5 and turned.diagonal().max() < 1.3
     assert (turned - turned.diagonal().diag()).abs().max() < 0.05
-    assert orthogonal(0 * matrix).abs().max() == 0
+    assert newton_schulz(0 * matrix).abs().max() == 0
 
 
 def test_a_step_is_that_of_the_paper():
@@ -50,10 +50,26 @@ def test_a_step_is_that_of_the_paper():
         backward(net, step)
         before, gradient = kernel.detach().clone(), kernel.grad.flatten(1)
         momentum = 0.95 * momentum + 0.05 * gradient
-        moved = 0.2 * math.sqrt(27) * LR * orthogonal(0.05 * gradient + 0.95 * momentum).float()
+        moved = 0.2 * math.sqrt(27) * LR * newton_schulz(0.05 * gradient + 0.95 * momentum).float()
         optimizer.step()
         assert torch.allclose(kernel.flatten(1), (1 - LR * DECAY) * before.flatten(1) - moved, atol=1e-6)
     assert moved.square().mean().sqrt() == pytest.approx(0.2 * LR, rel=0.3), "as long as a step of AdamW"
+
+
+def test_a_matrix_moves_as_by_torch():
+    ours, theirs = (nn.Linear(24, 10, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = [
+        Muon([{"params": ours.parameters()}], LR, DECAY),
+        torch.optim.Muon(theirs.parameters(), LR, DECAY, adjust_lr_fn="match_rms_adamw"),
+    ]
+    start = ours.weight.detach().clone()
+    for step in range(3):
+        gradient = torch.randn(10, 24, generator=torch.Generator().manual_seed(step))
+        for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+            net.weight.grad = gradient.clone()
+            optimizer.step()
+    assert (ours.weight - theirs.weight).norm() < 0.02 * (ours.weight - start).norm(), "rounding of bfloat16"
 
 
 def test_what_is_no_matrix_moves_as_by_adamw():
