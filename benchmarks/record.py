@@ -45,11 +45,11 @@ ROWS = {  # each a list of commands; {data}, {ids}, {photos}, {seed} and {out} a
     "first": [f"{START} --out {{out}}/run"],
     "bf16": [f"{START} --amp bf16 --out {{out}}/run"],
     "muon": [f"{START} {MUON} --steps 500 --out {{out}}/run"],
-    "pretrained": [f"{START} {FAST} --steps 180 --out {{out}}/run"],
+    "pretrained": [f"{START} {FAST} --steps 120 --out {{out}}/run"],
     "student": [
-        f"{START} {FAST} --steps 180 --out {{out}}/start",
+        f"{START} {FAST} --steps 120 --out {{out}}/start",
         f"{FOLLOW} --teacher {{out}}/start/last.pt {MUON} --freeze 2 --backbone-lr-scale 0.2 --batch-size 8 "
-        "--bn batch --lr 4e-3 --steps 100 --out {out}/run",
+        "--bn batch --lr 4e-3 --steps 60 --out {out}/run",
     ],
 }
 
