@@ -49,7 +49,7 @@ ROWS = {  # each a list of commands; {data}, {ids}, {photos}, {seed} and {out} a
     "student": [
         f"{START} {FAST} --steps 120 --out {{out}}/start",
         f"{FOLLOW} --teacher {{out}}/start/last.pt {MUON} --freeze 2 --backbone-lr-scale 0.2 --batch-size 8 "
-        "--bn batch --lr 4e-3 --steps 60 --out {out}/run",
+        "--bn batch --lr 4e-3 --steps 150 --out {out}/run",
     ],
 }
 
