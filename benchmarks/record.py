@@ -34,6 +34,7 @@ from utils import cli, files, jsonl  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.operate import decisions  # noqa: E402
 
+NAME = "fasseg_v3"
 LABELS = 16
 TUNE_ON = ("01", "02", "03", "05")
 START = "train_finetune.py --data {data} --ids {ids} --seed {seed}"
@@ -94,9 +95,10 @@ def run(args, draw, seed, folder):
     environment["TORCH_HOME"] = os.path.dirname(torch.hub.get_dir())  # weights stay where they are
     filled = {"data": os.path.abspath(args.data), "ids": ids, "photos": photos, "seed": seed, "out": folder}
     spent = 0.0
-    *first, last = ROWS[args.row]
-    for command in (*first, f"{last} {args.flags or ''}"):
-        spent += seconds([sys.executable, *(word.format(**filled) for word in command.split())], environment)
+    commands = [[word.format(**filled) for word in command.split()] for command in ROWS[args.row]]
+    commands[-1] += shlex.split(args.flags or "")
+    for command in commands:
+        spent += seconds([sys.executable, *command], environment)
     figures = folder / "figures.json"
     scored = ["--split", "test"]
     if args.tune:
@@ -112,6 +114,8 @@ def run(args, draw, seed, folder):
 
 def main(args):
     files.check_file(args.out)
+    if (name := open_any(args.data).name) != NAME:
+        raise UserError(f"{args.data}: holds {name}, not {NAME}")
     rows = []
     for draw in range(args.draws):
         for seed in range(args.seeds):

@@ -153,7 +153,7 @@ def unfinished(paths, states):
     lines = []
     for path, state in zip(paths, states, strict=True):
         steps = state["args"].get("steps")
-        chosen = "optimizer" not in state and state["step"] == state.get("best", {}).get("step")
+        chosen = "optimizer" not in state and state["step"] == (state.get("best") or {}).get("step")
         if isinstance(steps, int) and state["step"] < steps and not chosen:
             lines.append(f"{path}: of step {state['step']} of {steps}: its run had not come to its end")
     return lines

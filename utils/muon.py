@@ -26,8 +26,8 @@ class Muon(torch.optim.AdamW):
     A kernel (out, in, h, w) is a matrix (out, in h w). Its step is .2 lr sqrt(max(out, in h w)) times that
     matrix, so that its root mean square is that of AdamW's, which can have the same rate (Liu et al., "Muon
     is Scalable for LLM Training", 2502.16982, equation 4). First and last layers are moved so, too, where
-    Jordan et al. leave them to AdamW; depthwise kernels are no matrix. torch.optim.Muon takes (m, n) alone,
-    and would be a second optimizer beside AdamW, with a state of its own.
+    Jordan et al. leave them to AdamW; kernels of one input channel, depthwise ones say, are no matrix.
+    torch.optim.Muon takes (m, n) alone, and would be a second optimizer beside AdamW, with its own state.
 
     groups: dicts with `params`; each is split in two, which keep what else it has.
     """

@@ -328,7 +328,20 @@ def test_a_class_that_vanishes_stops_the_run(student, crowd, folder, tmp_path, c
 CASES = {
     "fixed": ["--ema", 0, "--bn", "batch", "--order", "confidence", "--distill", 0.3],
     "follows": ["--ema", 0.9, "--order", "yaw", "--augment", "trivial", *NOBODY],
-    "fresh": ["--students", "unet", "unet_gn", "--target", "soft", "--order", "random", *NOBODY],
+    "fresh": [
+        *(
+            "--students",
+            "unet",
+            "unet_gn",
+            "--target",
+            "soft",
+            "--order",
+            "random",
+            "--optimizer",
+            "muon",
+            *NOBODY,
+        )
+    ],
 }
 
 
