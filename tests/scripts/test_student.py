@@ -329,18 +329,8 @@ CASES = {
     "fixed": ["--ema", 0, "--bn", "batch", "--order", "confidence", "--distill", 0.3],
     "follows": ["--ema", 0.9, "--order", "yaw", "--augment", "trivial", *NOBODY],
     "fresh": [
-        *(
-            "--students",
-            "unet",
-            "unet_gn",
-            "--target",
-            "soft",
-            "--order",
-            "random",
-            "--optimizer",
-            "muon",
-            *NOBODY,
-        )
+        *"--students unet unet_gn --target soft --order random --optimizer muon".split(),
+        *NOBODY,
     ],
 }
 
